@@ -1,0 +1,404 @@
+"""A kernel that behaves, for speed and for faults that a guest can't make.
+
+Modelled on drivers/base/bus.c, drivers/base/dd.c and drivers/pci/pci-driver.c of 6.12, and on what the
+guest shows: a directory tree that real code reads, and a `Hands` that carries out the same operations
+as a worker process does, but against this model.
+"""
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vfio_flavourd.engine.changes import Changes
+from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.engine.host import Host, Timeouts
+from vfio_flavourd.engine.ledger import Ledger
+from vfio_flavourd.kernel.hands import Blocked, Guard, Operation, Result
+from vfio_flavourd.kernel.index import ModuleIndex
+from vfio_flavourd.kernel.modules import Modules
+from vfio_flavourd.kernel.sysfs import Sysfs
+
+RELEASE = "6.12.0-fake"
+GENERIC_ALIAS = "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci"
+
+
+@dataclass(eq=False)
+class FakeDriver:
+    """`ids` are the (vendor, device) pairs that it takes without an override; a VFIO driver has none."""
+
+    name: str
+    module: str | None
+    ids: frozenset[tuple[int, int]] = frozenset()
+    vfio: bool = False
+    probe_errno: int = 0
+    remove_blocks: asyncio.Event | None = None
+    on_probe: Callable[["FakeDevice"], None] | None = None
+
+
+@dataclass(eq=False)
+class FakeModule:
+    name: str
+    drivers: tuple[FakeDriver, ...] = ()
+    status: int = 0
+    said: str = ""
+    hang: asyncio.Event | None = None
+    loads: int = 0
+
+
+@dataclass(eq=False)
+class FakeDevice:
+    address: str
+    vendor: int
+    device: int
+    class_code: int
+    group: int | None
+    driver: FakeDriver | None = None
+    override: str | None = None
+    can_probe: bool = True
+    personality_errno: int | None = None
+    removed: bool = False
+    lost_writes: set[str] = field(default_factory=set)
+
+    @property
+    def modalias(self) -> str:
+        base, sub, interface = self.class_code >> 16, self.class_code >> 8 & 0xFF, self.class_code & 0xFF
+        return (
+            f"pci:v{self.vendor:08X}d{self.device:08X}sv00001AF4sd00001100bc{base:02X}sc{sub:02X}i{interface:02X}"
+        )
+
+
+class FakeKernel:
+    """Keeps the tree under `root` true to its devices, drivers and modules; `writes` is what was written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.devices: dict[str, FakeDevice] = {}
+        self.drivers: dict[str, FakeDriver] = {}
+        self.modules: dict[str, FakeModule] = {}
+        self.writes: list[str] = []
+        self.crash_after: int | None = None
+        self._vfio_devices = 0
+        for path in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "sys/module", f"lib/modules/{RELEASE}", "run"):
+            (root / path).mkdir(parents=True)
+        self.write_index([])
+        vfio_pci = FakeDriver("vfio-pci", "vfio_pci", vfio=True)
+        self.modules["vfio_pci"] = FakeModule("vfio_pci", (vfio_pci,))
+
+    # making things
+
+    def write_index(self, lines: Sequence[str]) -> None:
+        path = self.root / f"lib/modules/{RELEASE}/modules.alias"
+        path.write_text("\n".join([*lines, GENERIC_ALIAS]) + "\n", encoding="ascii")
+
+    def add_device(
+        self,
+        address: str = "0000:01:00.0",
+        vendor: int = 0x8086,
+        device: int = 0x10D3,
+        class_code: int = 0x020000,
+        group: int | None = 7,
+    ) -> FakeDevice:
+        made = FakeDevice(address, vendor, device, class_code, group)
+        self.devices[address] = made
+        path = self.path(made)
+        path.mkdir(parents=True)
+        for name, value in {
+            "vendor": f"0x{vendor:04x}",
+            "device": f"0x{device:04x}",
+            "subsystem_vendor": "0x1af4",
+            "subsystem_device": "0x1100",
+            "revision": "0x00",
+            "class": f"0x{class_code:06x}",
+            "modalias": made.modalias,
+        }.items():
+            (path / name).write_text(value + "\n", encoding="ascii")
+        if group is not None:
+            (self.root / f"sys/kernel/iommu_groups/{group}").mkdir(parents=True, exist_ok=True)
+            (path / "iommu_group").symlink_to(self.root / f"sys/kernel/iommu_groups/{group}")
+        (self.root / "sys/bus/pci/devices" / address).symlink_to(path)
+        return made
+
+    def remove_device(self, device: FakeDevice) -> None:
+        device.removed = True
+        (self.root / "sys/bus/pci/devices" / device.address).unlink()
+        path = self.path(device)
+        path.rename(self.root / f"gone-{device.address}-{path.stat().st_ino}")
+        del self.devices[device.address]
+
+    def add_module(self, *drivers: FakeDriver, name: str = "", alias: str = "", **traits: object) -> FakeModule:
+        module = FakeModule(name or drivers[0].module or "", drivers, **traits)  # type: ignore[arg-type]
+        self.modules[module.name] = module
+        if alias:
+            index = self.root / f"lib/modules/{RELEASE}/modules.alias"
+            self.write_index([*index.read_text(encoding="ascii").splitlines()[:-1], f"alias {alias} {module.name}"])
+        return module
+
+    def add_native(self, device: FakeDevice, name: str = "e1000e") -> FakeDriver:
+        """A loaded native driver that has the device."""
+        driver = FakeDriver(name, name, frozenset({(device.vendor, device.device)}))
+        self.add_module(driver)
+        self.load(name)
+        return driver
+
+    def load(self, name: str) -> None:
+        module = self.modules[name]
+        base = self.root / "sys/module" / name
+        if base.exists():
+            return
+        (base / "drivers").mkdir(parents=True)
+        (base / "initstate").write_text("live\n", encoding="ascii")
+        for driver in module.drivers:
+            self.register(driver)
+
+    def register(self, driver: FakeDriver) -> None:
+        path = self.root / "sys/bus/pci/drivers" / driver.name
+        path.mkdir()
+        if driver.module is not None:
+            (path / "module").symlink_to(self.root / "sys/module" / driver.module)
+            (self.root / "sys/module" / driver.module / "drivers" / f"pci:{driver.name}").symlink_to(path)
+        self.drivers[driver.name] = driver
+        # driver_attach(): a new driver is offered every device without one.
+        for device in self.devices.values():
+            if device.driver is None and self.matches(driver, device):
+                self.probe(driver, device)
+
+    def unload(self, name: str) -> None:
+        for driver in self.modules[name].drivers:
+            del self.drivers[driver.name]
+            for path in (
+                self.root / "sys/bus/pci/drivers" / driver.name / "module",
+                self.root / "sys/module" / name / "drivers" / f"pci:{driver.name}",
+            ):
+                path.unlink()
+            (self.root / "sys/bus/pci/drivers" / driver.name).rmdir()
+        (self.root / "sys/module" / name / "initstate").unlink()
+        (self.root / "sys/module" / name / "drivers").rmdir()
+        (self.root / "sys/module" / name).rmdir()
+
+    # behaving
+
+    def path(self, device: FakeDevice) -> Path:
+        return self.root / "sys/devices/pci0000:00" / device.address
+
+    @staticmethod
+    def matches(driver: FakeDriver, device: FakeDevice) -> bool:
+        if device.override is not None:
+            return device.override == driver.name
+        return (device.vendor, device.device) in driver.ids
+
+    def probe(self, driver: FakeDriver, device: FakeDevice) -> int:
+        """really_probe(): 0 or an errno."""
+        if driver.on_probe is not None:
+            driver.on_probe(device)
+        if device.removed or not (device.can_probe or device.override is not None):
+            return errno.ENODEV
+        if driver.probe_errno:
+            return errno.EAGAIN if driver.probe_errno == 517 else driver.probe_errno
+        device.driver = driver
+        (self.path(device) / "driver").symlink_to(self.root / "sys/bus/pci/drivers" / driver.name)
+        if driver.vfio:
+            self.add_vfio_device(device)
+        return 0
+
+    def add_vfio_device(self, device: FakeDevice) -> None:
+        (self.path(device) / f"vfio-dev/vfio{self._vfio_devices}").mkdir(parents=True)
+        self._vfio_devices += 1
+
+    def remove_vfio_device(self, device: FakeDevice) -> None:
+        base = self.path(device) / "vfio-dev"
+        for child in base.iterdir():
+            child.rmdir()
+        base.rmdir()
+
+    def release(self, device: FakeDevice) -> None:
+        assert device.driver is not None
+        if device.driver.vfio:
+            self.remove_vfio_device(device)
+        (self.path(device) / "driver").unlink()
+        device.driver = None
+
+    async def write(self, path: str, text: str) -> None:
+        """A store to sysfs; raises OSError."""
+        self.writes.append(f"{path.removeprefix('/sys/bus/pci/')} {text.strip()}".strip())
+        parts = path.split("/")
+        if path == "/sys/bus/pci/drivers_probe":
+            device = self._find(text)
+            if device.driver is None:
+                for driver in list(self.drivers.values()):
+                    if self.matches(driver, device):
+                        self.probe(driver, device)  # its error is swallowed
+                        return
+        elif path.startswith("/sys/bus/pci/drivers/"):
+            if parts[5] not in self.drivers:
+                raise OSError(errno.ENOENT, "no such driver")
+            await self._write_driver(self.drivers[parts[5]], parts[6], text)
+        else:
+            self._write_device(self.devices[parts[4]], parts[5], text)
+
+    async def _write_driver(self, driver: FakeDriver, attribute: str, address: str) -> None:
+        device = self._find(address)
+        if attribute == "unbind":
+            if device.driver is not driver:
+                raise OSError(errno.ENODEV, "another driver has it")
+            if driver.remove_blocks is not None:
+                await driver.remove_blocks.wait()
+            self.release(device)
+            return
+        if not self.matches(driver, device):
+            raise OSError(errno.ENODEV, "does not match")
+        if device.driver is not None:
+            raise OSError(errno.EBUSY, "has a driver")
+        if code := self.probe(driver, device):
+            raise OSError(code, "probe failed")
+
+    def _write_device(self, device: FakeDevice, attribute: str, text: str) -> None:
+        if attribute == "driver_override":
+            device.override = text.rstrip("\n") or None
+            return
+        path = self.path(device) / attribute
+        if attribute != "enable_vfio" or not path.exists():
+            raise OSError(errno.ENOENT, "no such attribute")
+        if device.personality_errno:
+            raise OSError(device.personality_errno, "refused")
+        path.write_text(text, encoding="ascii")
+        if text.strip() == "1":
+            self.add_vfio_device(device)
+        else:
+            self.remove_vfio_device(device)
+
+    def _find(self, address: str) -> FakeDevice:
+        if address not in self.devices:
+            raise OSError(errno.ENODEV, "no such device")
+        return self.devices[address]
+
+
+class Crash(BaseException):
+    """The daemon is killed here; the worker's batch ends with it."""
+
+
+class FakeHands:
+    """`Hands`, against the fake kernel."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.operations = 0
+
+    async def carry_out(
+        self,
+        operations: Sequence[Operation],
+        *,
+        timeout: float,
+        guard: Guard | None = None,
+        begun: Callable[[int], None] | None = None,
+        watch: Callable[[Result], None] | None = None,
+    ) -> list[Result]:
+        results: list[Result] = []
+        finished: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        if begun is not None:
+            begun(os.getpid())
+
+        async def work() -> None:
+            try:
+                for index, operation in enumerate(operations):
+                    result = await self._one(index, operation, guard)
+                    results.append(result)
+                    if watch is not None:
+                        watch(result)
+                    if result.errno:
+                        break
+            except Crash as crash:
+                finished.set_exception(crash)
+                return
+            if not finished.done():
+                finished.set_result(results)
+
+        task = asyncio.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        done, _ = await asyncio.wait([finished], timeout=timeout)
+        if not done:
+            raise Blocked(os.getpid(), results, finished)
+        return finished.result()
+
+    async def _one(self, index: int, operation: Operation, guard: Guard | None) -> Result:
+        kind, *rest = operation
+        self.operations += 1
+        if self._kernel.crash_after is not None and self.operations > self._kernel.crash_after:
+            raise Crash
+        code, value = 0, None
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            if guard is not None:
+                self._check_guard(*guard)
+            value = await self._do(str(kind), [str(each) for each in rest])
+        except OSError as error:
+            code = error.errno or errno.EIO
+        return Result(index, start, loop.time(), code, value)
+
+    def _check_guard(self, path: str, inode: int) -> None:
+        try:
+            found = os.stat(f"{self._kernel.root}{path}").st_ino
+        except FileNotFoundError:
+            found = -1
+        if found != inode:
+            raise OSError(errno.ENODEV, "another device")
+
+    async def _do(self, kind: str, rest: list[str]) -> object:
+        kernel = self._kernel
+        if kind == "run":
+            return await self._modprobe(rest)
+        path = Path(f"{kernel.root}{rest[0]}")
+        if kind == "write":
+            await kernel.write(rest[0], rest[1])
+            return None
+        if kind == "read":
+            device = kernel.devices[rest[0].split("/")[4]]
+            return "(null)" if device.override is None else device.override
+        if kind == "link":
+            return path.readlink().name if path.is_symlink() else None
+        return sorted(child.name for child in path.iterdir()) if path.exists() else []
+
+    async def _modprobe(self, argv: list[str]) -> object:
+        module = self._kernel.modules.get(argv[-1])
+        if module is None:
+            return [1, f"modprobe: FATAL: Module {argv[-1]} not found in directory /lib/modules/{RELEASE}"]
+        module.loads += 1
+        if module.hang is not None:
+            await module.hang.wait()
+        if module.status or not module.drivers:
+            return [module.status, module.said]
+        self._kernel.load(module.name)
+        return [0, ""]
+
+    def await_exit(self, pid: int) -> "asyncio.Future[None]":
+        ended = asyncio.get_running_loop().create_future()
+        ended.set_result(None)
+        return ended
+
+
+def make_host(kernel: FakeKernel, **timeouts: float) -> Host:
+    sysfs = Sysfs(str(kernel.root))
+    hands = FakeHands(kernel)
+    proc = kernel.root / f"proc/{os.getpid()}"
+    proc.mkdir(parents=True, exist_ok=True)
+    (proc / "stat").write_text(f"{os.getpid()} (python) S " + " ".join(str(n) for n in range(4, 30)), encoding="ascii")
+    ledger = Ledger(kernel.root / "run/devices")
+    ledger.load()
+    return Host(
+        sysfs=sysfs,
+        hands=hands,  # type: ignore[arg-type]
+        modules=Modules(sysfs, hands),  # type: ignore[arg-type]
+        index=ModuleIndex(kernel.root, RELEASE),
+        ledger=ledger,
+        changes=Changes(),
+        timeouts=Timeouts(**{"load": 1.0, "bind": 1.0, "group": 1.0, **timeouts}),
+    )
+
+
+def make_engine(kernel: FakeKernel, **timeouts: float) -> Engine:
+    return Engine(make_host(kernel, **timeouts))

@@ -1,0 +1,503 @@
+"""Every move of the switch, and its undo, on the fake kernel."""
+
+import asyncio
+import errno
+from pathlib import Path
+
+import pytest
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
+
+from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.errors import FlavourError
+from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepReport
+
+VARIANT_ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
+BOARD_ALIAS = "vfio_pci:v00008086d000010D3sv00001AF4sd00001100bc*sc*i*"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return FakeKernel(tmp_path)
+
+
+def switch(
+    engine: Engine, flavour: Flavour, address: str = "0000:01:00.0", *drivers: str, timeout: float | None = None
+) -> Outcome:
+    async def run() -> Outcome:
+        request = Request(parse_address(address), flavour, drivers, timeout, "a test")
+        return await engine.set_flavour(request, lambda _: None)
+
+    return asyncio.run(run())
+
+
+def refuse(engine: Engine, flavour: Flavour, address: str = "0000:01:00.0", *drivers: str) -> FlavourError:
+    with pytest.raises(FlavourError) as caught:
+        switch(engine, flavour, address, *drivers)
+    return caught.value
+
+
+def has(device: FakeDevice) -> tuple[str | None, str | None]:
+    return (device.driver.name if device.driver else None, device.override)
+
+
+def test_the_best_variant_gets_the_device_under_its_drivers_own_name(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("good-vfio-pci", "good_vfio", vfio=True), alias=VARIANT_ALIAS)
+    outcome = switch(make_engine(kernel), Flavour.VFIO)
+    assert (outcome.driver, outcome.previous_driver, outcome.fallback) == ("good-vfio-pci", "e1000e", False)
+    assert outcome.vfio_device == "vfio0"
+    assert has(device) == ("good-vfio-pci", "good-vfio-pci")
+    assert "vfio_pci" not in [path.name for path in (kernel.root / "sys/module").iterdir()]
+
+
+def test_the_device_loses_its_driver_only_after_the_new_one_is_loaded_and_named(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    switch(make_engine(kernel), Flavour.VFIO)
+    path = f"/sys/devices/pci0000:00/{device.address}"
+    assert kernel.writes == [
+        f"{path}/driver_override vfio-pci",
+        f"drivers/e1000e/unbind {device.address}",
+        f"drivers/vfio-pci/bind {device.address}",
+    ]
+
+
+def test_native_brings_back_the_very_driver_and_an_empty_override(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    outcome = switch(engine, Flavour.NATIVE)
+    assert (outcome.driver, outcome.flavour) == ("e1000e", Flavour.NATIVE)
+    assert has(device) == ("e1000e", None)
+
+
+def test_an_override_that_was_there_before_comes_back(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    other = FakeDriver("mine", "mine")
+    kernel.add_module(other)
+    device.override = "mine"
+    kernel.load("mine")
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    switch(engine, Flavour.NATIVE)
+    assert has(device) == ("mine", "mine")
+
+
+def test_a_device_without_a_driver_has_none_again(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    outcome = switch(engine, Flavour.NATIVE)
+    assert outcome.driver is None
+    assert has(device) == (None, None)
+
+
+def test_a_vf_that_may_not_probe_by_itself_gets_its_native_driver_back(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    device.can_probe = False  # the PF's sriov_drivers_autoprobe is 0
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    switch(engine, Flavour.NATIVE)
+    assert has(device) == ("e1000e", None)
+
+
+def test_a_native_driver_that_was_unloaded_meanwhile_is_loaded_again(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    kernel.unload("e1000e")
+    switch(engine, Flavour.NATIVE)
+    assert has(device) == ("e1000e", None)
+
+
+def test_a_variant_that_cannot_be_loaded_gives_way_to_vfio_pci_and_says_why(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(name="bad_vfio", alias=VARIANT_ALIAS, status=1, said="modprobe: ERROR: no such luck")
+    outcome = switch(make_engine(kernel), Flavour.VFIO)
+    assert (outcome.driver, outcome.fallback) == ("vfio-pci", True)
+    assert "bad_vfio: no such luck" in outcome.reason
+    assert has(device) == ("vfio-pci", "vfio-pci")
+
+
+def test_a_modprobe_that_says_ok_and_loads_nothing_is_not_believed(kernel: FakeKernel) -> None:
+    kernel.add_native(kernel.add_device())
+    kernel.add_module(name="empty_vfio", alias=VARIANT_ALIAS)
+    outcome = switch(make_engine(kernel), Flavour.VFIO)
+    assert outcome.driver == "vfio-pci"
+    assert "not there" in outcome.reason
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.EINVAL, errno.EBUSY, 517])
+def test_a_probe_that_refuses_gives_way_to_the_next_candidate(kernel: FakeKernel, code: int) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("board", "board_vfio", vfio=True, probe_errno=code), alias=BOARD_ALIAS)
+    kernel.add_module(FakeDriver("second", "second_vfio", vfio=True), alias=VARIANT_ALIAS)
+    outcome = switch(make_engine(kernel), Flavour.VFIO)
+    assert outcome.driver == "second"
+    assert not outcome.fallback
+    assert "board_vfio refused" in outcome.reason
+    assert has(device) == ("second", "second")
+
+
+def test_when_all_refuse_the_device_is_as_it_was_and_the_whole_story_is_told(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("bad", "bad_vfio", vfio=True, probe_errno=errno.EINVAL), alias=VARIANT_ALIAS)
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert error.errno == errno.EBUSY
+    assert "bad_vfio refused: Invalid argument (EINVAL)" in str(error)
+    assert "vfio_pci refused: Device or resource busy (EBUSY)" in str(error)
+    assert "it has e1000e again" in str(error)
+    assert has(device) == ("e1000e", None)
+    assert not list((kernel.root / "run/devices").glob("*.json"))
+
+
+def test_a_driver_that_takes_the_device_without_a_vfio_device_is_not_a_success(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("hollow", "hollow_vfio"), alias=VARIANT_ALIAS)
+    outcome = switch(make_engine(kernel), Flavour.VFIO)
+    assert outcome.driver == "vfio-pci"
+    assert "no VFIO device appeared" in outcome.reason
+    assert has(device) == ("vfio-pci", "vfio-pci")
+
+
+def test_a_module_that_hangs_gives_way_in_time_and_is_not_started_twice(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    other = kernel.add_device("0000:02:00.0", group=8)
+    kernel.add_native(device)
+
+    async def run() -> list[Outcome]:
+        kernel.add_module(
+            FakeDriver("slow", "slow_vfio", vfio=True), alias=VARIANT_ALIAS, hang=asyncio.Event()
+        )
+        engine = make_engine(kernel, load=0.05)
+        requests = [Request(parse_address(each.address), Flavour.VFIO) for each in (device, other)]
+        return [await engine.set_flavour(request, lambda _: None) for request in requests]
+
+    for outcome in asyncio.run(run()):
+        assert outcome.driver == "vfio-pci"
+        assert "slow_vfio: " in outcome.reason
+    assert kernel.modules["slow_vfio"].loads == 1
+
+
+def test_a_late_variant_does_not_take_the_device_from_the_fallback(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+
+    async def run() -> None:
+        hang = asyncio.Event()
+        kernel.add_module(FakeDriver("slow", "slow_vfio", vfio=True), alias=VARIANT_ALIAS, hang=hang)
+        await make_engine(kernel, load=0.05).set_flavour(
+            Request(parse_address(device.address), Flavour.VFIO), lambda _: None
+        )
+        hang.set()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert "slow" in kernel.drivers
+    assert has(device) == ("vfio-pci", "vfio-pci")
+
+
+def test_writing_the_flavour_it_has_touches_nothing(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    engine = make_engine(kernel)
+    assert not switch(engine, Flavour.NATIVE).changed
+    switch(engine, Flavour.VFIO)
+    before = list(kernel.writes)
+    assert not switch(engine, Flavour.VFIO).changed
+    assert kernel.writes == before
+
+
+def test_a_bridge_is_refused(kernel: FakeKernel) -> None:
+    kernel.add_device(class_code=0x060400)
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert error.errno == errno.EBUSY
+    assert "bridge" in str(error)
+    assert kernel.writes == []
+
+
+def test_a_device_without_an_iommu_group_is_refused(kernel: FakeKernel) -> None:
+    kernel.add_device(group=None)
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert "no IOMMU group" in str(error)
+    assert "IOMMU" in error.hint
+    assert kernel.writes == []
+
+
+def test_a_device_that_does_not_exist_is_enodev(kernel: FakeKernel) -> None:
+    assert refuse(make_engine(kernel), Flavour.VFIO, "0000:0f:00.0").errno == errno.ENODEV
+
+
+def test_a_device_unplugged_in_the_middle_is_enodev_and_leaves_no_record(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(
+        FakeDriver("good", "good_vfio", vfio=True, on_probe=kernel.remove_device), alias=VARIANT_ALIAS
+    )
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert error.errno == errno.ENODEV
+    assert "went away" in str(error)
+    assert not list((kernel.root / "run/devices").glob("*.json"))
+
+
+def test_another_device_at_the_same_address_is_not_touched(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+
+    def replace(old: FakeDevice) -> None:
+        kernel.remove_device(old)
+        kernel.add_device(device=0x1533)
+
+    kernel.add_module(
+        FakeDriver("bad", "bad_vfio", vfio=True, probe_errno=errno.EINVAL, on_probe=replace), alias=VARIANT_ALIAS
+    )
+    assert refuse(make_engine(kernel), Flavour.VFIO).errno == errno.ENODEV
+    assert has(kernel.devices[device.address]) == (None, None)
+
+
+def test_a_driver_changed_by_somebody_else_meanwhile_is_left_alone(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    intruder = FakeDriver("intruder", None)
+    kernel.register(intruder)
+    engine = make_engine(kernel)
+
+    async def run() -> None:
+        original = kernel.write
+
+        async def write(path: str, text: str) -> None:
+            if path.endswith("/e1000e/unbind"):
+                kernel.release(device)
+                device.override = "intruder"
+                kernel.probe(intruder, device)
+            await original(path, text)
+
+        kernel.write = write  # type: ignore[method-assign]
+        await engine.set_flavour(Request(parse_address(device.address), Flavour.VFIO), lambda _: None)
+
+    with pytest.raises(FlavourError, match="'unbind from e1000e' failed"):
+        asyncio.run(run())
+    assert device.driver is intruder
+
+
+def test_a_native_probe_that_fails_on_the_way_back_leaves_the_device_on_vfio(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    native = kernel.add_native(device)
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    native.probe_errno = errno.EIO
+    error = refuse(engine, Flavour.NATIVE)
+    assert "it has vfio-pci again" in str(error)
+    assert has(device) == ("vfio-pci", "vfio-pci")
+    native.probe_errno = 0
+    switch(engine, Flavour.NATIVE)
+    assert has(device) == ("e1000e", None)
+
+
+def test_a_personality_is_asked_and_never_unbound(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device, "chameleon")
+    (kernel.path(device) / "enable_vfio").write_text("0\n", encoding="ascii")
+    engine = make_engine(kernel)
+    outcome = switch(engine, Flavour.VFIO)
+    assert (outcome.driver, outcome.flavour, outcome.vfio_device) == ("chameleon", Flavour.VFIO, "vfio0")
+    outcome = switch(engine, Flavour.NATIVE)
+    assert (outcome.driver, outcome.flavour) == ("chameleon", Flavour.NATIVE)
+    path = f"/sys/devices/pci0000:00/{device.address}/enable_vfio"
+    assert kernel.writes == [f"{path} 1", f"{path} 0"]
+    assert not list((kernel.root / "run/devices").glob("*.json"))
+
+
+def test_a_personality_that_refuses_is_left_as_it_is(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device, "chameleon")
+    (kernel.path(device) / "enable_vfio").write_text("0\n", encoding="ascii")
+    device.personality_errno = errno.EBUSY
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert error.errno == errno.EBUSY
+    assert has(device) == ("chameleon", None)
+    assert not list((kernel.root / "run/devices").glob("*.json"))
+
+
+def test_a_personality_that_never_becomes_ready_is_a_timeout(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device, "chameleon")
+    (kernel.path(device) / "enable_vfio").write_text("0\n", encoding="ascii")
+    kernel.add_vfio_device = lambda device: None  # type: ignore[method-assign]
+    assert refuse(make_engine(kernel, bind=0.1), Flavour.VFIO).errno == errno.ETIMEDOUT
+
+
+def test_a_driver_with_a_personality_is_not_unbound_for_a_named_driver(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device, "chameleon")
+    (kernel.path(device) / "enable_vfio").write_text("0\n", encoding="ascii")
+    assert refuse(make_engine(kernel), Flavour.VFIO, device.address, "vfio-pci").errno == errno.EINVAL
+    assert kernel.writes == []
+
+
+def test_a_named_driver_is_tried_first_and_only_the_fallback_after_it(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=VARIANT_ALIAS)
+    outcome = switch(make_engine(kernel), Flavour.VFIO, device.address, "vfio-pci")
+    assert outcome.driver == "vfio-pci"
+    assert not outcome.fallback
+
+
+def test_a_device_on_vfio_can_be_given_to_another_vfio_driver_and_still_goes_home(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=VARIANT_ALIAS)
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    assert switch(engine, Flavour.VFIO, device.address, "vfio-pci").previous_driver == "good"
+    switch(engine, Flavour.NATIVE)
+    assert has(device) == ("e1000e", None)
+
+
+def test_a_device_that_others_put_on_vfio_goes_to_the_kernels_choice(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.load("vfio_pci")
+    device.override = "vfio-pci"
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+    kernel.add_native(device)
+    outcome = switch(make_engine(kernel), Flavour.NATIVE)
+    assert outcome.driver == "e1000e"
+    assert has(device) == ("e1000e", None)
+
+
+def test_reset_restores_what_others_had_set_up_even_if_that_was_vfio(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.load("vfio_pci")
+    device.override = "vfio-pci"
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+    kernel.add_native(device)
+    engine = make_engine(kernel)
+    switch(engine, Flavour.NATIVE)
+
+    async def reset() -> Outcome:
+        return await engine.reset(Request(parse_address(device.address), Flavour.NATIVE), lambda _: None)
+
+    assert asyncio.run(reset()).flavour is Flavour.VFIO
+    assert has(device) == ("vfio-pci", "vfio-pci")
+    assert not list((kernel.root / "run/devices").glob("*.json"))
+
+
+def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_lets_go(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    other = kernel.add_device("0000:02:00.0", group=8)
+    sibling = kernel.add_device("0000:01:00.1")
+    native = kernel.add_native(device)
+
+    async def run() -> None:
+        native.remove_blocks = asyncio.Event()
+        engine = make_engine(kernel, bind=0.1, group=0.1)
+        request = Request(parse_address(device.address), Flavour.VFIO)
+        with pytest.raises(FlavourError) as caught:
+            await engine.set_flavour(request, lambda _: None)
+        assert caught.value.errno == errno.ETIMEDOUT
+        assert "unbind from e1000e" in str(caught.value)
+        assert "unbind from e1000e" in engine.device(request.address).stuck
+        with pytest.raises(FlavourError) as caught:
+            await engine.set_flavour(request, lambda _: None)
+        assert caught.value.errno == errno.EBUSY
+        with pytest.raises(FlavourError) as caught:
+            await engine.set_flavour(Request(parse_address(sibling.address), Flavour.VFIO), lambda _: None)
+        assert caught.value.errno == errno.EAGAIN
+        blocks, native.remove_blocks = native.remove_blocks, None
+        outcome = await engine.set_flavour(Request(parse_address(other.address), Flavour.VFIO), lambda _: None)
+        assert outcome.driver == "vfio-pci"
+        blocks.set()
+        await asyncio.sleep(0.05)
+        assert engine.device(request.address).stuck == ""
+        assert has(device) == ("vfio-pci", "vfio-pci")
+        await engine.set_flavour(Request(request.address, Flavour.NATIVE), lambda _: None)
+        assert has(device) == ("e1000e", None)
+
+    asyncio.run(run())
+
+
+def test_one_group_switches_one_device_at_a_time_and_two_groups_side_by_side(kernel: FakeKernel) -> None:
+    addresses = ["0000:01:00.0", "0000:01:00.1", "0000:02:00.0"]
+    for address, group in zip(addresses, (1, 1, 2), strict=True):
+        kernel.add_device(address, group=group)
+
+    async def run() -> list[tuple[str, str]]:
+        seen: list[tuple[str, str]] = []
+        hang = asyncio.Event()
+        kernel.modules["vfio_pci"].hang = hang
+        engine = make_engine(kernel)
+
+        async def one(address: str) -> None:
+            def report(step: StepReport) -> None:
+                seen.append((address, step.what))
+
+            await engine.set_flavour(Request(parse_address(address), Flavour.VFIO), report)
+
+        tasks = [asyncio.create_task(one(address)) for address in addresses]
+        await asyncio.sleep(0.01)
+        phases = [engine.device(parse_address(address)).phase for address in addresses]
+        assert phases == ["loading", None, "loading"]
+        hang.set()
+        await asyncio.gather(*tasks)
+        return seen
+
+    seen = asyncio.run(run())
+    first = [index for index, (address, _) in enumerate(seen) if address == addresses[0]]
+    second = [index for index, (address, _) in enumerate(seen) if address == addresses[1]]
+    assert max(first) < min(second)
+
+
+def test_one_who_goes_away_before_anything_is_touched_stops_the_switch(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+
+    async def run() -> None:
+        kernel.modules["vfio_pci"].hang = asyncio.Event()
+        engine = make_engine(kernel)
+        task = asyncio.create_task(
+            engine.set_flavour(Request(parse_address(device.address), Flavour.VFIO), lambda _: None)
+        )
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert kernel.writes == []
+    assert has(device) == ("e1000e", None)
+
+
+def test_a_request_with_a_time_limit_of_its_own_leaves_the_device_untouched(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+
+    async def run() -> None:
+        kernel.modules["vfio_pci"].hang = asyncio.Event()
+        request = Request(parse_address(device.address), Flavour.VFIO, timeout=0.05)
+        await make_engine(kernel).set_flavour(request, lambda _: None)
+
+    with pytest.raises(FlavourError):
+        asyncio.run(run())
+    assert has(device) == ("e1000e", None)
+
+
+def test_what_cannot_be_recorded_is_not_touched(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    engine = make_engine(kernel)
+    directory = kernel.root / "run/devices"
+    directory.rmdir()
+    directory.write_text("not a directory", encoding="ascii")
+    error = refuse(engine, Flavour.VFIO)
+    assert "can't be recorded" in str(error)
+    assert kernel.writes == []

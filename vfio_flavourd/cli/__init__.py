@@ -1,0 +1,1 @@
+"""flavourctl: asks, prints, never decides."""

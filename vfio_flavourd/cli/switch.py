@@ -1,0 +1,79 @@
+"""set and reset."""
+
+import argparse
+import asyncio
+import sys
+from typing import Any
+
+from ..doors.client import connect
+from ..model.address import parse_address
+from ..model.flavour import parse_flavour
+from .devices import printable
+from .main import print_json
+
+_FELL_BACK = 4
+
+
+def switch(arguments: argparse.Namespace) -> int:
+    # Refused here already, so that a typo needs no daemon.
+    device = str(parse_address(arguments.device))
+    if arguments.verb == "set":
+        parse_flavour(arguments.flavour)
+        if arguments.dry_run:
+            return asyncio.run(_plan(arguments, device))
+    outcome = asyncio.run(_switch(arguments, device))
+    if outcome is None:
+        print(f"{device}: taken up; flavourctl show {device} tells what becomes of it", file=sys.stderr)
+        return 0
+    if arguments.json:
+        print_json(outcome)
+    else:
+        print(_tell(outcome))
+    return _FELL_BACK if outcome["fallback"] and getattr(arguments, "strict", False) else 0
+
+
+async def _switch(arguments: argparse.Namespace, device: str) -> dict[str, Any] | None:
+    """The outcome; None with --no-wait."""
+    client = await connect(writes=True)
+    parameters: dict[str, Any] = {"device": device, "timeout": arguments.timeout}
+    method = "Reset"
+    if arguments.verb == "set":
+        method = "SetFlavour"
+        parameters |= {"flavour": arguments.flavour, "drivers": arguments.driver}
+    try:
+        if arguments.no_wait:
+            await client.send(method, **parameters)
+            return None
+        outcome: dict[str, Any] = {}
+        async for reply in client.follow(method, **parameters):
+            if step := reply.get("step"):
+                trouble = f": {printable(step['error'])}" if step["error"] else ""
+                print(f"  {step['what']} ({step['duration'] * 1000:.0f} ms){trouble}", file=sys.stderr)
+            outcome = reply.get("outcome") or outcome
+        return outcome
+    finally:
+        client.close()
+
+
+async def _plan(arguments: argparse.Namespace, device: str) -> int:
+    client = await connect(writes=False)
+    try:
+        answer = await client.call("Plan", device=device, flavour=arguments.flavour, drivers=arguments.driver)
+    finally:
+        client.close()
+    if arguments.json:
+        print_json({"device": device, "flavour": arguments.flavour, "steps": answer["steps"]})
+    else:
+        print("\n".join(answer["steps"]) or f"{device}: nothing to do, it is {arguments.flavour} already")
+    return 0
+
+
+def _tell(outcome: dict[str, Any]) -> str:
+    device = outcome["device"]
+    if not outcome["changed"]:
+        return f"{device}: {outcome['flavour']} by {outcome.get('driver') or 'no driver'}: {outcome['reason']}"
+    before, after = outcome.get("previous_driver") or "no driver", outcome.get("driver") or "no driver"
+    line = f"{device}: {before} -> {after} in {outcome['duration'] * 1000:.0f} ms"
+    if node := outcome.get("group_node"):
+        line += f", {node}"
+    return f"{line}\n  {printable(outcome['reason'])}"

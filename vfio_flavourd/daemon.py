@@ -1,0 +1,117 @@
+"""vfio-flavourd: wires the parts, says when it is ready, stops in time."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, journal
+from .doors.interface import CONTROL_SOCKET, READ_ONLY_SOCKET
+from .doors.uevents import UeventDoor
+from .doors.varlink import ManagerService, VarlinkDoor
+from .engine.changes import Changes
+from .engine.engine import Engine
+from .engine.host import Host, Timeouts
+from .engine.ledger import Ledger
+from .kernel.hands import Hands
+from .kernel.index import ModuleIndex
+from .kernel.modules import Modules
+from .kernel.sysfs import Sysfs
+from .kernel.uevents import Uevents
+
+_log = logging.getLogger(__name__)
+
+STATE = Path("/run/vfio-flavourd")
+
+# A switch that is under way when the service stops is given this long (seconds) to come to its end.
+_GRACE = 5.0
+
+
+class Daemon:
+    """One run of the service."""
+
+    def __init__(self) -> None:
+        sysfs = Sysfs()
+        self._hands = Hands()
+        self._index = ModuleIndex()
+        self._host = Host(
+            sysfs=sysfs,
+            hands=self._hands,
+            modules=Modules(sysfs, self._hands),
+            index=self._index,
+            ledger=Ledger(STATE / "devices"),
+            changes=Changes(),
+            timeouts=Timeouts(),
+        )
+        self._engine = Engine(self._host)
+        self._uevents = Uevents()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGINT, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._hands.prepare()
+        self._report_index()
+        await self._engine.recover()
+        service = ManagerService(self._engine, lambda device: self._uevents.find_name(device.path), self._reload)
+        varlink = VarlinkDoor(service)
+        sockets = journal.activated_sockets()
+        if not sockets:
+            raise SystemExit(
+                f"vfio-flavourd: no sockets were passed in; it is started by systemd: systemctl start vfio-flavourd"
+                f" ({CONTROL_SOCKET}, {READ_ONLY_SOCKET})"
+            )
+        for name, sock in sockets.items():
+            varlink.listen(sock, writes=name == "control")
+        uevents = UeventDoor(self._engine, self._uevents, STATE / "last-wish")
+        uevents.open()
+        journal.notify("READY=1")
+        self._ping()
+        await self._stop.wait()
+        journal.notify("STOPPING=1")
+        self._uevents.close()
+        varlink.close()
+        await self._engine.settle(_GRACE)
+        self._hands.close()
+
+    def _ping(self) -> None:
+        interval = journal.watchdog_interval()
+        if interval is not None:
+            journal.notify("WATCHDOG=1")
+            asyncio.get_running_loop().call_later(interval, self._ping)
+
+    def _reload(self) -> None:
+        journal.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._report_index()
+        journal.notify("READY=1")
+
+    def _report_index(self) -> None:
+        table = self._index.table()
+        for warning in table.warnings:
+            _log.warning("%s", warning)
+        _log.info("%d modules have a vfio_pci alias", len(table.flavoured_modules()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vfio-flavourd", description="Switch PCI devices between the host and VFIO. Started by systemd."
+    )
+    parser.add_argument("--version", action="version", version=f"vfio-flavourd {__version__}")
+    parser.parse_args(argv)
+    journal.open_log()
+
+    async def run() -> None:
+        await Daemon().run()  # made within the loop, which it needs
+
+    asyncio.run(run())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

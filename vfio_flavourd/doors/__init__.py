@@ -1,0 +1,1 @@
+"""The ways in: varlink, the driver_flavour file system, uevents."""

@@ -1,0 +1,67 @@
+"""Ctrl-C on a write that waits.
+
+The kernel sends FUSE_INTERRUPT when a signal comes for a task that waits for an answer, and even
+SIGKILL waits for that answer then (fs/fuse/dev.c: request_wait_answer). libfuse takes the message, but
+pyfuse3 does not pass it on (3.2 to 3.5). What can be seen is that a message came: each one makes the
+device readable. So whenever it does, the tasks that wait are looked at for a signal.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+import pyfuse3.asyncio
+
+# Signals whose default is to be ignored: a shell with a child that ends is no reason to give up.
+_HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
+_HARMLESS_MASK = sum(1 << (number - 1) for number in _HARMLESS)
+
+
+class Interrupts:
+    """Cancels the work of a task that has been sent a signal."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Task[None], int] = {}
+
+    def install(self) -> None:
+        """Have every message on the FUSE device looked at."""
+        wait: Callable[[int], Awaitable[None]] = pyfuse3.asyncio.wait_readable
+
+        async def wait_and_look(fd: int) -> None:
+            await wait(fd)
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self.look)
+
+        pyfuse3.asyncio.wait_readable = wait_and_look
+
+    async def run(self, task_id: int, work: Awaitable[None]) -> None:
+        """Await `work` on behalf of that task (a thread's number); raises InterruptedError when it is
+        sent a signal meanwhile."""
+        task = asyncio.ensure_future(work)
+        self._waiting[task] = task_id
+        try:
+            await task
+        except asyncio.CancelledError:
+            raise InterruptedError from None
+        finally:
+            del self._waiting[task]
+
+    def look(self) -> None:
+        for task, task_id in list(self._waiting.items()):
+            if has_signal(task_id):
+                task.cancel()
+
+
+def has_signal(task_id: int) -> bool:
+    """Whether a task has a signal pending that it neither blocks nor ignores.
+
+    One that is gone has not: a task that waits for an answer can't go before it has it, so somebody
+    else writes through a descriptor that was handed on.
+    """
+    try:
+        with open(f"/proc/{task_id}/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":\t", 1) for line in file if line.startswith(("Sig", "Shd")))
+    except FileNotFoundError:
+        return False
+    mask = {name: int(fields[name], 16) for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn")}
+    return bool((mask["SigPnd"] | mask["ShdPnd"]) & ~mask["SigBlk"] & ~mask["SigIgn"] & ~_HARMLESS_MASK)

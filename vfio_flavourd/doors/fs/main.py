@@ -1,0 +1,64 @@
+"""vfio-flavour-fs: mounts the file system and serves it until it is told to stop."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyfuse3
+import pyfuse3.asyncio
+
+from ... import __version__, journal
+from ...kernel.sysfs import Sysfs
+from .interrupts import Interrupts
+from .operations import FlavourFs
+
+MOUNT_POINT = Path("/run/vfio-flavour")
+
+
+async def _serve(mount_point: Path) -> None:
+    interrupts = Interrupts()
+    interrupts.install()
+    options = set(pyfuse3.default_options) | {"fsname=vfio-flavour", "allow_other", "default_permissions"}
+    pyfuse3.init(FlavourFs(Sysfs(), interrupts), str(mount_point), options)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, pyfuse3.terminate)
+    try:
+        journal.notify("READY=1")
+        await pyfuse3.main()
+    finally:
+        journal.notify("STOPPING=1")
+        pyfuse3.close(unmount=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vfio-flavour-fs",
+        description="Offer driver_flavour, use_vfio and last_error for each PCI device as files. Started by systemd.",
+    )
+    parser.add_argument("--version", action="version", version=f"vfio-flavour-fs {__version__}")
+    parser.add_argument(
+        "mount_point", nargs="?", type=Path, default=MOUNT_POINT, help="an existing directory (default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    if os.geteuid() != 0:
+        print("vfio-flavour-fs: mounting is for root; start it with systemctl start vfio-flavour-fs", file=sys.stderr)
+        return 77
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    pyfuse3.asyncio.enable()
+    try:
+        arguments.mount_point.mkdir(mode=0o755, exist_ok=True)
+        asyncio.run(_serve(arguments.mount_point))
+    except (RuntimeError, OSError) as error:
+        print(f"vfio-flavour-fs: mounting on {str(arguments.mount_point)!r} failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

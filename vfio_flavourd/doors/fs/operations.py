@@ -1,0 +1,190 @@
+"""driver_flavour, use_vfio and last_error, one directory a device, as sysfs would have them."""
+
+import errno
+import grp
+import os
+import stat
+import time
+from dataclasses import dataclass
+
+import pyfuse3
+
+from ...kernel.inventory import DEVICES
+from ...kernel.sysfs import Sysfs
+from ...model.address import PciAddress, parse_address
+from ...model.errors import FlavourError
+from ...model.flavour import Flavour, parse_flavour
+from ..client import Client, connect
+from .interrupts import Interrupts
+from .tree import FILES, ROOT, Node, Place, find_place
+
+GROUP = "vfio-flavour"
+
+# What a sysfs attribute shows for its size; reads are direct, so it does not matter.
+_SIZE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """`opener` is the thread that opened it, taken for the one that writes: pyfuse3 tells of no other."""
+
+    place: Place
+    opener: int
+
+
+class FlavourFs(pyfuse3.Operations):
+    """Asks the daemon for every read and write; keeps only what the last write to a device failed with."""
+
+    supports_dot_lookup = False
+
+    def __init__(self, sysfs: Sysfs, interrupts: Interrupts) -> None:
+        super().__init__()
+        self._sysfs = sysfs
+        self._interrupts = interrupts
+        self._idle: list[Client] = []
+        self._open: dict[int, _OpenFile] = {}
+        self._last_handle = 0
+        self._errors: dict[PciAddress, str] = {}
+        self._started = time.time_ns()
+        try:
+            self._gid = grp.getgrnam(GROUP).gr_gid
+        except KeyError:
+            self._gid = 0
+
+    # the tree
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if parent_inode == ROOT:
+            try:
+                address = parse_address(os.fsdecode(name))
+            except FlavourError:
+                raise pyfuse3.FUSEError(errno.ENOENT) from None
+            if str(address) != os.fsdecode(name):
+                raise pyfuse3.FUSEError(errno.ENOENT)
+            return self._attributes(Place(address, Node.DIRECTORY).inode)
+        if name not in FILES:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._attributes(Place(find_place(parent_inode).address, FILES[name]).inode)
+
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._attributes(inode)
+
+    async def setattr(self, inode, attr, fields, fh, ctx):  # type: ignore[no-untyped-def]
+        # A shell's `>` truncates before it writes; nothing else can be changed, as in sysfs.
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise pyfuse3.FUSEError(errno.EPERM)
+        return self._attributes(inode)
+
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return inode
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if fh == ROOT:
+            places = {name.encode(): Place(parse_address(name), Node.DIRECTORY) for name in self._sysfs.list(DEVICES)}
+        else:
+            address = find_place(fh).address
+            places = {name: Place(address, node) for name, node in FILES.items()}
+        for number, (name, place) in enumerate(sorted(places.items()), start=1):
+            if number <= start_id:
+                continue
+            try:
+                attributes = self._attributes(place.inode)
+            except pyfuse3.FUSEError:
+                continue  # went away meanwhile
+            if not pyfuse3.readdir_reply(token, name, attributes, number):
+                return
+
+    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.st_uid = 0
+        entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = self._started
+        # Devices come and go, so the kernel keeps nothing.
+        entry.entry_timeout = entry.attr_timeout = 0
+        if inode == ROOT:
+            entry.st_mode = stat.S_IFDIR | 0o755
+            return entry
+        place = find_place(inode)
+        if not self._sysfs.exists(f"{DEVICES}/{place.address}"):
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        if place.node is Node.DIRECTORY:
+            entry.st_mode = stat.S_IFDIR | 0o755
+            entry.st_nlink = 2
+            return entry
+        entry.st_gid = self._gid
+        entry.st_size = _SIZE
+        entry.st_mode = stat.S_IFREG | (0o444 if place.node is Node.LAST_ERROR else 0o664)
+        return entry
+
+    # the files
+
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        self._last_handle += 1
+        self._open[self._last_handle] = _OpenFile(find_place(inode), ctx.pid)
+        return pyfuse3.FileInfo(fh=self._last_handle, direct_io=True)
+
+    async def release(self, fh: int) -> None:
+        del self._open[fh]
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        place = self._open[fh].place
+        if place.node is Node.LAST_ERROR:
+            text = self._errors.get(place.address, "")
+        else:
+            try:
+                flavour = await self._read_flavour(place.address)
+            except FlavourError as error:
+                raise pyfuse3.FUSEError(error.errno) from error
+            if place.node is Node.USE_VFIO:
+                text = "1" if flavour is Flavour.VFIO else "0"
+            else:
+                text = " ".join(f"[{each}]" if each is flavour else str(each) for each in Flavour)
+        return f"{text}\n".encode()[off : off + size] if text else b""
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        file = self._open[fh]
+        place = file.place
+        try:
+            flavour = _parse_written(place.node, bytes(buf))
+            await self._interrupts.run(file.opener, self._set_flavour(place.address, flavour))
+        except FlavourError as error:
+            self._errors[place.address] = f"{error}; {error.hint}" if error.hint else str(error)
+            raise pyfuse3.FUSEError(error.errno) from error
+        except InterruptedError:
+            self._errors[place.address] = (
+                f"{place.address}: the write was interrupted; flavourctl show {place.address} tells what became of it"
+            )
+            raise pyfuse3.FUSEError(errno.EINTR) from None
+        self._errors.pop(place.address, None)
+        return len(buf)
+
+    async def _read_flavour(self, address: PciAddress) -> Flavour:
+        client = await self._take()
+        answer = await client.call("Get", device=str(address))
+        self._idle.append(client)
+        return Flavour(answer["device"]["flavour"])
+
+    async def _set_flavour(self, address: PciAddress, flavour: Flavour) -> None:
+        client = await self._take()
+        try:
+            await client.call("SetFlavour", device=str(address), flavour=str(flavour))
+        except BaseException:
+            client.close()  # hanging up tells the daemon that nobody waits any more
+            raise
+        self._idle.append(client)
+
+    async def _take(self) -> Client:
+        while self._idle:
+            client = self._idle.pop()
+            if client.is_open:
+                return client
+        return await connect(writes=True)
+
+
+def _parse_written(node: Node, data: bytes) -> Flavour:
+    text = data.decode("utf-8", "replace").strip("\n\0")
+    if node is Node.DRIVER_FLAVOUR:
+        return parse_flavour(text)
+    if text in ("0", "1"):
+        return Flavour.VFIO if text == "1" else Flavour.NATIVE
+    raise FlavourError(f"use_vfio can't be {text[:64]!r}", errno=errno.EINVAL, hint="allowed: 0 or 1")

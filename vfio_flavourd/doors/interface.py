@@ -1,0 +1,316 @@
+"""The varlink interface, for its server and its clients.
+
+The types here are what travels: their field names are promises. Times are seconds.
+"""
+
+import errno
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TypedDict
+
+from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
+
+from ..model.aliases import Candidate, Resolution
+from ..model.errors import FlavourError
+from ..model.flavour import Attempt, DeviceStatus, Outcome, StepReport
+
+NAME = "io.vfioflavour.Manager"
+CONTROL_SOCKET = f"/run/vfio-flavourd/{NAME}"
+READ_ONLY_SOCKET = f"{CONTROL_SOCKET}.ReadOnly"
+
+
+@dataclass(frozen=True)
+class CandidateInfo:
+    module: str
+    pattern: str
+    source: str
+    accepted: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class ResolutionInfo:
+    modalias: str
+    candidates: list[CandidateInfo]
+    winner: str | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    phase: str
+    what: str
+    started: float
+    duration: float
+    error: str
+
+
+@dataclass(frozen=True)
+class AttemptInfo:
+    device: str
+    flavour: str
+    requester: str
+    when: float
+    reason: str
+    error: str
+    steps: list[StepInfo]
+
+
+@dataclass(frozen=True)
+class OutcomeInfo:
+    device: str
+    flavour: str
+    driver: str | None
+    previous_driver: str | None
+    fallback: bool
+    reason: str
+    vfio_device: str | None
+    group_node: str | None
+    duration: float
+    changed: bool
+    steps: list[StepInfo]
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    device: str
+    name: str
+    ids: str
+    class_code: str
+    flavour: str
+    driver: str | None
+    previous_driver: str | None
+    recorded: bool
+    iommu_group: int | None
+    vfio_device: str | None
+    group_node: str | None
+    personality: str | None
+    phase: str | None
+    stuck: str
+    resolution: ResolutionInfo
+    last: AttemptInfo | None
+
+
+class Progress(TypedDict):
+    """Either a step as it happened, or, in the last reply, the outcome."""
+
+    step: StepInfo | None
+    outcome: OutcomeInfo | None
+
+
+class Event(TypedDict):
+    """Of one device: a step of its switch, or the end of an attempt."""
+
+    device: str
+    step: StepInfo | None
+    attempt: AttemptInfo | None
+
+
+class _Told:
+    errno: int
+    message: str
+    hint: str
+
+
+class NoSuchDevice(TypedVarlinkErrorReply, interface=NAME):
+    """There is no such device, or it went away in the middle of a switch (ENODEV)."""
+
+    Parameters = _Told
+
+
+class InvalidArgument(TypedVarlinkErrorReply, interface=NAME):
+    """No such flavour, not an address, not a driver's name (EINVAL)."""
+
+    Parameters = _Told
+
+
+class Busy(TypedVarlinkErrorReply, interface=NAME):
+    """The host or a guest uses the device, or it is stuck (EBUSY)."""
+
+    Parameters = _Told
+
+
+class TryAgain(TypedVarlinkErrorReply, interface=NAME):
+    """Its IOMMU group stayed busy with another switch for too long (EAGAIN)."""
+
+    Parameters = _Told
+
+
+class TimedOut(TypedVarlinkErrorReply, interface=NAME):
+    """The kernel has not come back in time (ETIMEDOUT)."""
+
+    Parameters = _Told
+
+
+class NotPermitted(TypedVarlinkErrorReply, interface=NAME):
+    """This socket is for looking only (EACCES)."""
+
+    Parameters = _Told
+
+
+class Failed(TypedVarlinkErrorReply, interface=NAME):
+    """Anything else; the message has the whole story (EIO)."""
+
+    Parameters = _Told
+
+
+_BY_ERRNO = {
+    errno.ENODEV: NoSuchDevice,
+    errno.EINVAL: InvalidArgument,
+    errno.EBUSY: Busy,
+    errno.EAGAIN: TryAgain,
+    errno.ETIMEDOUT: TimedOut,
+    errno.EACCES: NotPermitted,
+}
+
+
+class Manager(VarlinkInterface, name=NAME):
+    """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
+
+    A device is named by its address, with or without the domain. Every error carries an errno, one
+    line that says what was being done to what, and a hint.
+    """
+
+    errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, Failed)
+
+    @varlinkmethod(return_parameter="devices")
+    def List(self) -> list[DeviceInfo]:
+        """All PCI devices, by address."""
+        raise NotImplementedError
+
+    @varlinkmethod(return_parameter="device")
+    def Get(self, *, device: str) -> DeviceInfo:
+        """One device, with its candidates and what came of the last attempt."""
+        raise NotImplementedError
+
+    @varlinkmethod(return_parameter="resolution")
+    def Resolve(self, *, modalias: str) -> ResolutionInfo:
+        """Which drivers would serve a modalias, ranked."""
+        raise NotImplementedError
+
+    @varlinkmethod(return_parameter="steps")
+    async def Plan(self, *, device: str, flavour: str, drivers: list[str] | None = None) -> list[str]:
+        """What SetFlavour would do, without doing it."""
+        raise NotImplementedError
+
+    @varlinkmethod(delay_generator=False)
+    async def SetFlavour(
+        self, *, device: str, flavour: str, drivers: list[str] | None = None, timeout: float | None = None
+    ) -> AsyncIterator[Progress]:
+        """Give a device a flavour (native or vfio). The reply comes when it has it; with the more flag,
+        each step is told as it happens. drivers are tried in their order instead of what resolution
+        finds; timeout is in seconds. A caller that hangs up ends a switch that has touched nothing yet.
+        """
+        raise NotImplementedError
+        yield
+
+    @varlinkmethod(delay_generator=False)
+    async def Reset(self, *, device: str, timeout: float | None = None) -> AsyncIterator[Progress]:
+        """Back to the driver and the driver_override that were there before the first switch."""
+        raise NotImplementedError
+        yield
+
+    @varlinkmethod(return_parameter="attempts")
+    def History(self) -> list[AttemptInfo]:
+        """The attempts since the daemon started, oldest first; the last 256 are kept."""
+        raise NotImplementedError
+
+    @varlinkmethod(delay_generator=False)
+    async def Monitor(self) -> AsyncIterator[Event]:
+        """Steps and ends of all devices' switches as they happen; needs the more flag."""
+        raise NotImplementedError
+        yield
+
+    @varlinkmethod
+    def Reload(self) -> None:
+        """Read the module index and modprobe.d again."""
+        raise NotImplementedError
+
+
+def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
+    kind = _BY_ERRNO.get(error.errno, Failed)
+    return kind(errno=error.errno, message=str(error), hint=error.hint)
+
+
+def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
+    """What a client makes of an error reply."""
+    message, hint, code = parameters.get("message"), parameters.get("hint"), parameters.get("errno")
+    return FlavourError(
+        message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
+        errno=code if isinstance(code, int) else errno.EIO,
+        hint=hint if isinstance(hint, str) else "",
+    )
+
+
+def find_group_node(iommu_group: int | None, vfio_device: str | None) -> str | None:
+    return f"/dev/vfio/{iommu_group}" if iommu_group is not None and vfio_device is not None else None
+
+
+def render_candidate(candidate: Candidate) -> CandidateInfo:
+    return CandidateInfo(
+        candidate.module, candidate.pattern, str(candidate.source), candidate.accepted, candidate.reason
+    )
+
+
+def render_resolution(resolution: Resolution) -> ResolutionInfo:
+    return ResolutionInfo(
+        modalias=resolution.modalias,
+        candidates=[render_candidate(candidate) for candidate in resolution.candidates],
+        winner=resolution.winner,
+        warnings=list(resolution.warnings),
+    )
+
+
+def render_step(step: StepReport) -> StepInfo:
+    return StepInfo(str(step.phase), step.what, step.started, step.duration, step.error)
+
+
+def render_attempt(device: str, attempt: Attempt) -> AttemptInfo:
+    return AttemptInfo(
+        device=device,
+        flavour=str(attempt.flavour),
+        requester=attempt.requester,
+        when=attempt.when,
+        reason=attempt.reason,
+        error=attempt.error,
+        steps=[render_step(step) for step in attempt.steps],
+    )
+
+
+def render_outcome(outcome: Outcome) -> OutcomeInfo:
+    return OutcomeInfo(
+        device=str(outcome.address),
+        flavour=str(outcome.flavour),
+        driver=outcome.driver,
+        previous_driver=outcome.previous_driver,
+        fallback=outcome.fallback,
+        reason=outcome.reason,
+        vfio_device=outcome.vfio_device,
+        group_node=find_group_node(outcome.iommu_group, outcome.vfio_device),
+        duration=outcome.duration,
+        changed=outcome.changed,
+        steps=[render_step(step) for step in outcome.steps],
+    )
+
+
+def render_device(status: DeviceStatus, name: str) -> DeviceInfo:
+    device = status.device
+    address = str(device.address)
+    return DeviceInfo(
+        device=address,
+        name=name,
+        ids=f"{device.identity.vendor:04x}:{device.identity.device:04x}",
+        class_code=f"{device.class_code:06x}",
+        flavour=str(status.flavour),
+        driver=device.driver,
+        previous_driver=status.origin_driver,
+        recorded=status.held,
+        iommu_group=device.iommu_group,
+        vfio_device=device.vfio_device,
+        group_node=find_group_node(device.iommu_group, device.vfio_device),
+        personality=device.personality,
+        phase=str(status.phase) if status.phase else None,
+        stuck=status.stuck,
+        resolution=render_resolution(status.resolution),
+        last=render_attempt(address, status.last) if status.last else None,
+    )

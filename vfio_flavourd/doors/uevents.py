@@ -1,0 +1,63 @@
+"""Wishes that come as uevents, and word of devices that change."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from ..engine.engine import Engine
+from ..kernel.uevents import Uevent, Uevents
+from ..model.errors import FlavourError
+from ..model.flavour import Request, StepReport, parse_flavour
+
+_log = logging.getLogger(__name__)
+
+
+class UeventDoor:
+    """Hands wishes to the engine. `mark` is the file that keeps the number of the last one taken up, so
+    that none is taken up twice when the daemon starts again."""
+
+    def __init__(self, engine: Engine, uevents: Uevents, mark: Path) -> None:
+        self._engine = engine
+        self._uevents = uevents
+        self._mark = mark
+        self._last = int(mark.read_text(encoding="ascii")) if mark.exists() else 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Listen, then take up what came while nobody did."""
+        self._uevents.listen(self.receive, self._engine.notice_all)
+        for event in sorted(self._uevents.wishes(), key=lambda event: event.seqnum):
+            self.receive(event)
+
+    def receive(self, event: Uevent) -> None:
+        self._engine.notice(event.address)
+        if event.action == "remove":
+            self._engine.forget(event.address)
+        if event.wish is None or event.seqnum <= self._last:
+            return
+        self._last = event.seqnum
+        self._mark.write_text(str(event.seqnum), encoding="ascii")
+        task = asyncio.create_task(self._fulfil(event, event.wish))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fulfil(self, event: Uevent, wish: str) -> None:
+        try:
+            request = Request(event.address, parse_flavour(wish), requester=f"uevent {event.seqnum}")
+        except FlavourError as error:
+            _log.error(
+                "%s: a uevent asks for a flavour: %s (%s), ignoring",
+                event.address,
+                error,
+                error.hint,
+                extra={"PCI_ADDRESS": str(event.address)},
+            )
+            return
+        try:
+            await self._engine.set_flavour(request, _unheard)
+        except FlavourError:
+            return  # the engine has logged it and keeps it for `show`: nobody waits for an answer here
+
+
+def _unheard(_: StepReport) -> None:
+    """Nobody follows the steps of a uevent's wish."""

@@ -1,0 +1,281 @@
+"""The control API: a varlink service on a control socket and its read-only twin."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+from asyncvarlink import (
+    AnnotatedResult,
+    FileDescriptorArray,
+    LastResult,
+    VarlinkInterfaceRegistry,
+    VarlinkMethodCall,
+    VarlinkMethodReply,
+    VarlinkServerProtocol,
+    VarlinkTransport,
+    varlinkmethod,
+)
+from asyncvarlink.conversion import ConversionError
+from asyncvarlink.serviceinterface import InvalidParameter, VarlinkServiceInterface
+
+from .. import __version__
+from ..engine.engine import Engine
+from ..model.address import PciAddress, parse_address
+from ..model.device import Device
+from ..model.errors import FlavourError
+from ..model.flavour import Attempt, Outcome, Request, StepReport, parse_flavour
+from . import interface
+from .interface import AttemptInfo, DeviceInfo, Event, Progress, ResolutionInfo
+
+_log = logging.getLogger(__name__)
+
+# Events that a slow Monitor client may be behind before it is cut off.
+_BACKLOG = 4096
+
+
+_Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is on the other side of a connection, from SO_PEERCRED; `writes` tells the control socket."""
+
+    pid: int
+    uid: int
+    writes: bool
+
+    def __str__(self) -> str:
+        return f"uid {self.uid} pid {self.pid}"
+
+
+_peer: ContextVar[Peer] = ContextVar("peer")
+
+
+class ManagerService(interface.Manager, name=interface.NAME):
+    """Answers for the engine. `find_name` gives a device's name from the hardware database."""
+
+    def __init__(self, engine: Engine, find_name: Callable[[Device], str], reload: Callable[[], None]) -> None:
+        self._engine = engine
+        self._find_name = find_name
+        self._reload = reload
+
+    @varlinkmethod(return_parameter="devices")
+    def List(self) -> list[DeviceInfo]:
+        with _translated():
+            return [interface.render_device(status, self._find_name(status.device)) for status in self._engine.devices()]
+
+    @varlinkmethod(return_parameter="device")
+    def Get(self, *, device: str) -> DeviceInfo:
+        with _translated():
+            status = self._engine.device(parse_address(device))
+            return interface.render_device(status, self._find_name(status.device))
+
+    @varlinkmethod(return_parameter="resolution")
+    def Resolve(self, *, modalias: str) -> ResolutionInfo:
+        with _translated():
+            return interface.render_resolution(self._engine.resolve(modalias))
+
+    @varlinkmethod(return_parameter="steps")
+    async def Plan(self, *, device: str, flavour: str, drivers: list[str] | None = None) -> list[str]:
+        with _translated():
+            return self._engine.plan(Request(parse_address(device), parse_flavour(flavour), tuple(drivers or ())))
+
+    @varlinkmethod(delay_generator=False)
+    async def SetFlavour(
+        self, *, device: str, flavour: str, drivers: list[str] | None = None, timeout: float | None = None
+    ) -> AsyncIterator[Progress]:
+        with _translated():
+            request = Request(
+                parse_address(device), parse_flavour(flavour), tuple(drivers or ()), timeout, str(_allow_write())
+            )
+            async for progress in _follow(request, self._engine.set_flavour):
+                yield progress
+
+    @varlinkmethod(delay_generator=False)
+    async def Reset(self, *, device: str, timeout: float | None = None) -> AsyncIterator[Progress]:
+        with _translated():
+            request = Request(parse_address(device), parse_flavour("native"), (), timeout, str(_allow_write()))
+            async for progress in _follow(request, self._engine.reset):
+                yield progress
+
+    @varlinkmethod(return_parameter="attempts")
+    def History(self) -> list[AttemptInfo]:
+        return [interface.render_attempt(str(address), attempt) for address, attempt in self._engine.history]
+
+    @varlinkmethod(delay_generator=False)
+    async def Monitor(self) -> AsyncIterator[Event]:
+        queue: asyncio.Queue[Event] = asyncio.Queue(_BACKLOG)
+
+        def listen(address: PciAddress, news: Attempt | StepReport) -> None:
+            if isinstance(news, StepReport):
+                event = Event(device=str(address), step=interface.render_step(news), attempt=None)
+            else:
+                event = Event(device=str(address), step=None, attempt=interface.render_attempt(str(address), news))
+            try:
+                queue.put_nowait(event)
+            except asyncio.QueueFull:
+                self._engine.listeners.discard(listen)
+
+        self._engine.listeners.add(listen)
+        try:
+            while listen in self._engine.listeners or not queue.empty():
+                yield await queue.get()
+        finally:
+            self._engine.listeners.discard(listen)
+
+    @varlinkmethod
+    def Reload(self) -> None:
+        with _translated():
+            _allow_write()
+            self._reload()
+
+
+async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
+    """Each step as it happens, then the outcome as the last reply."""
+    steps: asyncio.Queue[StepReport | None] = asyncio.Queue()
+    task: asyncio.Task[Outcome] = asyncio.create_task(switch(request, steps.put_nowait))
+    task.add_done_callback(lambda _: steps.put_nowait(None))
+    try:
+        while (step := await steps.get()) is not None:
+            yield Progress(step=interface.render_step(step), outcome=None)
+        outcome = await task
+    finally:
+        task.cancel()
+    raise LastResult(Progress(step=None, outcome=interface.render_outcome(outcome)))
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except FlavourError as error:
+        raise interface.render_error(error) from error
+
+
+def _allow_write() -> Peer:
+    peer = _peer.get()
+    if not peer.writes:
+        raise FlavourError(
+            "this socket is for looking only",
+            errno=errno.EACCES,
+            hint="root and the members of the group vfio-flavour may switch devices",
+        )
+    return peer
+
+
+# Methods that answer once, or step by step where the caller asks for more.
+_MORE_OPTIONAL = frozenset({f"{interface.NAME}.SetFlavour", f"{interface.NAME}.Reset"})
+
+
+class _Protocol(VarlinkServerProtocol):
+    """One connection. A client that hangs up has its call cancelled; the library's own protocol does
+    not read while a call runs, so it would notice only afterwards."""
+
+    def __init__(self, registry: VarlinkInterfaceRegistry, peer: Peer, conn: socket.socket) -> None:
+        super().__init__()
+        self._registry = registry
+        self._peer = peer
+        self._conn = conn.dup()  # the transport has the original registered with the loop
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._conn.close()
+
+    def call_received(
+        self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
+    ) -> asyncio.Future[None] | None:
+        optional = call.method in _MORE_OPTIONAL
+        method, signature = self._registry.lookup_method(replace(call, more=True) if optional else call)
+        try:
+            parameters = signature.parameter_type.fromjson(call.parameters)
+        except ConversionError as error:
+            raise InvalidParameter(parameter=error.location[0] if error.location else "") from error
+
+        def reply(result: AnnotatedResult, *, continues: bool = False) -> asyncio.Future[None]:
+            return self.send_reply(
+                VarlinkMethodReply(signature.return_type.tojson(result.parameters), continues=continues)
+            )
+
+        async def serve() -> None:
+            _peer.set(self._peer)
+            if not signature.more:
+                result = await method(**parameters) if signature.asynchronous else method(**parameters)
+                if not call.oneway:
+                    await reply(result)
+                return
+            async with contextlib.aclosing(method(**parameters)) as results:
+                async for result in results:
+                    if call.more:
+                        await reply(result, continues=result.continues)
+                    elif not result.continues and not call.oneway:
+                        await reply(result)
+
+        # Who wants no answer does not stay on the line either.
+        return asyncio.ensure_future(serve() if call.oneway else self._attended(serve()))
+
+    async def _attended(self, work: Coroutine[Any, Any, None]) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.create_task(work)
+
+        def readable() -> None:
+            try:
+                waiting = self._conn.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                waiting = b""
+            loop.remove_reader(self._conn)  # either gone, or a next call that waits for its turn
+            if not waiting:
+                task.cancel()
+
+        loop.add_reader(self._conn, readable)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise  # this connection itself is being ended
+        except OSError:
+            _log.debug("%s hung up before the answer", self._peer)
+        finally:
+            loop.remove_reader(self._conn)
+
+
+class VarlinkDoor:
+    """Accepts connections on the control socket and its read-only twin."""
+
+    def __init__(self, service: ManagerService) -> None:
+        self._registry = VarlinkInterfaceRegistry()
+        self._registry.register_interface(
+            VarlinkServiceInterface(
+                "vfio-flavourd developers", "vfio-flavourd", __version__, "https://varlink.org", self._registry
+            )
+        )
+        self._registry.register_interface(service)
+        self._listening: list[socket.socket] = []
+
+    def listen(self, sock: socket.socket, *, writes: bool) -> None:
+        """`sock` is bound and listening already (socket activation)."""
+        sock.setblocking(False)
+        self._listening.append(sock)
+        asyncio.get_running_loop().add_reader(sock, self._accept, sock, writes)
+
+    def close(self) -> None:
+        for sock in self._listening:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+
+    def _accept(self, sock: socket.socket, writes: bool) -> None:
+        try:
+            conn, _ = sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        pid, uid, _ = struct.unpack("3i", conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        protocol = _Protocol(self._registry, Peer(pid, uid, writes), conn)
+        VarlinkTransport(asyncio.get_running_loop(), conn, conn, protocol)

@@ -1,0 +1,1 @@
+"""Resolve, plan, carry out, read back, undo."""

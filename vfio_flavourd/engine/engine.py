@@ -1,0 +1,306 @@
+"""All devices' switches: one at a time in an IOMMU group, side by side otherwise; the stuck ones apart."""
+
+import asyncio
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from ..kernel.inventory import read_device, read_devices
+from ..kernel.processes import is_alive
+from ..model.address import PciAddress
+from ..model.aliases import Resolution
+from ..model.device import Device
+from ..model.errors import FlavourError
+from ..model.flavour import Attempt, DeviceStatus, Flavour, Outcome, Request, StepReport, find_flavour
+from ..model.transition import Phase
+from .forecast import forecast
+from .host import Host
+from .ledger import Record
+from .moves import StuckError
+from .recovery import converge
+from .switch import LoadedModules, Switch, find_record
+
+_log = logging.getLogger(__name__)
+
+# Attempts kept for `history`.
+_HISTORY = 256
+
+Work = Callable[[], Coroutine[Any, Any, Outcome]]
+Listener = Callable[[PciAddress, Attempt | StepReport], None]
+
+
+class Engine:
+    """What the doors talk to."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._running: dict[PciAddress, Switch] = {}
+        self._stuck: dict[PciAddress, str] = {}
+        self._last: dict[PciAddress, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._switches: set[asyncio.Task[Outcome]] = set()
+        self.history: deque[tuple[PciAddress, Attempt]] = deque(maxlen=_HISTORY)
+        self.listeners: set[Listener] = set()
+
+    # looking
+
+    def devices(self) -> list[DeviceStatus]:
+        return [self._status(device) for device in read_devices(self._host.sysfs)]
+
+    def device(self, address: PciAddress) -> DeviceStatus:
+        """Raises FlavourError (ENODEV)."""
+        return self._status(read_device(self._host.sysfs, address))
+
+    def flavour(self, address: PciAddress) -> Flavour:
+        """Raises FlavourError (ENODEV)."""
+        device = read_device(self._host.sysfs, address)
+        return find_flavour(device, self._host.index.table().flavoured_modules())
+
+    def resolve(self, modalias: str) -> Resolution:
+        """Raises FlavourError (EINVAL) for anything that is not a PCI modalias."""
+        return self._host.index.table().resolve(modalias, loaded=LoadedModules(self._host.sysfs))
+
+    def notice(self, address: PciAddress) -> None:
+        """A uevent of this device has come."""
+        self._host.changes.notice(address)
+
+    def notice_all(self) -> None:
+        """Events were lost: whoever waits for a device looks again."""
+        self._host.changes.notice_all()
+
+    def forget(self, address: PciAddress) -> None:
+        """The device was removed. A running switch finds that out by itself."""
+        if address not in self._running and address not in self._stuck:
+            self._host.ledger.forget(address)
+            self._last.pop(address, None)
+
+    def plan(self, request: Request) -> list[str]:
+        """What `set_flavour` would do. Raises FlavourError where it would be refused."""
+        device = read_device(self._host.sysfs, request.address)
+        resolution = self._host.index.table().resolve(
+            device.modalias, named=request.drivers, loaded=LoadedModules(self._host.sysfs)
+        )
+        return forecast(self._host, device, resolution, request.flavour)
+
+    # switching
+
+    async def set_flavour(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
+        """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
+        later it goes on without him."""
+        switch = Switch(self._host, request, self._fan_out(request, report))
+        return await self._take(request, switch, switch.run)
+
+    async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
+        """Back to what was there before the first switch. Raises FlavourError."""
+        switch = Switch(self._host, request, self._fan_out(request, report))
+        return await self._take(request, switch, switch.restore)
+
+    async def _take(self, request: Request, switch: Switch, work: Work) -> Outcome:
+        task = asyncio.create_task(self._run(request, switch, work))
+        self._switches.add(task)
+        task.add_done_callback(self._switches.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if switch.touched:
+                _log.info(
+                    "%s: the one who asked has gone, carrying the switch to its end",
+                    request.address,
+                    extra={"PCI_ADDRESS": str(request.address)},
+                )
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            else:
+                task.cancel()
+            raise
+
+    async def _run(self, request: Request, switch: Switch, work: Work) -> Outcome:
+        address = request.address
+        started = time.time()
+        try:
+            outcome = await self._in_turn(request, switch, work)
+        except FlavourError as error:
+            self._conclude(request, switch, started, "", error)
+            raise
+        except asyncio.CancelledError:
+            cancelled = FlavourError(f"{address}: given up by the one who asked, nothing was touched", errno=errno.EINTR)
+            self._conclude(request, switch, started, "", cancelled)
+            raise
+        self._conclude(request, switch, started, outcome.reason, None, outcome)
+        return outcome
+
+    async def _in_turn(self, request: Request, switch: Switch, work: Work) -> Outcome:
+        address = request.address
+        device = read_device(self._host.sysfs, address)
+        if address in self._stuck:
+            raise FlavourError(
+                f"{address}: stuck: {self._stuck[address]}",
+                errno=errno.EBUSY,
+                hint="it is finished or undone by itself when the kernel lets go",
+            )
+        # A device without a group shares its turn with nobody.
+        turn = self._turns.setdefault(
+            str(device.address) if device.iommu_group is None else f"group {device.iommu_group}", asyncio.Lock()
+        )
+        await self._wait_for_turn(turn, request, device)
+        keep_turn = False
+        try:
+            self._running[address] = switch
+            return await work()
+        except StuckError as error:
+            keep_turn = True
+            self._quarantine(device, error, turn)
+            raise
+        finally:
+            self._running.pop(address, None)
+            if not keep_turn:
+                turn.release()
+
+    async def _wait_for_turn(self, turn: asyncio.Lock, request: Request, device: Device) -> None:
+        limit = self._host.timeouts.group
+        if request.timeout is not None:
+            limit = min(limit, request.timeout)
+        try:
+            async with asyncio.timeout(limit):
+                await turn.acquire()
+        except TimeoutError:
+            raise FlavourError(
+                f"{request.address}: IOMMU group {device.iommu_group} stayed busy with another switch for {limit:g} s",
+                errno=errno.EAGAIN,
+                hint="try again when that one has ended; flavourctl list shows it",
+            ) from None
+
+    async def settle(self, grace: float) -> None:
+        """Let the running switches come to their end, for `grace` seconds at most. What is left then is
+        finished by the worker that is at it, and taken up by the next daemon."""
+        if self._switches:
+            await asyncio.wait(self._switches, timeout=grace)
+
+    # the stuck ones
+
+    def _quarantine(self, device: Device, error: StuckError, turn: asyncio.Lock) -> None:
+        since = time.strftime("%H:%M:%S")
+        self._stuck[device.address] = f"{str(error).removeprefix(f'{device.address}: ')}, since {since}"
+        self._spawn(self._outlast(device.address, error.blocked.finished, turn))
+
+    async def _outlast(self, address: PciAddress, finished: Awaitable[object], turn: asyncio.Lock | None) -> None:
+        with suppress(FlavourError):  # a worker that died has let go as well
+            await finished
+        try:
+            record = self._host.ledger.find(address)
+            said = await converge(self._host, record) if record is not None else "nothing is on record for it"
+            _log.info("%s: the kernel let go: %s", address, said, extra={"PCI_ADDRESS": str(address)})
+        except FlavourError as error:
+            _log.error("%s", error, extra={"PCI_ADDRESS": str(address)})
+        finally:
+            del self._stuck[address]
+            if turn is not None:
+                turn.release()
+
+    async def recover(self) -> None:
+        """Take up what an earlier daemon of this boot left."""
+        for complaint in self._host.ledger.load():
+            _log.warning("%s", complaint)
+        for record in self._host.ledger.all():
+            if not record.switching:
+                self._check_held(record)
+            elif record.worker is not None and is_alive(self._host.sysfs, record.worker):
+                self._stuck[record.address] = f"process {record.worker.pid} of an earlier daemon is in the kernel with it"
+                self._spawn(self._outlast(record.address, self._host.hands.await_exit(record.worker.pid), None))
+            else:
+                try:
+                    said = await converge(self._host, record)
+                    _log.warning(
+                        "%s: a switch was cut off: %s", record.address, said, extra={"PCI_ADDRESS": str(record.address)}
+                    )
+                except FlavourError as error:
+                    _log.error("%s", error, extra={"PCI_ADDRESS": str(record.address)})
+
+    def _check_held(self, record: Record) -> None:
+        try:
+            device = read_device(self._host.sysfs, record.address)
+        except FlavourError:
+            device = None
+        if device is None or device.identity != record.identity:
+            self._host.ledger.forget(record.address)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # telling
+
+    def _status(self, device: Device) -> DeviceStatus:
+        table = self._host.index.table()
+        record = find_record(self._host, device)
+        running = self._running.get(device.address)
+        stuck = self._stuck.get(device.address, "")
+        return DeviceStatus(
+            device=device,
+            flavour=find_flavour(device, table.flavoured_modules()),
+            resolution=self.resolve(device.modalias),
+            origin_driver=record.origin.driver if record else None,
+            held=record is not None,
+            phase=Phase.STUCK if stuck else (running.phase if running else None),
+            stuck=stuck,
+            last=self._last.get(device.address),
+        )
+
+    def _fan_out(self, request: Request, report: Callable[[StepReport], None]) -> Callable[[StepReport], None]:
+        def fan_out(step: StepReport) -> None:
+            report(step)
+            for listener in list(self.listeners):
+                listener(request.address, step)
+
+        return fan_out
+
+    def _conclude(
+        self,
+        request: Request,
+        switch: Switch,
+        started: float,
+        reason: str,
+        error: FlavourError | None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        attempt = Attempt(
+            flavour=request.flavour,
+            requester=request.requester,
+            when=started,
+            reason=reason,
+            error="" if error is None else str(error),
+            steps=tuple(switch.steps),
+        )
+        self._last[request.address] = attempt
+        self.history.append((request.address, attempt))
+        fields = {
+            "PCI_ADDRESS": str(request.address),
+            "FLAVOUR": str(request.flavour),
+            "REQUESTER": request.requester,
+            "OUTCOME": "failed" if error else "done",
+        }
+        if error is not None:
+            _log.error("%s: to %s: %s", request.address, request.flavour, _without(error, request.address), extra=fields)
+        elif outcome is not None and outcome.changed:
+            fields |= {"DRIVER": outcome.driver or "", "DURATION_USEC": str(int(outcome.duration * 1e6))}
+            log = _log.warning if outcome.fallback else _log.info
+            log(
+                "%s: %s -> %s in %d ms: %s",
+                request.address,
+                outcome.previous_driver or "no driver",
+                outcome.driver or "no driver",
+                outcome.duration * 1000,
+                outcome.reason,
+                extra=fields,
+            )
+        for listener in list(self.listeners):
+            listener(request.address, attempt)
+
+
+def _without(error: FlavourError, address: PciAddress) -> str:
+    return str(error).removeprefix(f"{address}: ")

@@ -1,0 +1,114 @@
+"""What each device had before it was switched, on disk before the first write to sysfs.
+
+One JSON file a device in the state directory of this boot: bindings don't outlive a boot, so neither
+do the records. A file is written aside, synced, renamed, and its directory synced.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..kernel.processes import Worker
+from ..model.address import PciAddress, parse_address
+from ..model.device import Binding, Identity
+from ..model.errors import FlavourError
+from ..model.flavour import Flavour
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`origin` is what the device had; None when it was on VFIO before anyone here touched it.
+
+    `binding` is what the running or last switch set out for. `personality` names the attribute by
+    which the driver was asked, or is None. `worker` is the process that makes the writes while
+    `switching`.
+    """
+
+    address: PciAddress
+    identity: Identity
+    origin: Binding
+    origin_flavour: Flavour
+    origin_module: str | None
+    flavour: Flavour
+    binding: Binding
+    personality: str | None
+    switching: bool
+    worker: Worker | None
+
+
+class Ledger:
+    """The records of all devices, kept in memory and on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._records: dict[PciAddress, Record] = {}
+
+    def load(self) -> list[str]:
+        """Read what is on disk; returns a line for each record that can't be read and is set aside."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        complaints = []
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                record = _parse(json.loads(path.read_bytes()))
+            except (ValueError, KeyError, TypeError, FlavourError) as error:
+                path.replace(path.with_suffix(".corrupt"))
+                complaints.append(f"record {str(path)!r} can't be read and is set aside: {error!r}")
+            else:
+                self._records[record.address] = record
+        return complaints
+
+    def find(self, address: PciAddress) -> Record | None:
+        return self._records.get(address)
+
+    def all(self) -> tuple[Record, ...]:
+        return tuple(self._records.values())
+
+    def write(self, record: Record) -> None:
+        """Raises OSError when it can't be made to last; the device must not be touched then."""
+        path = self._path(record.address)
+        aside = path.with_suffix(".new")
+        with open(aside, "w", encoding="ascii") as file:
+            json.dump(_render(record), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        self._sync()
+        self._records[record.address] = record
+
+    def forget(self, address: PciAddress) -> None:
+        if self._records.pop(address, None) is not None:
+            self._path(address).unlink(missing_ok=True)
+            self._sync()
+
+    def _path(self, address: PciAddress) -> Path:
+        return self._directory / f"{address}.json"
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _render(record: Record) -> dict[str, Any]:
+    return asdict(record) | {"version": 1, "address": str(record.address)}
+
+
+def _parse(data: dict[str, Any]) -> Record:
+    if data["version"] != 1:
+        raise ValueError(f"unknown version {data['version']!r}")
+    return Record(
+        address=parse_address(data["address"]),
+        identity=Identity(**data["identity"]),
+        origin=Binding(**data["origin"]),
+        origin_flavour=Flavour(data["origin_flavour"]),
+        origin_module=data["origin_module"],
+        flavour=Flavour(data["flavour"]),
+        binding=Binding(**data["binding"]),
+        personality=data["personality"],
+        switching=bool(data["switching"]),
+        worker=Worker(**data["worker"]) if data["worker"] is not None else None,
+    )

@@ -1,0 +1,148 @@
+"""Planned steps, carried out by a worker process, and what is read back after them."""
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..kernel.hands import Blocked, Operation, Result
+from ..kernel.inventory import DRIVERS
+from ..model.device import Binding, Device
+from ..model.errors import FlavourError
+from ..model.plan import Action, Step
+from .host import Host
+
+# The errnos that reach the caller of a door as they are; any other is EIO, with the story in the text.
+_SPEAKING = frozenset({errno.EBUSY, errno.ENODEV, errno.ETIMEDOUT, errno.EAGAIN, errno.EACCES})
+
+
+class StuckError(FlavourError):
+    """A write has not returned in time; `blocked` says which process is in the kernel with it."""
+
+    def __init__(self, message: str, blocked: Blocked) -> None:
+        super().__init__(
+            message,
+            errno=errno.ETIMEDOUT,
+            hint="somebody holds the device, or its driver does not let go; it is finished or undone when the "
+            "kernel returns, other devices are not affected",
+        )
+        self.blocked = blocked
+
+
+class StepError(FlavourError):
+    """A write failed; `step` says which, `code` is the kernel's own errno."""
+
+    def __init__(self, message: str, step: Step, code: int) -> None:
+        super().__init__(message, errno=code if code in _SPEAKING else errno.EIO)
+        self.step = step
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a device has now, read by a worker (`driver_override` may block its reader)."""
+
+    binding: Binding
+    vfio_device: str | None
+
+
+def describe_errno(code: int) -> str:
+    return f"{os.strerror(code)} ({errno.errorcode.get(code, code)})"
+
+
+def render_step(device: Device, step: Step) -> Operation:
+    """The write that a step stands for."""
+    address = str(device.address)
+    match step.action:
+        case Action.OVERRIDE:
+            # A lone newline clears it; a zero-byte write would never reach the kernel.
+            return ("write", f"{device.path}/driver_override", f"{step.value or ''}\n")
+        case Action.UNBIND:
+            return ("write", f"{DRIVERS}/{step.value}/unbind", address)
+        case Action.BIND:
+            return ("write", f"{DRIVERS}/{step.value}/bind", address)
+        case Action.PROBE:
+            return ("write", "/sys/bus/pci/drivers_probe", address)
+        case Action.ASK:
+            return ("write", f"{device.path}/{step.attribute}", f"{step.value}\n")
+
+
+def _render_observation(device: Device) -> tuple[Operation, ...]:
+    return (
+        ("read", f"{device.path}/driver_override"),
+        ("link", f"{device.path}/driver"),
+        ("names", f"{device.path}/vfio-dev"),
+    )
+
+
+def _parse_observation(results: list[Result]) -> Observed:
+    override, driver, names = (result.value for result in results)
+    assert isinstance(override, str) and isinstance(names, list)
+    return Observed(
+        Binding(
+            driver=str(driver) if driver is not None else None,
+            # The kernel prints a missing string so.
+            override=None if override == "(null)" else override,
+        ),
+        vfio_device=str(names[0]) if names else None,
+    )
+
+
+def gone(device: Device) -> FlavourError:
+    return FlavourError(
+        f"{device.address}: the device went away (or another one came to its address) in the middle of the switch",
+        errno=errno.ENODEV,
+    )
+
+
+async def observe(host: Host, device: Device, timeout: float) -> Observed:
+    """Raises FlavourError (ENODEV when the device is gone) and StuckError."""
+    return await move(host, device, (), timeout)
+
+
+async def move(
+    host: Host,
+    device: Device,
+    steps: tuple[Step, ...],
+    timeout: float,
+    *,
+    begun: Callable[[int], None] | None = None,
+    watch: Callable[[Step, Result], None] | None = None,
+) -> Observed:
+    """Carry out the steps in order and read back what came of them, all in one batch.
+
+    `timeout` is in seconds. Raises StepError for the first step that failed, StuckError when one does
+    not return in time, FlavourError (ENODEV) when the device is another one than it was.
+    """
+
+    def report(result: Result) -> None:
+        if watch is not None and result.index < len(steps):
+            watch(steps[result.index], result)
+
+    operations = [*(render_step(device, step) for step in steps), *_render_observation(device)]
+    try:
+        results = await host.hands.carry_out(
+            operations, timeout=timeout, guard=(device.path, device.identity.inode), begun=begun, watch=report
+        )
+    except Blocked as blocked:
+        at = len(blocked.results)
+        what = str(steps[at]) if at < len(steps) else "reading back"
+        raise StuckError(
+            f"{device.address}: '{what}' has not returned for {timeout:g} s (process {blocked.pid})", blocked
+        ) from blocked
+    last = results[-1]
+    if not last.errno:
+        return _parse_observation(results[len(steps) :])
+    if last.errno in (errno.ENODEV, errno.ENOENT) and not _is_there(host, device):
+        raise gone(device)
+    if last.index >= len(steps):
+        raise FlavourError(f"{device.address}: reading back failed: {describe_errno(last.errno)}", errno=errno.EIO)
+    step = steps[last.index]
+    raise StepError(f"{device.address}: '{step}' failed: {describe_errno(last.errno)}", step, last.errno)
+
+
+def _is_there(host: Host, device: Device) -> bool:
+    try:
+        return host.sysfs.read_inode(device.path) == device.identity.inode
+    except FlavourError:
+        return False

@@ -1,0 +1,1 @@
+"""The only code that touches /sys, /proc, /lib/modules, modprobe or netlink."""

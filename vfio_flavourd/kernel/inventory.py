@@ -1,0 +1,80 @@
+"""sysfs -> Device snapshots.
+
+Only files that are safe on a device whose unbind is blocked are read here: `driver_override` and
+`uevent` of such a device block their reader in an uninterruptible sleep (seen on 6.12).
+"""
+
+import errno
+
+from ..model.address import PciAddress, parse_address
+from ..model.device import Device, Identity
+from ..model.errors import FlavourError
+from .sysfs import Sysfs
+
+DEVICES = "/sys/bus/pci/devices"
+DRIVERS = "/sys/bus/pci/drivers"
+
+# An attribute by which a bound driver turns its device into a VFIO device without being unbound.
+ENABLE_VFIO = "enable_vfio"
+
+
+def read_device(sysfs: Sysfs, address: PciAddress) -> Device:
+    """Raises FlavourError: ENODEV when there is no such device, or it went away while it was read."""
+    link = f"{DEVICES}/{address}"
+    path = sysfs.resolve(link)
+    if path is None:
+        raise FlavourError(
+            f"{address}: no such PCI device", errno=errno.ENODEV, hint="lspci -D lists the devices there are"
+        )
+    driver = sysfs.find_link(f"{path}/driver")
+    group = sysfs.find_link(f"{path}/iommu_group")
+    return Device(
+        address=address,
+        path=path,
+        identity=Identity(
+            vendor=_read_hex(sysfs, path, "vendor"),
+            device=_read_hex(sysfs, path, "device"),
+            subsystem_vendor=_read_hex(sysfs, path, "subsystem_vendor"),
+            subsystem_device=_read_hex(sysfs, path, "subsystem_device"),
+            revision=_read_hex(sysfs, path, "revision"),
+            inode=sysfs.read_inode(path),
+        ),
+        modalias=sysfs.read(f"{path}/modalias"),
+        class_code=_read_hex(sysfs, path, "class"),
+        driver=driver,
+        driver_module=find_driver_module(sysfs, driver),
+        iommu_group=int(group) if group is not None else None,
+        vfio_device=find_vfio_device(sysfs, path),
+        personality=ENABLE_VFIO if driver is not None and sysfs.exists(f"{path}/{ENABLE_VFIO}") else None,
+    )
+
+
+def read_devices(sysfs: Sysfs) -> tuple[Device, ...]:
+    """All PCI functions, by address. One that goes away meanwhile is left out."""
+    devices = []
+    for name in sysfs.list(DEVICES):
+        try:
+            devices.append(read_device(sysfs, parse_address(name)))
+        except FlavourError as error:
+            if error.errno != errno.ENODEV:
+                raise
+    return tuple(devices)
+
+
+def find_driver_module(sysfs: Sysfs, driver: str | None) -> str | None:
+    """The module of a PCI driver; None for a built-in one and for no driver."""
+    return None if driver is None else sysfs.find_link(f"{DRIVERS}/{driver}/module")
+
+
+def find_vfio_device(sysfs: Sysfs, path: str) -> str | None:
+    """The VFIO device of a PCI device, e.g. `vfio0` (kernel 6.1 and later: vfio_main.c names them so)."""
+    names = sysfs.list(f"{path}/vfio-dev")
+    return names[0] if names else None
+
+
+def _read_hex(sysfs: Sysfs, path: str, name: str) -> int:
+    text = sysfs.read(f"{path}/{name}")
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise FlavourError(f"{path}/{name} reads {text[:32]!r}, not a hexadecimal number", errno=errno.EIO) from None

@@ -1,0 +1,87 @@
+"""Loading modules, and which PCI drivers they bring."""
+
+import asyncio
+
+from ..model.errors import FlavourError
+from .hands import Blocked, Hands, Operation, Result
+from .inventory import DRIVERS
+from .sysfs import Sysfs
+
+
+class NotLoaded(Exception):
+    """A module could not be had; the text is the reason, one phrase."""
+
+
+class Modules:
+    """Loads modules by the `modprobe` program, each with a deadline.
+
+    A load can hang in the module's init, and its modprobe is unkillable then. It is left behind; a
+    second wish for the same module waits for it instead of starting another.
+    """
+
+    def __init__(self, sysfs: Sysfs, hands: Hands) -> None:
+        self._sysfs = sysfs
+        self._hands = hands
+        self._pending: dict[str, asyncio.Future[list[Result]]] = {}
+
+    def find_drivers(self, module: str) -> tuple[str, ...]:
+        """The names of a live module's PCI drivers; none when it isn't there or isn't ready.
+
+        A driver's name can't be told from its module's (`vfio_pci` brings `vfio-pci`).
+        """
+        base = f"/sys/module/{module}"
+        if self._sysfs.exists(f"{base}/initstate") and self._sysfs.read(f"{base}/initstate") != "live":
+            return ()
+        return tuple(
+            name.removeprefix("pci:") for name in self._sysfs.list(f"{base}/drivers") if name.startswith("pci:")
+        )
+
+    def has_driver(self, driver: str) -> bool:
+        return self._sysfs.exists(f"{DRIVERS}/{driver}")
+
+    async def load(self, module: str, timeout: float) -> tuple[str, ...]:
+        """The module's PCI drivers, loading it when it isn't there. Raises NotLoaded.
+
+        `modprobe` exits 0 also where it loaded nothing (kmod: blacklisted, or an `install` command),
+        so what counts is what is in sysfs afterwards.
+        """
+        if drivers := self.find_drivers(module):
+            return drivers
+        status, said = await self._run(module, ("run", "modprobe", "--", module), timeout)
+        if drivers := self.find_drivers(module):
+            return drivers
+        if status:
+            last = said.splitlines()[-1] if said else f"modprobe ended with status {status}"
+            raise NotLoaded(last.removeprefix("modprobe: ").removeprefix("ERROR: "))
+        if not self._sysfs.exists(f"/sys/module/{module}"):
+            raise NotLoaded("modprobe reported success, but the module is not there (an install command?)")
+        raise NotLoaded("the module is there, but registers no PCI driver")
+
+    async def load_native(self, modalias: str, timeout: float) -> None:
+        """Load what udev would load for a device, blacklists respected. Whether it helped shows in sysfs."""
+        try:
+            await self._run(modalias, ("run", "modprobe", "-q", "-b", "--", modalias), timeout)
+        except NotLoaded:
+            return  # the kernel's probe that follows says what there is
+
+    async def _run(self, name: str, operation: Operation, timeout: float) -> tuple[int, str]:
+        pending = self._pending.get(name)
+        try:
+            if pending is None:
+                results = await self._hands.carry_out([operation], timeout=timeout)
+            else:
+                done, _ = await asyncio.wait([pending], timeout=timeout)
+                if not done:
+                    raise NotLoaded(f"still not loaded after another {timeout:g} s")
+                results = pending.result()
+        except Blocked as blocked:
+            self._pending[name] = blocked.finished
+            blocked.finished.add_done_callback(lambda _: self._pending.pop(name, None))
+            raise NotLoaded(f"not loaded within {timeout:g} s; its modprobe is still in the kernel") from blocked
+        except FlavourError as error:
+            raise NotLoaded(str(error)) from error
+        if results[-1].errno:
+            raise NotLoaded("the modprobe program can't be started")
+        value = results[-1].value
+        assert isinstance(value, list)  # as hand.run returns it
+        return int(value[0]), str(value[1])

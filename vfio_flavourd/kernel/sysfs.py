@@ -1,0 +1,68 @@
+"""Reads of sysfs, with its root injected.
+
+Writes are not here: they may block for as long as somebody holds the device, so they are made by a
+process of their own (`hands`).
+"""
+
+import errno
+import os
+
+from ..model.errors import FlavourError
+
+
+class Sysfs:
+    """Reads below `root` (empty for the real one). Every path is given as the kernel names it, from `/sys`."""
+
+    def __init__(self, root: str = "") -> None:
+        self.root = root
+
+    def read(self, path: str) -> str:
+        """An attribute's text without its newline. Raises FlavourError: ENODEV when it is gone, else EIO."""
+        try:
+            with open(self.root + path, "rb", buffering=0) as file:
+                return file.read(4096).decode("utf-8", "replace").rstrip("\n\0")
+        except OSError as error:
+            raise self._translate(path, error) from error
+
+    def find_link(self, path: str) -> str | None:
+        """The last part of a link's target; None when there is no such link."""
+        try:
+            target = os.readlink(self.root + path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._translate(path, error) from error
+        return target[target.rfind("/") + 1 :]
+
+    def resolve(self, path: str) -> str | None:
+        """Where a path leads, as the kernel names it; None when it leads nowhere."""
+        real = os.path.realpath(self.root + path)
+        return real[len(os.path.realpath(self.root or "/").rstrip("/")) :] if os.path.exists(real) else None
+
+    def list(self, path: str) -> tuple[str, ...]:
+        """The sorted names in a directory; none when it does not exist."""
+        try:
+            return tuple(sorted(os.listdir(self.root + path)))
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        except OSError as error:
+            raise self._translate(path, error) from error
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(self.root + path)
+
+    def read_inode(self, path: str) -> int:
+        """Raises FlavourError, as `read` does."""
+        try:
+            return os.stat(self.root + path).st_ino
+        except OSError as error:
+            raise self._translate(path, error) from error
+
+    @staticmethod
+    def _translate(path: str, error: OSError) -> FlavourError:
+        # A directory that vanishes while it is read gives ENOENT, an attribute of a removed device ENODEV.
+        gone = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+        return FlavourError(
+            f"reading {path!r} failed: {os.strerror(error.errno or errno.EIO)}",
+            errno=errno.ENODEV if gone else errno.EIO,
+        )

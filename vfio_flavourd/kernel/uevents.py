@@ -1,0 +1,111 @@
+"""uevents and the udev database; the only importer of pyudev.
+
+Events are hints, sysfs is the truth: after an overflow, when thousands may be lost at once, the reader
+is told to look at everything again.
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyudev
+
+from ..model.address import PciAddress, parse_address
+from ..model.errors import FlavourError
+
+_log = logging.getLogger(__name__)
+
+# With the default of 200 KiB a burst of a few thousand events overflows; with this 5,000 did not.
+_RECEIVE_BUFFER = 128 * 1024 * 1024
+
+# The tag that the project's udev rule gives to a device with a wish.
+_TAG = "vfio-flavour"
+
+
+@dataclass(frozen=True, slots=True)
+class Uevent:
+    """`wish` is the flavour asked for by the event, or None; `seqnum` the kernel's number for it."""
+
+    action: str
+    address: PciAddress
+    wish: str | None
+    seqnum: int
+
+
+class Uevents:
+    """udev's events for PCI devices and their VFIO children, and its database."""
+
+    def __init__(self) -> None:
+        self._context = pyudev.Context()
+        self._monitor = pyudev.Monitor.from_netlink(self._context, source="udev")
+        self._monitor.filter_by("pci")
+        self._monitor.filter_by("vfio-dev")
+        try:
+            self._monitor.set_receive_buffer_size(_RECEIVE_BUFFER)
+        except OSError as error:
+            _log.warning("the receive buffer for uevents stays small (%s): an overflow is more likely", error)
+
+    def listen(self, receive: Callable[[Uevent], None], resync: Callable[[], None]) -> None:
+        """Call `receive` for each event from now on, `resync` when some have been lost."""
+        self._monitor.start()
+        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._drain, receive, resync)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+
+    def wishes(self) -> Iterator[Uevent]:
+        """Wishes that came by an event which nobody was there to receive."""
+        for device in self._context.list_devices(subsystem="pci", tag=_TAG):
+            wish, seqnum = device.properties.get("VFIO_FLAVOUR_WISH"), device.properties.get("VFIO_FLAVOUR_WISH_SEQNUM")
+            if wish and seqnum and seqnum.isdecimal():
+                yield Uevent("change", parse_address(device.sys_name), wish, int(seqnum))
+
+    def find_name(self, path: str) -> str:
+        """What the hardware database calls a device, or an empty text."""
+        try:
+            properties = pyudev.Devices.from_path(self._context, path).properties
+        except pyudev.DeviceNotFoundError:
+            return ""
+        vendor = properties.get("ID_VENDOR_FROM_DATABASE", "")
+        model = properties.get("ID_MODEL_FROM_DATABASE", "")
+        return f"{vendor} {model}".strip()
+
+    def _drain(self, receive: Callable[[Uevent], None], resync: Callable[[], None]) -> None:
+        while True:
+            try:
+                device = self._monitor.poll(timeout=0)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                _log.warning("uevents were lost, looking at all devices again")
+                resync()
+                continue
+            if device is None:
+                return
+            event = _parse_event(device)
+            if event is not None:
+                receive(event)
+
+
+def _parse_event(device: pyudev.Device) -> Uevent | None:
+    name = device.sys_name
+    if device.subsystem == "vfio-dev":
+        # …/0000:00:03.0/vfio-dev/vfio0
+        name = device.sys_path.split("/")[-3]
+    try:
+        address = parse_address(name)
+    except FlavourError:
+        return None
+    return Uevent(device.action or "", address, _find_wish(device), device.sequence_number)
+
+
+def _find_wish(device: pyudev.Device) -> str | None:
+    if device.action != "change":
+        return None
+    properties = device.properties
+    # A kernel with the attribute would say so itself; `echo change <uuid> FLAVOUR=vfio > uevent`
+    # arrives with the kernel's prefix.
+    wish: str | None = properties.get("DRIVER_FLAVOUR") or properties.get("SYNTH_ARG_FLAVOUR")
+    return wish

@@ -1,0 +1,57 @@
+"""Snapshots of devices: what was read from the kernel at one moment."""
+
+from dataclasses import dataclass
+
+from .address import PciAddress
+
+# Base class 06h of the PCI code and ID assignment: host, ISA, PCI-to-PCI and other bridges.
+_BRIDGE_CLASS = 0x06
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a device itself.
+
+    The same address can be another device after a hotplug; the inode of the sysfs directory is new
+    each time the kernel adds a device, the IDs tell what it is.
+    """
+
+    vendor: int
+    device: int
+    subsystem_vendor: int
+    subsystem_device: int
+    revision: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One PCI function.
+
+    `path` is its directory as the kernel names it (with `/sys`), `personality` the name of the
+    attribute by which its bound driver becomes a VFIO driver itself, `vfio_device` the name of its
+    child in `vfio-dev/`.
+    """
+
+    address: PciAddress
+    path: str
+    identity: Identity
+    modalias: str
+    class_code: int
+    driver: str | None
+    driver_module: str | None
+    iommu_group: int | None
+    vfio_device: str | None
+    personality: str | None
+
+    @property
+    def is_bridge(self) -> bool:
+        return self.class_code >> 16 == _BRIDGE_CLASS
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Which driver a device has, and which one its `driver_override` asks for; None is no such."""
+
+    driver: str | None
+    override: str | None

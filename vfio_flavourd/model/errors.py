@@ -1,0 +1,14 @@
+"""The one error root."""
+
+
+class FlavourError(Exception):
+    """Something asked for could not be done.
+
+    The text is one line, lower-case, and says what was being done to what. `errno` is what a file
+    system door returns for it; `hint` is what to do next, or empty.
+    """
+
+    def __init__(self, message: str, *, errno: int, hint: str = "") -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.hint = hint

@@ -1,0 +1,44 @@
+"""The state table of a switch: every legal move stands here."""
+
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """How far a switch has got."""
+
+    WAITING = "waiting"  # for its IOMMU group's turn; nothing is touched
+    LOADING = "loading"  # a module; the device is untouched unless a candidate has refused before
+    SWITCHING = "switching"  # the record is on disk; override, unbind, bind
+    VERIFYING = "verifying"  # the driver link and vfio-dev/ are read back
+    UNDOING = "undoing"  # all candidates refused: the device goes back to what it had
+    STUCK = "stuck"  # a write has not returned in time; the device is out of reach
+    DONE = "done"
+    FAILED = "failed"
+
+
+FIRST = frozenset({Phase.WAITING})
+LAST = frozenset({Phase.DONE, Phase.FAILED})
+
+MOVES: dict[Phase, frozenset[Phase]] = {
+    # DONE at once when the device has the flavour already, FAILED when a guard refuses.
+    Phase.WAITING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.DONE, Phase.FAILED}),
+    # LOADING again for the next candidate; UNDOING when the last one can't be loaded and the device
+    # has lost its driver to an earlier one.
+    Phase.LOADING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.FAILED}),
+    # LOADING or SWITCHING again: the probe refused and the next candidate is tried.
+    Phase.SWITCHING: frozenset(
+        {Phase.LOADING, Phase.SWITCHING, Phase.VERIFYING, Phase.UNDOING, Phase.STUCK, Phase.FAILED}
+    ),
+    Phase.VERIFYING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.DONE, Phase.FAILED}),
+    Phase.UNDOING: frozenset({Phase.FAILED, Phase.STUCK}),
+    # The kernel let go: what was written is read back, or undone.
+    Phase.STUCK: frozenset({Phase.UNDOING, Phase.DONE, Phase.FAILED}),
+    Phase.DONE: frozenset(),
+    Phase.FAILED: frozenset(),
+}
+
+
+def check_move(now: Phase, then: Phase) -> None:
+    """Raises ValueError for a move that the table does not have: a bug, not an error."""
+    if then not in MOVES[now]:
+        raise ValueError(f"a switch can't go from {now} to {then}")
