@@ -3,7 +3,7 @@
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vfio_flavourd.model.aliases import AliasTable
@@ -18,8 +18,6 @@ INDEX_FILES = ("modules.alias", "modules.dep", "modules.builtin", "modules.built
 # A second change within a tick of the clock that stamps files can leave the same stamps.
 SETTLED_NS = 50_000_000
 
-_Stamp = tuple[int, int, int, int] | None
-
 
 class ModuleIndex:
     """Keeps the running kernel's AliasTable, or that of `release`."""
@@ -29,7 +27,8 @@ class ModuleIndex:
         self._release = release
         self._modprobe_d = tuple(root / directory / "modprobe.d" for directory in MODPROBE_D)
         self._read_for: str | None = None
-        self._stamps: tuple[tuple[str, _Stamp], ...] = ()
+        self._present: tuple[tuple[str, int, int], ...] = ()
+        self._absent: tuple[str, ...] = ()
         self._settled = False
         self._table = AliasTable(ModuleFiles())
 
@@ -44,21 +43,43 @@ class ModuleIndex:
         return self._table
 
     def _is_fresh(self) -> bool:
-        return all(_read_stamp(path) == stamp for path, stamp in self._stamps)
+        """A file's ctime changes with whatever is done to it, a directory's with each name in it."""
+        try:
+            for path, changed, inode in self._present:
+                status = os.stat(path)  # noqa: PTH116 - a Path would double what each look costs
+                if status.st_ctime_ns != changed or status.st_ino != inode:
+                    return False
+        except OSError:
+            return False
+        return not any(os.access(path, os.F_OK) for path in self._absent)
 
     def _read(self, release: str) -> None:
         places = [self._root / place / release for place in MODULES]
-        modules_dir = next((place for place in places if _read_mode(place)), places[0])
-        absent = [place for place in places if not _read_mode(place)]
+        chosen = next((number for number, place in enumerate(places) if _read_mode(place)), len(places))
+        modules_dir = places[chosen % len(places)]
         index = [modules_dir / name for name in INDEX_FILES]
-        confs = find_conf_files(self._modprobe_d)
-        watched = [str(path) for path in (*absent, modules_dir, *index, *self._modprobe_d, *confs)]
-        self._stamps = tuple((path, _read_stamp(path)) for path in watched)
-        youngest = max((max(stamp[:2]) for _, stamp in self._stamps if stamp), default=0)
-        self._settled = youngest + SETTLED_NS < time.time_ns()
+        self._watch([*places[:chosen], *index, *self._modprobe_d, *find_conf_files(self._modprobe_d)])
         self._read_for = release
         cmdline, _ = _read_file(self._root / "proc/cmdline")
         self._table = read_alias_table(modules_dir, self._modprobe_d, (cmdline or b"").decode("latin-1"))
+
+    def _watch(self, paths: Iterable[Path]) -> None:
+        """Before the files are read: what changes while they are is then read again."""
+        present: dict[tuple[int, int], tuple[str, int, int]] = {}
+        absent = []
+        for path in paths:
+            try:
+                status = path.stat()
+            except OSError:
+                absent.append(str(path))
+            else:
+                # /lib is a link to /usr/lib on most hosts: one look is enough.
+                seen = (str(path), status.st_ctime_ns, status.st_ino)
+                present.setdefault((status.st_dev, status.st_ino), seen)
+        self._present = tuple(present.values())
+        self._absent = tuple(absent)
+        youngest = max((changed for _, changed, _ in self._present), default=0)
+        self._settled = youngest + SETTLED_NS < time.time_ns()
 
 
 def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str) -> AliasTable:
@@ -72,8 +93,8 @@ def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str
     for name in INDEX_FILES:
         path = modules_dir / name
         contents[name], problem = _read_file(path)
-        if name == "modules.alias" and not (contents[name] or b"").strip(b"\0\n\t "):
-            warnings.append(f"no aliases from {str(path)!r}: {problem or 'it is empty'}")
+        if name == "modules.alias" and b"alias" not in (contents[name] or b""):
+            warnings.append(f"no aliases from {str(path)!r}: {problem or 'it has none'}")
     files = ModuleFiles(
         str(modules_dir),
         contents["modules.alias"] or b"",
@@ -143,11 +164,3 @@ def _read_mode(path: Path) -> int:
         return path.stat().st_mode
     except OSError:
         return 0
-
-
-def _read_stamp(path: str) -> _Stamp:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - on each call for each file; a Path costs as much again
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

@@ -1,0 +1,260 @@
+"""The varlink door, spoken to by the project's own client and by the reference one, on a fake kernel."""
+
+import asyncio
+import errno
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import varlink
+from fake_kernel import FakeDriver, FakeKernel, make_engine
+
+from vfio_flavourd.doors import client, interface
+from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
+from vfio_flavourd.model.errors import FlavourError
+
+DEVICE = "0000:01:00.0"
+ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    kernel = FakeKernel(tmp_path)
+    kernel.add_native(kernel.add_device(DEVICE))
+    return kernel
+
+
+@asynccontextmanager
+async def served(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """Both sockets, and the path of the control one."""
+    door = VarlinkDoor(ManagerService(make_engine(kernel, load=2.0), lambda device: "A NIC", lambda: None))
+    paths = {name: str(kernel.root / name) for name in ("control", "readonly")}
+    for name, path in paths.items():
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(path)
+        sock.listen()
+        door.listen(sock, writes=name == "control")
+    monkeypatch.setattr(client, "CONTROL_SOCKET", paths["control"])
+    monkeypatch.setattr(client, "READ_ONLY_SOCKET", paths["readonly"])
+    try:
+        yield paths["control"]
+    finally:
+        door.close()
+
+
+def serve(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, talk: Callable[[str], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        async with served(kernel, monkeypatch) as path:
+            return await talk(path)
+
+    return asyncio.run(run())
+
+
+def test_set_flavour_answers_once_when_the_device_has_it(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(path: str) -> dict[str, Any]:
+        caller = await client.connect(writes=True)
+        answer = await caller.call("SetFlavour", device="01:00.0", flavour="vfio")
+        caller.close()
+        return answer
+
+    outcome = serve(kernel, monkeypatch, talk)["outcome"]
+    assert outcome["driver"] == "vfio-pci"
+    assert outcome["group_node"] == "/dev/vfio/7"
+    driver = kernel.devices[DEVICE].driver
+    assert driver is not None
+    assert driver.name == "vfio-pci"
+
+
+def test_set_flavour_with_more_tells_each_step_and_then_the_outcome(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk(path: str) -> list[dict[str, Any]]:
+        caller = await client.connect(writes=True)
+        replies = [reply async for reply in caller.follow("SetFlavour", device=DEVICE, flavour="vfio")]
+        caller.close()
+        return replies
+
+    replies = serve(kernel, monkeypatch, talk)
+    assert [reply["step"]["what"] for reply in replies[:-1]] == [
+        "load vfio_pci",
+        "set driver_override to vfio-pci",
+        "unbind from e1000e",
+        "bind to vfio-pci",
+    ]
+    assert replies[-1]["outcome"]["driver"] == "vfio-pci"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code"),
+    [
+        ({"device": "0000:0f:00.0", "flavour": "vfio"}, errno.ENODEV),
+        ({"device": DEVICE, "flavour": "vfoi"}, errno.EINVAL),
+        ({"device": "../../x", "flavour": "vfio"}, errno.EINVAL),
+        ({"device": DEVICE + "\n", "flavour": "vfio"}, errno.EINVAL),
+        ({"device": DEVICE, "flavour": "vfio" * 2560}, errno.EINVAL),
+        ({"device": DEVICE, "flavour": "vfio", "drivers": ["-C/tmp/evil"]}, errno.EINVAL),
+        ({"device": DEVICE, "flavour": "vfio", "drivers": ["../../x"]}, errno.EINVAL),
+    ],
+)
+def test_bad_input_gets_its_errno_and_touches_nothing(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any], code: int
+) -> None:
+    async def talk(path: str) -> FlavourError:
+        caller = await client.connect(writes=True)
+        with pytest.raises(FlavourError) as caught:
+            await caller.call("SetFlavour", **parameters)
+        caller.close()
+        return caught.value
+
+    error = serve(kernel, monkeypatch, talk)
+    assert error.errno == code
+    assert len(str(error).splitlines()) == 1
+    assert kernel.writes == []
+
+
+def test_the_read_only_socket_shows_and_does_not_switch(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(path: str) -> tuple[dict[str, Any], list[int]]:
+        caller = await client.connect(writes=False)
+        device = await caller.call("Get", device=DEVICE)
+        codes = []
+        for method, parameters in [
+            ("SetFlavour", {"device": DEVICE, "flavour": "vfio"}),
+            ("Reset", {"device": DEVICE}),
+            ("Reload", {}),
+        ]:
+            with pytest.raises(FlavourError) as caught:
+                await caller.call(method, **parameters)
+            codes.append(caught.value.errno)
+        caller.close()
+        return device, codes
+
+    answer, codes = serve(kernel, monkeypatch, talk)
+    assert answer["device"]["driver"] == "e1000e"
+    assert answer["device"]["flavour"] == "native"
+    assert codes == [errno.EACCES] * 3
+    assert kernel.writes == []
+
+
+def test_a_client_that_hangs_up_before_anything_is_touched_stops_its_switch(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk(path: str) -> None:
+        hang = asyncio.Event()
+        kernel.add_module(FakeDriver("slow", "slow_vfio", vfio=True), alias=ALIAS, hang=hang)
+        caller = await client.connect(writes=True)
+        task = asyncio.create_task(caller.call("SetFlavour", device=DEVICE, flavour="vfio"))
+        await asyncio.sleep(0.05)
+        assert kernel.modules["slow_vfio"].loads == 1
+        caller.close()
+        with pytest.raises(FlavourError):
+            await task
+        await asyncio.sleep(0.05)
+        hang.set()
+        await asyncio.sleep(0.05)
+
+    serve(kernel, monkeypatch, talk)
+    assert kernel.writes == []
+
+
+def test_one_who_wants_no_answer_gets_the_switch_all_the_same(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk(path: str) -> None:
+        caller = await client.connect(writes=True)
+        await caller.send("SetFlavour", device=DEVICE, flavour="vfio")
+        caller.close()
+        await asyncio.sleep(0.1)
+
+    serve(kernel, monkeypatch, talk)
+    driver = kernel.devices[DEVICE].driver
+    assert driver is not None
+    assert driver.name == "vfio-pci"
+
+
+def test_plan_says_what_would_be_done_and_does_nothing(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(path: str) -> list[str]:
+        caller = await client.connect(writes=False)
+        answer = await caller.call("Plan", device=DEVICE, flavour="vfio")
+        caller.close()
+        steps: list[str] = answer["steps"]
+        return steps
+
+    steps = serve(kernel, monkeypatch, talk)
+    assert steps[0] == "load vfio_pci"
+    assert steps[2] == "unbind from e1000e"
+    assert kernel.writes == []
+
+
+def test_monitor_tells_of_switches_that_others_ask_for(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(path: str) -> list[dict[str, Any]]:
+        watcher = await client.connect(writes=False)
+        events: list[dict[str, Any]] = []
+
+        async def watch() -> None:
+            async for event in watcher.follow("Monitor"):
+                events.append(event)
+                if event.get("attempt"):
+                    return
+
+        task = asyncio.create_task(watch())
+        await asyncio.sleep(0.05)
+        caller = await client.connect(writes=True)
+        await caller.call("SetFlavour", device=DEVICE, flavour="vfio")
+        await asyncio.wait_for(task, 2)
+        history = await caller.call("History")
+        assert history["attempts"][-1]["flavour"] == "vfio"
+        caller.close()
+        watcher.close()
+        return events
+
+    events = serve(kernel, monkeypatch, talk)
+    assert events[-1]["attempt"]["error"] == ""
+    assert "unbind from e1000e" in [event["step"]["what"] for event in events[:-1]]
+
+
+def test_the_reference_client_does_a_whole_switch(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reference(path: str) -> Any:
+        with varlink.Client.new_with_address(f"unix:{path}") as found:
+            assert interface.NAME in found.get_service_interfaces() if hasattr(found, "get_service_interfaces") else True
+            with found.open(interface.NAME) as manager:
+                steps = [reply for reply in manager.SetFlavour(device=DEVICE, flavour="vfio", _more=True)]
+                with pytest.raises(varlink.VarlinkError) as caught:
+                    manager.SetFlavour(device=DEVICE, flavour="vfoi")
+                return steps, manager.Get(DEVICE), caught.value
+
+    async def talk(path: str) -> Any:
+        return await asyncio.to_thread(reference, path)
+
+    steps, answer, error = serve(kernel, monkeypatch, talk)
+    assert steps[-1]["outcome"]["driver"] == "vfio-pci"
+    assert answer["device"]["flavour"] == "vfio"
+    assert error.error() == f"{interface.NAME}.InvalidArgument"
+    assert "native or vfio" in error.parameters()["hint"]
+
+
+def test_half_a_frame_and_rubbish_harm_nobody_else(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(path: str) -> dict[str, Any]:
+        rude = [socket.socket(socket.AF_UNIX) for _ in range(50)]
+        for sock in rude:
+            sock.connect(path)
+            sock.send(b'{"method":"io.vfioflavour.Manager.List"' if sock is rude[0] else b"[]\0{}\0nonsense\0")
+        caller = await client.connect(writes=True)
+        answer = await caller.call("Get", device=DEVICE)
+        caller.close()
+        for sock in rude:
+            sock.close()
+        return answer
+
+    assert serve(kernel, monkeypatch, talk)["device"]["device"] == DEVICE
+
+
+def test_every_method_and_error_is_documented_in_the_interface() -> None:
+    text = interface.Manager.render_interface_description()
+    for block in text.split("\n\n"):
+        if block.lstrip("# ").startswith(("method", "error")):
+            raise AssertionError(f"no comment above: {block}")
+    assert json.dumps(text)
