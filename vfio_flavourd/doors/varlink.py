@@ -58,7 +58,7 @@ class Peer:
 _peer: ContextVar[Peer] = ContextVar("peer")
 
 
-class ManagerService(interface.Manager, name=interface.NAME):
+class ManagerService(interface.Manager):
     """Answers for the engine. `find_name` gives a device's name from the hardware database."""
 
     def __init__(self, engine: Engine, find_name: Callable[[Device], str], reload: Callable[[], None]) -> None:

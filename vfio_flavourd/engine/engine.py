@@ -19,17 +19,18 @@ from ..model.flavour import Attempt, DeviceStatus, Flavour, Outcome, Request, St
 from ..model.transition import Phase
 from .forecast import forecast
 from .host import Host
-from .ledger import Record
+from .ledger import Record, find_record
 from .moves import StuckError
 from .recovery import converge
-from .switch import LoadedModules, Switch, find_record
+from .switch import Switch, Way
+from .to_native import restore, to_native
+from .to_vfio import to_vfio
 
 _log = logging.getLogger(__name__)
 
 # Attempts kept for `history`.
 _HISTORY = 256
 
-Work = Callable[[], Coroutine[Any, Any, Outcome]]
 Listener = Callable[[PciAddress, Attempt | StepReport], None]
 
 
@@ -63,7 +64,7 @@ class Engine:
 
     def resolve(self, modalias: str) -> Resolution:
         """Raises FlavourError (EINVAL) for anything that is not a PCI modalias."""
-        return self._host.index.table().resolve(modalias, loaded=LoadedModules(self._host.sysfs))
+        return self._host.resolve(modalias)
 
     def notice(self, address: PciAddress) -> None:
         """A uevent of this device has come."""
@@ -82,9 +83,7 @@ class Engine:
     def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
         device = read_device(self._host.sysfs, request.address)
-        resolution = self._host.index.table().resolve(
-            device.modalias, named=request.drivers, loaded=LoadedModules(self._host.sysfs)
-        )
+        resolution = self._host.resolve(device.modalias, request.drivers)
         return forecast(self._host, device, resolution, request.flavour)
 
     # switching
@@ -92,16 +91,15 @@ class Engine:
     async def set_flavour(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
-        switch = Switch(self._host, request, self._fan_out(request, report))
-        return await self._take(request, switch, switch.run)
+        return await self._take(request, report, to_vfio if request.flavour is Flavour.VFIO else to_native)
 
     async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
         """Back to what was there before the first switch. Raises FlavourError."""
-        switch = Switch(self._host, request, self._fan_out(request, report))
-        return await self._take(request, switch, switch.restore)
+        return await self._take(request, report, restore)
 
-    async def _take(self, request: Request, switch: Switch, work: Work) -> Outcome:
-        task = asyncio.create_task(self._run(request, switch, work))
+    async def _take(self, request: Request, report: Callable[[StepReport], None], way: Way) -> Outcome:
+        switch = Switch(self._host, request, self._fan_out(request, report))
+        task = asyncio.create_task(self._run(request, switch, way))
         self._switches.add(task)
         task.add_done_callback(self._switches.discard)
         try:
@@ -118,11 +116,11 @@ class Engine:
                 task.cancel()
             raise
 
-    async def _run(self, request: Request, switch: Switch, work: Work) -> Outcome:
+    async def _run(self, request: Request, switch: Switch, way: Way) -> Outcome:
         address = request.address
         started = time.time()
         try:
-            outcome = await self._in_turn(request, switch, work)
+            outcome = await self._in_turn(request, switch, way)
         except FlavourError as error:
             self._conclude(request, switch, started, "", error)
             raise
@@ -133,7 +131,7 @@ class Engine:
         self._conclude(request, switch, started, outcome.reason, None, outcome)
         return outcome
 
-    async def _in_turn(self, request: Request, switch: Switch, work: Work) -> Outcome:
+    async def _in_turn(self, request: Request, switch: Switch, way: Way) -> Outcome:
         address = request.address
         device = read_device(self._host.sysfs, address)
         if address in self._stuck:
@@ -150,7 +148,7 @@ class Engine:
         keep_turn = False
         try:
             self._running[address] = switch
-            return await work()
+            return await switch.run(way)
         except StuckError as error:
             keep_turn = True
             self._quarantine(device, error, turn)
@@ -237,7 +235,7 @@ class Engine:
 
     def _status(self, device: Device) -> DeviceStatus:
         table = self._host.index.table()
-        record = find_record(self._host, device)
+        record = find_record(self._host.ledger, device)
         running = self._running.get(device.address)
         stuck = self._stuck.get(device.address, "")
         return DeviceStatus(

@@ -4,8 +4,9 @@ from ..model.aliases import Resolution
 from ..model.device import Binding, Device
 from ..model.flavour import Flavour, find_flavour
 from ..model.plan import plan_move, plan_release
+from .guards import check_allowed
 from .host import Host
-from .switch import check_allowed, find_record
+from .ledger import find_record
 
 
 def forecast(host: Host, device: Device, resolution: Resolution, flavour: Flavour) -> list[str]:
@@ -34,7 +35,7 @@ def forecast(host: Host, device: Device, resolution: Resolution, flavour: Flavou
 
 
 def _forecast_native(host: Host, device: Device) -> list[str]:
-    record = find_record(host, device)
+    record = find_record(host.ledger, device)
     if record is not None and record.personality is not None:
         return [f"write 0 to {record.personality} of {device.driver}, which is not unbound"]
     now = Binding(device.driver, device.driver)

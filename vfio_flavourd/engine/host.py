@@ -6,6 +6,7 @@ from ..kernel.hands import Hands
 from ..kernel.index import ModuleIndex
 from ..kernel.modules import Modules
 from ..kernel.sysfs import Sysfs
+from ..model.aliases import Resolution
 from .changes import Changes
 from .ledger import Ledger
 
@@ -34,3 +35,7 @@ class Host:
     ledger: Ledger
     changes: Changes
     timeouts: Timeouts
+
+    def resolve(self, modalias: str, named: tuple[str, ...] = ()) -> Resolution:
+        """Which drivers would serve it. Raises FlavourError (EINVAL)."""
+        return self.index.table().resolve(modalias, named=named, loaded=self.modules)

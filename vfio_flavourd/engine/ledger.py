@@ -12,14 +12,14 @@ from typing import Any
 
 from ..kernel.processes import Worker
 from ..model.address import PciAddress, parse_address
-from ..model.device import Binding, Identity
+from ..model.device import Binding, Device, Identity
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`origin` is what the device had; None when it was on VFIO before anyone here touched it.
+    """`origin` is what the device had before the first switch, and `origin_flavour` which one that was.
 
     `binding` is what the running or last switch set out for. `personality` names the attribute by
     which the driver was asked, or is None. `worker` is the process that makes the writes while
@@ -91,6 +91,12 @@ class Ledger:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def find_record(ledger: Ledger, device: Device) -> Record | None:
+    """The device's record; one of another device that was at the same address is void."""
+    record = ledger.find(device.address)
+    return record if record is not None and record.identity == device.identity else None
 
 
 def _render(record: Record) -> dict[str, Any]:

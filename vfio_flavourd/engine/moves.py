@@ -12,8 +12,19 @@ from ..model.errors import FlavourError
 from ..model.plan import Action, Step
 from .host import Host
 
-# The errnos that reach the caller of a door as they are; any other is EIO, with the story in the text.
-_SPEAKING = frozenset({errno.EBUSY, errno.ENODEV, errno.ETIMEDOUT, errno.EAGAIN, errno.EACCES})
+# The kernel's errnos that reach the caller of a door as they are; any other is EIO, with the story in the
+# text. ENODEV from a probe says that the driver does not want the device, not that there is none.
+_SPEAKING = frozenset({errno.EBUSY, errno.ETIMEDOUT, errno.EAGAIN, errno.EACCES})
+
+
+class GoneError(FlavourError):
+    """The device is no more, or another one is at its address."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(
+            f"{device.address}: the device went away (or another one came to its address) in the middle of the switch",
+            errno=errno.ENODEV,
+        )
 
 
 class StuckError(FlavourError):
@@ -88,15 +99,8 @@ def _parse_observation(results: list[Result]) -> Observed:
     )
 
 
-def gone(device: Device) -> FlavourError:
-    return FlavourError(
-        f"{device.address}: the device went away (or another one came to its address) in the middle of the switch",
-        errno=errno.ENODEV,
-    )
-
-
 async def observe(host: Host, device: Device, timeout: float) -> Observed:
-    """Raises FlavourError (ENODEV when the device is gone) and StuckError."""
+    """Raises GoneError and StuckError."""
     return await move(host, device, (), timeout)
 
 
@@ -112,7 +116,7 @@ async def move(
     """Carry out the steps in order and read back what came of them, all in one batch.
 
     `timeout` is in seconds. Raises StepError for the first step that failed, StuckError when one does
-    not return in time, FlavourError (ENODEV) when the device is another one than it was.
+    not return in time, GoneError when the device is another one than it was.
     """
 
     def report(result: Result) -> None:
@@ -134,7 +138,7 @@ async def move(
     if not last.errno:
         return _parse_observation(results[len(steps) :])
     if last.errno in (errno.ENODEV, errno.ENOENT) and not _is_there(host, device):
-        raise gone(device)
+        raise GoneError(device)
     if last.index >= len(steps):
         raise FlavourError(f"{device.address}: reading back failed: {describe_errno(last.errno)}", errno=errno.EIO)
     step = steps[last.index]

@@ -1,6 +1,7 @@
 """Loading modules, and which PCI drivers they bring."""
 
 import asyncio
+from collections.abc import Collection, Iterator
 
 from ..model.errors import FlavourError
 from .hands import Blocked, Hands, Operation, Result
@@ -12,8 +13,10 @@ class NotLoaded(Exception):
     """A module could not be had; the text is the reason, one phrase."""
 
 
-class Modules:
-    """Loads modules by the `modprobe` program, each with a deadline.
+class Modules(Collection[str]):
+    """The loaded modules, asked of sysfs; and loading them.
+
+    Loads modules by the `modprobe` program, each with a deadline.
 
     A load can hang in the module's init, and its modprobe is unkillable then. It is left behind; a
     second wish for the same module waits for it instead of starting another.
@@ -23,6 +26,18 @@ class Modules:
         self._sysfs = sysfs
         self._hands = hands
         self._pending: dict[str, asyncio.Future[list[Result]]] = {}
+
+    def __contains__(self, module: object) -> bool:
+        return self._sysfs.exists(f"/sys/module/{module}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sysfs.list("/sys/module"))
+
+    def __len__(self) -> int:
+        return len(self._sysfs.list("/sys/module"))
+
+    def __bool__(self) -> bool:
+        return True
 
     def find_drivers(self, module: str) -> tuple[str, ...]:
         """The names of a live module's PCI drivers; none when it isn't there or isn't ready.

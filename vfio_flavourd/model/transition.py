@@ -16,23 +16,24 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
-FIRST = frozenset({Phase.WAITING})
 LAST = frozenset({Phase.DONE, Phase.FAILED})
 
 MOVES: dict[Phase, frozenset[Phase]] = {
-    # DONE at once when the device has the flavour already, FAILED when a guard refuses.
-    Phase.WAITING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.DONE, Phase.FAILED}),
+    # DONE at once when the device has the flavour already, FAILED when a guard refuses. Reading what it
+    # has may get stuck as well as a write.
+    Phase.WAITING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.STUCK, *LAST}),
     # LOADING again for the next candidate; UNDOING when the last one can't be loaded and the device
-    # has lost its driver to an earlier one.
-    Phase.LOADING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.FAILED}),
+    # has lost its driver to an earlier one; DONE when the named driver has the device already.
+    Phase.LOADING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.STUCK, *LAST}),
     # LOADING or SWITCHING again: the probe refused and the next candidate is tried.
     Phase.SWITCHING: frozenset(
         {Phase.LOADING, Phase.SWITCHING, Phase.VERIFYING, Phase.UNDOING, Phase.STUCK, Phase.FAILED}
     ),
-    Phase.VERIFYING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.DONE, Phase.FAILED}),
+    # LOADING or SWITCHING again: a driver took the device, but no VFIO device appeared.
+    Phase.VERIFYING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.STUCK, *LAST}),
     Phase.UNDOING: frozenset({Phase.FAILED, Phase.STUCK}),
-    # The kernel let go: what was written is read back, or undone.
-    Phase.STUCK: frozenset({Phase.UNDOING, Phase.DONE, Phase.FAILED}),
+    # The one who asked has been told; the engine brings the device to an end when the kernel lets go.
+    Phase.STUCK: frozenset(),
     Phase.DONE: frozenset(),
     Phase.FAILED: frozenset(),
 }

@@ -1,0 +1,104 @@
+"""The way back: the very driver and override that were there, or the kernel's own choice."""
+
+import errno
+
+from ..kernel.modules import NotLoaded
+from ..model.device import Binding, Device
+from ..model.errors import FlavourError
+from ..model.flavour import Flavour, Outcome, find_flavour
+from ..model.plan import plan_move, plan_release
+from ..model.transition import Phase
+from .ledger import Record, find_record
+from .moves import StepError
+from .personality import ask
+from .switch import Aim, Switch
+
+
+async def to_native(switch: Switch, device: Device) -> Outcome:
+    """Raises FlavourError; the device then is as it was, or the text says that it could not be."""
+    record = find_record(switch.host.ledger, device)
+    vfio_modules = switch.host.index.table().flavoured_modules()
+    if find_flavour(device, vfio_modules) is Flavour.NATIVE:
+        return switch.unchanged(device, "the device had this flavour already")
+    if (device.driver_module or "") not in vfio_modules:
+        return await _ask_back(switch, device, record)
+    if record is not None and record.origin_flavour is Flavour.NATIVE:
+        return await _give_back(switch, device, record)
+    return await _release(switch, device)
+
+
+async def restore(switch: Switch, device: Device) -> Outcome:
+    """What was there before the first switch, whatever flavour that was."""
+    record = find_record(switch.host.ledger, device)
+    if record is None:
+        return switch.unchanged(device, "nothing is on record for this device")
+    if record.personality is not None:
+        return await to_native(switch, device)
+    return await _give_back(switch, device, record)
+
+
+async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Outcome:
+    """It is a VFIO device by the doing of a driver that is not a VFIO one."""
+    attribute = record.personality if record is not None and record.personality else device.personality
+    if attribute is None:
+        raise FlavourError(
+            f"{device.address}: {device.driver} made it a VFIO device by itself, and there is no attribute "
+            "to ask it back with",
+            errno=errno.EIO,
+        )
+    return await ask(switch, device, attribute, "0")
+
+
+async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
+    goal = record.origin
+    await _load_driver(switch, device, record)
+    before = (await switch.observe(device)).binding
+    aim = Aim(record.origin_flavour, before, goal)
+    try:
+        after = await switch.carry_out(device, plan_move(before, goal), aim)
+    except StepError as error:
+        raise await switch.undo(device, before, error) from error
+    if after.binding != goal:
+        wrong = FlavourError(
+            f"{device.address}: it should have {goal.driver or 'no driver'} again, but has "
+            f"{after.binding.driver or 'none'}",
+            errno=errno.EIO,
+        )
+        raise await switch.undo(device, before, wrong)
+    switch.settle(device, after)
+    reason = "what the device had before" if goal.driver else "the device had no driver before"
+    return switch.outcome(device, after, before.driver, reason)
+
+
+async def _release(switch: Switch, device: Device) -> Outcome:
+    """It was on VFIO before anyone here saw it: nobody knows what it had."""
+    switch.enter(Phase.LOADING)
+    await switch.load_native(device.modalias)
+    before = (await switch.observe(device)).binding
+    try:
+        after = await switch.carry_out(device, plan_release(before), Aim(Flavour.NATIVE, before))
+    except StepError as error:
+        raise await switch.undo(device, before, error) from error
+    if after.vfio_device is not None:
+        still = FlavourError(f"{device.address}: it is still a VFIO device", errno=errno.EIO)
+        raise await switch.undo(device, before, still)
+    switch.settle(device, after)
+    reason = "the kernel's own choice: nothing is on record of what the device had before"
+    return switch.outcome(device, after, before.driver, reason)
+
+
+async def _load_driver(switch: Switch, device: Device, record: Record) -> None:
+    """It may have been unloaded meanwhile; load it while VFIO still has the device."""
+    driver = record.origin.driver
+    if driver is None or switch.host.modules.has_driver(driver):
+        return
+    module = record.origin_module or driver
+    switch.enter(Phase.LOADING)
+    try:
+        await switch.load(module)
+    except NotLoaded as error:
+        raise FlavourError(
+            f"{device.address}: its driver {driver} is no longer there and {module} can't be loaded: {error}",
+            errno=errno.EIO,
+            hint=f"modprobe {module}",
+        ) from error

@@ -1,0 +1,108 @@
+"""The way to VFIO: by the driver's own doing, or by the first candidate that takes the device."""
+
+import errno
+
+from ..kernel.modules import NotLoaded
+from ..model.aliases import Candidate, Resolution, Source
+from ..model.device import Binding, Device
+from ..model.errors import FlavourError
+from ..model.flavour import Flavour, Outcome
+from ..model.plan import Action, plan_move
+from ..model.transition import Phase
+from .moves import Observed, StepError, describe_errno
+from .personality import ask
+from .switch import Aim, Switch
+
+
+async def to_vfio(switch: Switch, device: Device) -> Outcome:
+    """Raises FlavourError; the device then is as it was, or the text says that it could not be."""
+    named = switch.request.drivers
+    if device.vfio_device is not None and not named:
+        return switch.unchanged(device, "the device had this flavour already")
+    if device.iommu_group is None:
+        raise FlavourError(
+            f"{device.address}: the device is in no IOMMU group, so VFIO can't isolate it",
+            errno=errno.EIO,
+            hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on)",
+        )
+    if device.personality is None:
+        return await _Candidates(switch, device, switch.host.resolve(device.modalias, named)).run()
+    if named:
+        raise FlavourError(
+            f"{device.address}: its driver {device.driver} becomes a VFIO driver itself "
+            f"({device.personality}) and is never unbound",
+            errno=errno.EINVAL,
+            hint="leave out the driver's name",
+        )
+    return await ask(switch, device, device.personality, "1")
+
+
+class _Candidates:
+    """Tries one after the other; `_refusals` is the story so far."""
+
+    def __init__(self, switch: Switch, device: Device, resolution: Resolution) -> None:
+        self._switch = switch
+        self._device = device
+        self._resolution = resolution
+        self._refusals: list[str] = []
+        self._errno = errno.EIO
+        self._before: Observed | None = None  # read when there is a driver to give the device to
+
+    async def run(self) -> Outcome:
+        for candidate in self._resolution.accepted:
+            for driver in await self._load(candidate):
+                if outcome := await self._try(candidate, driver):
+                    return outcome
+        address = self._device.address
+        failure = FlavourError(
+            f"{address}: no VFIO driver could be had: {'; '.join(self._refusals) or 'every candidate is rejected'}",
+            errno=self._errno,
+            hint=f"flavourctl resolve {address} shows the candidates, dmesg what a driver said",
+        )
+        if self._before is None:
+            raise failure
+        raise await self._switch.undo(self._device, self._before.binding, failure)
+
+    async def _load(self, candidate: Candidate) -> tuple[str, ...]:
+        self._switch.enter(Phase.LOADING)
+        try:
+            return await self._switch.load(candidate.module)
+        except NotLoaded as error:
+            self._refusals.append(f"{candidate.module}: {error}")
+            return ()
+
+    async def _try(self, candidate: Candidate, driver: str) -> Outcome | None:
+        """None when it refused and the next one is to be tried."""
+        switch, device = self._switch, self._device
+        now = await switch.observe(device)
+        if self._before is None:
+            self._before = now
+        if now.binding.driver == driver and now.vfio_device is not None:
+            return switch.unchanged(device, f"{driver} has the device already")
+        before = self._before
+        goal = Binding(driver, driver)
+        try:
+            after = await switch.carry_out(
+                device, plan_move(now.binding, goal), Aim(Flavour.VFIO, before.binding, goal)
+            )
+        except StepError as error:
+            if error.step.action is not Action.BIND:
+                raise await switch.undo(device, before.binding, error) from error
+            self._refusals.append(f"{candidate.module} refused: {describe_errno(error.code)}")
+            self._errno = error.errno
+            return None
+        if after.binding.driver != driver or after.vfio_device is None:
+            self._refusals.append(f"{candidate.module} took the device, but no VFIO device appeared")
+            return None
+        switch.settle(device, after)
+        reason = candidate.reason
+        if self._refusals:
+            reason = f"{reason}; tried before: {'; '.join(self._refusals)}"
+        return switch.outcome(
+            device, after, before.binding.driver, reason, fallback=self._is_fallback(candidate)
+        )
+
+    def _is_fallback(self, candidate: Candidate) -> bool:
+        """The generic driver, though something better was known."""
+        others = any(each.source is not Source.FALLBACK for each in self._resolution.candidates)
+        return candidate.source is Source.FALLBACK and others
