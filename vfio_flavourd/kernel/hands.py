@@ -93,7 +93,8 @@ class Hands:
         hand.expected = len(operations)
         hand.results = []
         hand.watch = watch
-        hand.finished = asyncio.get_running_loop().create_future()
+        finished: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        hand.finished = finished
         if begun is not None:
             begun(hand.process.pid)
         batch = {
@@ -104,10 +105,10 @@ class Hands:
             ],
         }
         hand.sock.send(json.dumps(batch).encode() + b"\n")
-        done, _ = await asyncio.wait([hand.finished], timeout=timeout)
+        done, _ = await asyncio.wait([finished], timeout=timeout)
         if not done:
-            raise Blocked(hand.process.pid, hand.results, hand.finished)
-        return hand.finished.result()
+            raise Blocked(hand.process.pid, hand.results, finished)
+        return finished.result()
 
     def close(self) -> None:
         """Let the idle workers end; one that is busy ends by itself when its batch does."""
