@@ -9,7 +9,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from vfio_flavourd.engine.changes import Changes
@@ -27,7 +27,10 @@ GENERIC_ALIAS = "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci"
 
 @dataclass(eq=False)
 class FakeDriver:
-    """`ids` are the (vendor, device) pairs that it takes without an override; a VFIO driver has none."""
+    """`ids` are the (vendor, device) pairs that it takes without an override; a VFIO driver has none.
+
+    While `remove_blocks` is set an unbind waits for it, as it does for a guest that holds the device.
+    """
 
     name: str
     module: str | None
@@ -50,6 +53,8 @@ class FakeModule:
 
 @dataclass(eq=False)
 class FakeDevice:
+    """`held` is the device's lock in other hands: what takes the lock waits for it."""
+
     address: str
     vendor: int
     device: int
@@ -60,7 +65,7 @@ class FakeDevice:
     can_probe: bool = True
     personality_errno: int | None = None
     removed: bool = False
-    lost_writes: set[str] = field(default_factory=set)
+    held: asyncio.Event | None = None
 
     @property
     def modalias(self) -> str:
@@ -71,7 +76,11 @@ class FakeDevice:
 
 
 class FakeKernel:
-    """Keeps the tree under `root` true to its devices, drivers and modules; `writes` is what was written."""
+    """Keeps the tree under `root` true to its devices, drivers and modules; `writes` is what was written.
+
+    With `crash_after` the daemon is killed before the operation that comes after so many; the worker with
+    it, unless `batch_goes_on`.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -80,7 +89,10 @@ class FakeKernel:
         self.modules: dict[str, FakeModule] = {}
         self.writes: list[str] = []
         self.crash_after: int | None = None
+        self.batch_goes_on = False
         self._vfio_devices = 0
+        self._processes = 1000
+        self._exits: dict[int, list[asyncio.Future[None]]] = {}
         for path in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "sys/module", f"lib/modules/{RELEASE}", "run"):
             (root / path).mkdir(parents=True)
         self.write_index([])
@@ -178,6 +190,34 @@ class FakeKernel:
         (self.root / "sys/module" / name / "drivers").rmdir()
         (self.root / "sys/module" / name).rmdir()
 
+    def add_personality(self, device: FakeDevice) -> Path:
+        """The attribute by which the driver that has the device turns itself into a VFIO driver."""
+        path = self.path(device) / "enable_vfio"
+        path.write_text("0\n", encoding="ascii")
+        return path
+
+    def start_process(self) -> int:
+        self._processes += 1
+        path = self.root / f"proc/{self._processes}"
+        path.mkdir(parents=True)
+        fields = " ".join(str(number) for number in range(4, 30))
+        (path / "stat").write_text(f"{self._processes} (python3) S {fields}", encoding="ascii")
+        return self._processes
+
+    def end_process(self, pid: int) -> None:
+        (self.root / f"proc/{pid}/stat").unlink()
+        (self.root / f"proc/{pid}").rmdir()
+        for ended in self._exits.pop(pid, []):
+            ended.set_result(None)
+
+    def await_exit(self, pid: int) -> "asyncio.Future[None]":
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if (self.root / f"proc/{pid}").exists():
+            self._exits.setdefault(pid, []).append(ended)
+        else:
+            ended.set_result(None)
+        return ended
+
     # behaving
 
     def path(self, device: FakeDevice) -> Path:
@@ -214,18 +254,30 @@ class FakeKernel:
         base.rmdir()
 
     def release(self, device: FakeDevice) -> None:
+        self._hide_driver(device)
+        device.driver = None
+
+    def _hide_driver(self, device: FakeDevice) -> None:
+        """__device_release_driver() takes the link away before the driver's remove() runs, and
+        vfio_unregister_group_dev() the VFIO device before it waits for who uses it."""
         assert device.driver is not None
         if device.driver.vfio:
             self.remove_vfio_device(device)
         (self.path(device) / "driver").unlink()
-        device.driver = None
+
+    @staticmethod
+    async def take_lock(device: FakeDevice) -> None:
+        while device.held is not None:
+            await device.held.wait()
+            if device.held.is_set():
+                device.held = None
 
     async def write(self, path: str, text: str) -> None:
         """A store to sysfs; raises OSError."""
         self.writes.append(f"{path.removeprefix('/sys/bus/pci/')} {text.strip()}".strip())
         parts = path.split("/")
         if path == "/sys/bus/pci/drivers_probe":
-            device = self._find(text)
+            device = self.find(text)
             if device.driver is None:
                 for driver in list(self.drivers.values()):
                     if self.matches(driver, device):
@@ -236,17 +288,29 @@ class FakeKernel:
                 raise OSError(errno.ENOENT, "no such driver")
             await self._write_driver(self.drivers[parts[5]], parts[6], text)
         else:
-            self._write_device(self.devices[parts[4]], parts[5], text)
+            device = self.find(parts[4])
+            if parts[5] == "driver_override":
+                await self.take_lock(device)
+            self._write_device(device, parts[5], text)
 
     async def _write_driver(self, driver: FakeDriver, attribute: str, address: str) -> None:
-        device = self._find(address)
+        device = self.find(address)
         if attribute == "unbind":
+            # unbind_store() looks before it takes the lock, device_driver_detach() again under it.
             if device.driver is not driver:
                 raise OSError(errno.ENODEV, "another driver has it")
+            await self.take_lock(device)
+            if device.driver is not driver:
+                return
+            self._hide_driver(device)
             if driver.remove_blocks is not None:
+                device.held = driver.remove_blocks
                 await driver.remove_blocks.wait()
-            self.release(device)
+                device.held = None
+            device.driver = None
             return
+        if device.driver is None:
+            await self.take_lock(device)
         if not self.matches(driver, device):
             raise OSError(errno.ENODEV, "does not match")
         if device.driver is not None:
@@ -256,7 +320,8 @@ class FakeKernel:
 
     def _write_device(self, device: FakeDevice, attribute: str, text: str) -> None:
         if attribute == "driver_override":
-            device.override = text.rstrip("\n") or None
+            # driver_set_override() takes what stands before the first newline; no text clears it.
+            device.override = text.partition("\n")[0] or None
             return
         path = self.path(device) / attribute
         if attribute != "enable_vfio" or not path.exists():
@@ -269,14 +334,14 @@ class FakeKernel:
         else:
             self.remove_vfio_device(device)
 
-    def _find(self, address: str) -> FakeDevice:
+    def find(self, address: str) -> FakeDevice:
         if address not in self.devices:
             raise OSError(errno.ENODEV, "no such device")
         return self.devices[address]
 
 
 class Crash(BaseException):
-    """The daemon is killed here; the worker's batch ends with it."""
+    """The daemon is killed here."""
 
 
 class FakeHands:
@@ -298,22 +363,29 @@ class FakeHands:
     ) -> list[Result]:
         results: list[Result] = []
         finished: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        pid = self._kernel.start_process()
         if begun is not None:
-            begun(os.getpid())
+            begun(pid)
 
         async def work() -> None:
-            try:
-                for index, operation in enumerate(operations):
-                    result = await self._one(index, operation, guard)
+            killed = False
+            for index, operation in enumerate(operations):
+                self.operations += 1
+                if self._kernel.crash_after is not None and self.operations > self._kernel.crash_after:
+                    killed = True
+                    if not self._kernel.batch_goes_on:
+                        break
+                result = await self._one(index, operation, guard)
+                if not killed:
                     results.append(result)
                     if watch is not None:
                         watch(result)
-                    if result.errno:
-                        break
-            except Crash as crash:
-                finished.set_exception(crash)
-                return
-            if not finished.done():
+                if result.errno:
+                    break
+            self._kernel.end_process(pid)
+            if killed:
+                finished.set_exception(Crash())
+            elif not finished.done():
                 finished.set_result(results)
 
         task = asyncio.create_task(work())
@@ -321,14 +393,11 @@ class FakeHands:
         task.add_done_callback(self._tasks.discard)
         done, _ = await asyncio.wait([finished], timeout=timeout)
         if not done:
-            raise Blocked(os.getpid(), results, finished)
+            raise Blocked(pid, results, finished)
         return finished.result()
 
     async def _one(self, index: int, operation: Operation, guard: Guard | None) -> Result:
         kind, *rest = operation
-        self.operations += 1
-        if self._kernel.crash_after is not None and self.operations > self._kernel.crash_after:
-            raise Crash
         code, value = 0, None
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -356,8 +425,14 @@ class FakeHands:
         if kind == "write":
             await kernel.write(rest[0], rest[1])
             return None
+        if kind == "expect":
+            override = kernel.devices[rest[0].split("/")[4]].override
+            if (override or "(null)") != rest[1]:
+                raise OSError(errno.ESTALE, "not as expected")
+            return None
         if kind == "read":
-            device = kernel.devices[rest[0].split("/")[4]]
+            device = kernel.find(rest[0].split("/")[4])
+            await kernel.take_lock(device)
             return "(null)" if device.override is None else device.override
         if kind == "link":
             return path.readlink().name if path.is_symlink() else None
@@ -376,17 +451,12 @@ class FakeHands:
         return [0, ""]
 
     def await_exit(self, pid: int) -> "asyncio.Future[None]":
-        ended = asyncio.get_running_loop().create_future()
-        ended.set_result(None)
-        return ended
+        return self._kernel.await_exit(pid)
 
 
 def make_host(kernel: FakeKernel, **timeouts: float) -> Host:
     sysfs = Sysfs(str(kernel.root))
     hands = FakeHands(kernel)
-    proc = kernel.root / f"proc/{os.getpid()}"
-    proc.mkdir(parents=True, exist_ok=True)
-    (proc / "stat").write_text(f"{os.getpid()} (python) S " + " ".join(str(n) for n in range(4, 30)), encoding="ascii")
     ledger = Ledger(kernel.root / "run/devices")
     ledger.load()
     return Host(

@@ -66,6 +66,11 @@ class ManagerService(interface.Manager):
         self._find_name = find_name
         self._reload = reload
 
+    @classmethod
+    def render_interface_description(cls, *, comments: bool = True) -> str:
+        # The words that are for callers stand at the interface.
+        return interface.Manager.render_interface_description(comments=comments)
+
     @varlinkmethod(return_parameter="devices")
     def List(self) -> list[DeviceInfo]:
         with _translated():

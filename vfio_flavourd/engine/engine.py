@@ -144,11 +144,15 @@ class Engine:
         turn = self._turns.setdefault(
             str(device.address) if device.iommu_group is None else f"group {device.iommu_group}", asyncio.Lock()
         )
-        await self._wait_for_turn(turn, request, device)
+        if turn.locked():
+            await self._wait_for_turn(turn, request, device)
+            device = read_device(self._host.sysfs, address)
+        else:
+            await turn.acquire()
         keep_turn = False
         try:
             self._running[address] = switch
-            return await switch.run(way)
+            return await switch.run(device, way)
         except StuckError as error:
             keep_turn = True
             self._quarantine(device, error, turn)

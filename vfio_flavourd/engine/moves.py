@@ -17,6 +17,10 @@ from .host import Host
 _SPEAKING = frozenset({errno.EBUSY, errno.ETIMEDOUT, errno.EAGAIN, errno.EACCES})
 
 
+# How the kernel prints a missing string.
+_NO_OVERRIDE = "(null)"
+
+
 class GoneError(FlavourError):
     """The device is no more, or another one is at its address."""
 
@@ -25,6 +29,10 @@ class GoneError(FlavourError):
             f"{device.address}: the device went away (or another one came to its address) in the middle of the switch",
             errno=errno.ENODEV,
         )
+
+
+class StaleError(Exception):
+    """`driver_override` was not what the steps were planned on; nothing has been written."""
 
 
 class StuckError(FlavourError):
@@ -92,8 +100,7 @@ def _parse_observation(results: list[Result]) -> Observed:
     return Observed(
         Binding(
             driver=str(driver) if driver is not None else None,
-            # The kernel prints a missing string so.
-            override=None if override == "(null)" else override,
+            override=None if override == _NO_OVERRIDE else override,
         ),
         vfio_device=str(names[0]) if names else None,
     )
@@ -110,38 +117,46 @@ async def move(
     steps: tuple[Step, ...],
     timeout: float,
     *,
+    expected: Binding | None = None,
     begun: Callable[[int], None] | None = None,
     watch: Callable[[Step, Result], None] | None = None,
 ) -> Observed:
     """Carry out the steps in order and read back what came of them, all in one batch.
 
-    `timeout` is in seconds. Raises StepError for the first step that failed, StuckError when one does
+    `timeout` is in seconds. `expected` is what the steps were planned on without having read the
+    override: StaleError when that is another. Raises StepError for the first step that failed, StuckError when one does
     not return in time, GoneError when the device is another one than it was.
     """
 
+    first = 0 if expected is None else 1
+
     def report(result: Result) -> None:
-        if watch is not None and result.index < len(steps):
-            watch(steps[result.index], result)
+        if watch is not None and first <= result.index < first + len(steps):
+            watch(steps[result.index - first], result)
 
     operations = [*(render_step(device, step) for step in steps), *_render_observation(device)]
+    if expected is not None:
+        operations.insert(0, ("expect", f"{device.path}/driver_override", expected.override or _NO_OVERRIDE))
     try:
         results = await host.hands.carry_out(
             operations, timeout=timeout, guard=(device.path, device.identity.inode), begun=begun, watch=report
         )
     except Blocked as blocked:
-        at = len(blocked.results)
-        what = str(steps[at]) if at < len(steps) else "reading back"
+        at = len(blocked.results) - first
+        what = str(steps[at]) if 0 <= at < len(steps) else "reading what it has"
         raise StuckError(
             f"{device.address}: '{what}' has not returned for {timeout:g} s (process {blocked.pid})", blocked
         ) from blocked
     last = results[-1]
     if not last.errno:
-        return _parse_observation(results[len(steps) :])
+        return _parse_observation(results[first + len(steps) :])
     if last.errno in (errno.ENODEV, errno.ENOENT) and not _is_there(host, device):
         raise GoneError(device)
-    if last.index >= len(steps):
-        raise FlavourError(f"{device.address}: reading back failed: {describe_errno(last.errno)}", errno=errno.EIO)
-    step = steps[last.index]
+    if last.index < first and last.errno == errno.ESTALE:
+        raise StaleError
+    if not first <= last.index < first + len(steps):
+        raise FlavourError(f"{device.address}: reading what it has failed: {describe_errno(last.errno)}", errno=errno.EIO)
+    step = steps[last.index - first]
     raise StepError(f"{device.address}: '{step}' failed: {describe_errno(last.errno)}", step, last.errno)
 
 

@@ -16,19 +16,20 @@ async def ask(switch: Switch, device: Device, attribute: str, value: str) -> Out
     Raises FlavourError: the driver's own errno where it fits, ETIMEDOUT when nothing came of it.
     """
     wanted = value == "1"
-    before = await switch.observe(device)
-    aim = Aim(Flavour.VFIO if wanted else Flavour.NATIVE, before.binding, before.binding, attribute)
+    step = Step(Action.ASK, value, attribute)
+    aim = Aim(Flavour.VFIO if wanted else Flavour.NATIVE, personality=attribute)
     try:
-        await switch.carry_out(device, (Step(Action.ASK, value, attribute),), aim)
+        after = await switch.carry_out(device, lambda _: (step,), aim)
     except StepError as error:
         switch.settle(device, await switch.observe(device))
         raise FlavourError(
             f"{device.address}: {device.driver} refused {value} in {attribute}: {describe_errno(error.code)}",
             errno=error.errno,
         ) from error
-    sysfs = switch.host.sysfs
-    await switch.wait_for(device, lambda: bool(sysfs.list(f"{device.path}/vfio-dev")) is wanted)
-    after = await switch.observe(device)
+    if (after.vfio_device is not None) is not wanted:
+        sysfs = switch.host.sysfs
+        await switch.wait_for(device, lambda: bool(sysfs.list(f"{device.path}/vfio-dev")) is wanted)
+        after = await switch.observe(device)
     switch.settle(device, after)
     if (after.vfio_device is not None) is not wanted or after.binding.driver != device.driver:
         raise FlavourError(
@@ -37,4 +38,4 @@ async def ask(switch: Switch, device: Device, attribute: str, value: str) -> Out
             errno=errno.ETIMEDOUT,
         )
     reason = f"{device.driver} changed its own personality ({attribute}), it was not unbound"
-    return switch.outcome(device, after, device.driver, reason)
+    return switch.outcome(device, after, reason)

@@ -1,5 +1,6 @@
 """What becomes of a switch that nobody finished: forward if it got there, else back."""
 
+import errno
 from dataclasses import replace
 
 from ..kernel.inventory import read_device
@@ -35,14 +36,18 @@ async def converge(host: Host, record: Record) -> str:
         else:
             host.ledger.forget(address)
         return f"{now.binding.driver} has the device as {'vfio' if now.vfio_device else 'native'}"
-    if there and now.binding.driver == record.binding.driver:
-        goal = record.binding
-    else:
-        goal = record.origin
+    forward = there and now.binding.driver == record.binding.driver
+    goal = record.binding if forward else record.origin
+    ours = {each for binding in (record.binding, record.origin) for each in (binding.driver, binding.override)}
+    if now.binding.override not in ours | {None}:
+        # Not written by the switch that was cut off, so it is somebody else's.
+        goal = replace(goal, override=now.binding.override)
     after = await move(host, device, plan_move(now.binding, goal), host.timeouts.bind)
     if after.binding != goal:
-        raise FlavourError(f"{address}: it should have {goal.driver or 'no driver'}, but has {after.binding.driver}", errno=5)
-    if goal == record.origin:
+        raise FlavourError(
+            f"{address}: it should have {_name(goal)}, but has {_name(after.binding)}", errno=errno.EIO
+        )
+    if not forward or goal == record.origin:
         host.ledger.forget(address)
         return f"it is back on {_name(goal)}"
     host.ledger.write(settled)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..kernel.hands import Result
-from ..kernel.inventory import read_device
 from ..kernel.modules import NotLoaded
 from ..kernel.processes import read_worker
 from ..model.device import Binding, Device
@@ -21,19 +20,18 @@ from ..model.transition import LAST, Phase, check_move
 from .guards import check_allowed
 from .host import Host
 from .ledger import Record, find_record
-from .moves import GoneError, Observed, StepError, StuckError, describe_errno, move, observe
+from .moves import GoneError, Observed, StaleError, StepError, StuckError, describe_errno, move, observe
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
     """What a move is for, as the record keeps it.
 
-    `before` is what the device has now, `binding` what it is to have (None: the kernel's choice), and
-    `personality` the attribute that asks its driver, where it is not moved at all.
+    `binding` is what the device is to have (None: the kernel's choice), `personality` the attribute
+    that asks its driver, where it is not moved at all.
     """
 
     flavour: Flavour
-    before: Binding
     binding: Binding | None = None
     personality: str | None = None
 
@@ -42,7 +40,8 @@ class Switch:
     """Carries out one request.
 
     `phase` and `steps` can be looked at while it runs; `touched` tells whether anything has been
-    written, from when on it is carried to an end and no longer given up.
+    written, from when on it is carried to an end and no longer given up. `before` is what the device
+    had at the beginning, from the first move on.
     """
 
     def __init__(self, host: Host, request: Request, report: Callable[[StepReport], None]) -> None:
@@ -53,11 +52,11 @@ class Switch:
         self.phase = Phase.WAITING
         self.steps: list[StepReport] = []
         self.touched = False
+        self.before: Binding | None = None
 
-    async def run(self, way: "Way") -> Outcome:
+    async def run(self, device: Device, way: "Way") -> Outcome:
         """Raises FlavourError when the device does not have the flavour afterwards."""
         try:
-            device = read_device(self.host.sysfs, self.request.address)
             check_allowed(device)
             outcome = await way(self, device)
         except StuckError:
@@ -96,36 +95,39 @@ class Switch:
         """Raises GoneError and StuckError."""
         return await observe(self.host, device, self._limit(self.host.timeouts.bind))
 
-    async def carry_out(self, device: Device, steps: tuple[Step, ...], aim: Aim) -> Observed:
+    async def carry_out(
+        self, device: Device, plan: Callable[[Binding], tuple[Step, ...]], aim: Aim
+    ) -> Observed:
         """Write down what there was, then touch the device, then read it back.
 
-        Raises FlavourError (EIO, nothing touched) when it can't be written down, and as `move` does.
+        The first time it goes by what the device should have, and looks only where that is wrong: a
+        look of its own takes as long as the writes. Raises FlavourError (EIO, nothing touched) when it
+        can't be written down, and as `move` does.
         """
-        record = self._make_record(device, aim)
-
-        def begun(pid: int) -> None:
+        if self.before is None:
+            kept = find_record(self.host.ledger, device)
+            self.before = self._expected(device, kept)
             try:
-                self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
-            except OSError as error:
-                raise FlavourError(
-                    f"{device.address}: what it has now can't be recorded ({error.strerror}), so it is left alone",
-                    errno=errno.EIO,
-                    hint="see whether /run is full or read-only",
-                ) from error
-            self.touched = True
+                return await self._carry_out(device, self.before, plan, aim, expected=self.before)
+            except StaleError:
+                if kept is None:
+                    self.host.ledger.forget(device.address)
+                else:
+                    self.host.ledger.write(kept)
+                self.touched = False
+                self.before = (await self.observe(device)).binding
+                return await self._carry_out(device, self.before, plan, aim)
+        now = (await self.observe(device)).binding
+        return await self._carry_out(device, now, plan, aim)
 
-        self.enter(Phase.SWITCHING)
-        limit = self._limit(self.host.timeouts.bind)
-        after = await move(self.host, device, steps, limit, begun=begun, watch=self._watch)
-        self.enter(Phase.VERIFYING)
-        return after
-
-    async def undo(self, device: Device, before: Binding, cause: FlavourError) -> FlavourError:
+    async def undo(self, device: Device, cause: FlavourError) -> FlavourError:
         """Put the device back as it was at the beginning; returns what to tell the one who asked."""
+        if self.before is None:
+            return cause
         self.enter(Phase.UNDOING)
         bind = self.host.timeouts.bind
         now = await observe(self.host, device, bind)
-        goal = before
+        goal = self.before
         if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
             # It was not unbound by us: whoever changed its driver meanwhile keeps it.
             goal = Binding(now.binding.driver, goal.override)
@@ -151,20 +153,15 @@ class Switch:
             settled = replace(record, flavour=flavour, binding=after.binding, switching=False, worker=None)
             self.host.ledger.write(settled)
 
-    def forget(self, device: Device) -> None:
-        self.host.ledger.forget(device.address)
-
     # results
 
-    def outcome(
-        self, device: Device, after: Observed, previous: str | None, reason: str, *, fallback: bool = False
-    ) -> Outcome:
+    def outcome(self, device: Device, after: Observed, reason: str, *, fallback: bool = False) -> Outcome:
         """What was read back, as the one who asked is told."""
         return Outcome(
             address=device.address,
             flavour=Flavour.VFIO if after.vfio_device is not None else Flavour.NATIVE,
             driver=after.binding.driver,
-            previous_driver=previous,
+            previous_driver=self.before.driver if self.before else device.driver,
             fallback=fallback,
             reason=reason,
             vfio_device=after.vfio_device,
@@ -176,7 +173,7 @@ class Switch:
 
     def unchanged(self, device: Device, reason: str) -> Outcome:
         now = Observed(Binding(device.driver, None), device.vfio_device)
-        return replace(self.outcome(device, now, device.driver, reason), changed=False)
+        return replace(self.outcome(device, now, reason), changed=False)
 
     def enter(self, phase: Phase) -> None:
         check_move(self.phase, phase)
@@ -186,17 +183,58 @@ class Switch:
         """Whether it became so while a bind may take."""
         return await self.host.changes.wait_for(device.address, is_so, self._limit(self.host.timeouts.bind))
 
-    def _make_record(self, device: Device, aim: Aim) -> Record:
+    @staticmethod
+    def _expected(device: Device, record: Record | None) -> Binding:
+        """What the device has, as far as that is known without reading what may block its reader."""
+        override = record.binding.override if record is not None and not record.switching else None
+        return Binding(device.driver, override)
+
+    async def _carry_out(
+        self,
+        device: Device,
+        now: Binding,
+        plan: Callable[[Binding], tuple[Step, ...]],
+        aim: Aim,
+        *,
+        expected: Binding | None = None,
+    ) -> Observed:
+        assert self.before is not None
+        record = self._make_record(device, aim, self.before)
+
+        def begun(pid: int) -> None:
+            try:
+                self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
+            except OSError as error:
+                raise FlavourError(
+                    f"{device.address}: what it has now can't be recorded ({error.strerror}), so it is left alone",
+                    errno=errno.EIO,
+                    hint="see whether /run is full or read-only",
+                ) from error
+            self.touched = True
+
+        self.enter(Phase.SWITCHING)
+        limit = self._limit(self.host.timeouts.bind)
+        after = await move(
+            self.host, device, plan(now), limit, expected=expected, begun=begun, watch=self._watch
+        )
+        self.enter(Phase.VERIFYING)
+        return after
+
+    def _make_record(self, device: Device, aim: Aim, before: Binding) -> Record:
         kept = find_record(self.host.ledger, device)
-        vfio_modules = self.host.index.table().flavoured_modules()
+        if kept is not None:
+            origin, flavour, module = kept.origin, kept.origin_flavour, kept.origin_module
+        else:
+            vfio_modules = self.host.index.table().flavoured_modules()
+            origin, flavour, module = before, find_flavour(device, vfio_modules), device.driver_module
         return Record(
             address=device.address,
             identity=device.identity,
-            origin=kept.origin if kept else aim.before,
-            origin_flavour=kept.origin_flavour if kept else find_flavour(device, vfio_modules),
-            origin_module=kept.origin_module if kept else device.driver_module,
+            origin=origin,
+            origin_flavour=flavour,
+            origin_module=module,
             flavour=aim.flavour,
-            binding=aim.binding or Binding(None, None),
+            binding=aim.binding or before,
             personality=aim.personality,
             switching=True,
             worker=None,

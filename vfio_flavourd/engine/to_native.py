@@ -3,7 +3,7 @@
 import errno
 
 from ..kernel.modules import NotLoaded
-from ..model.device import Binding, Device
+from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, find_flavour
 from ..model.plan import plan_move, plan_release
@@ -52,39 +52,38 @@ async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Ou
 async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
     goal = record.origin
     await _load_driver(switch, device, record)
-    before = (await switch.observe(device)).binding
-    aim = Aim(record.origin_flavour, before, goal)
     try:
-        after = await switch.carry_out(device, plan_move(before, goal), aim)
+        after = await switch.carry_out(
+            device, lambda now: plan_move(now, goal), Aim(record.origin_flavour, goal)
+        )
     except StepError as error:
-        raise await switch.undo(device, before, error) from error
+        raise await switch.undo(device, error) from error
     if after.binding != goal:
         wrong = FlavourError(
             f"{device.address}: it should have {goal.driver or 'no driver'} again, but has "
             f"{after.binding.driver or 'none'}",
             errno=errno.EIO,
         )
-        raise await switch.undo(device, before, wrong)
+        raise await switch.undo(device, wrong)
     switch.settle(device, after)
     reason = "what the device had before" if goal.driver else "the device had no driver before"
-    return switch.outcome(device, after, before.driver, reason)
+    return switch.outcome(device, after, reason)
 
 
 async def _release(switch: Switch, device: Device) -> Outcome:
     """It was on VFIO before anyone here saw it: nobody knows what it had."""
     switch.enter(Phase.LOADING)
     await switch.load_native(device.modalias)
-    before = (await switch.observe(device)).binding
     try:
-        after = await switch.carry_out(device, plan_release(before), Aim(Flavour.NATIVE, before))
+        after = await switch.carry_out(device, plan_release, Aim(Flavour.NATIVE))
     except StepError as error:
-        raise await switch.undo(device, before, error) from error
+        raise await switch.undo(device, error) from error
     if after.vfio_device is not None:
         still = FlavourError(f"{device.address}: it is still a VFIO device", errno=errno.EIO)
-        raise await switch.undo(device, before, still)
+        raise await switch.undo(device, still)
     switch.settle(device, after)
     reason = "the kernel's own choice: nothing is on record of what the device had before"
-    return switch.outcome(device, after, before.driver, reason)
+    return switch.outcome(device, after, reason)
 
 
 async def _load_driver(switch: Switch, device: Device, record: Record) -> None:

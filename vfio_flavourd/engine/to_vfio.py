@@ -9,7 +9,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
 from ..model.plan import Action, plan_move
 from ..model.transition import Phase
-from .moves import Observed, StepError, describe_errno
+from .moves import StepError, describe_errno
 from .personality import ask
 from .switch import Aim, Switch
 
@@ -46,7 +46,6 @@ class _Candidates:
         self._resolution = resolution
         self._refusals: list[str] = []
         self._errno = errno.EIO
-        self._before: Observed | None = None  # read when there is a driver to give the device to
 
     async def run(self) -> Outcome:
         for candidate in self._resolution.accepted:
@@ -59,9 +58,7 @@ class _Candidates:
             errno=self._errno,
             hint=f"flavourctl resolve {address} shows the candidates, dmesg what a driver said",
         )
-        if self._before is None:
-            raise failure
-        raise await self._switch.undo(self._device, self._before.binding, failure)
+        raise await self._switch.undo(self._device, failure)
 
     async def _load(self, candidate: Candidate) -> tuple[str, ...]:
         self._switch.enter(Phase.LOADING)
@@ -74,20 +71,14 @@ class _Candidates:
     async def _try(self, candidate: Candidate, driver: str) -> Outcome | None:
         """None when it refused and the next one is to be tried."""
         switch, device = self._switch, self._device
-        now = await switch.observe(device)
-        if self._before is None:
-            self._before = now
-        if now.binding.driver == driver and now.vfio_device is not None:
+        if switch.before is None and device.driver == driver and device.vfio_device is not None:
             return switch.unchanged(device, f"{driver} has the device already")
-        before = self._before
         goal = Binding(driver, driver)
         try:
-            after = await switch.carry_out(
-                device, plan_move(now.binding, goal), Aim(Flavour.VFIO, before.binding, goal)
-            )
+            after = await switch.carry_out(device, lambda now: plan_move(now, goal), Aim(Flavour.VFIO, goal))
         except StepError as error:
             if error.step.action is not Action.BIND:
-                raise await switch.undo(device, before.binding, error) from error
+                raise await switch.undo(device, error) from error
             self._refusals.append(f"{candidate.module} refused: {describe_errno(error.code)}")
             self._errno = error.errno
             return None
@@ -95,12 +86,10 @@ class _Candidates:
             self._refusals.append(f"{candidate.module} took the device, but no VFIO device appeared")
             return None
         switch.settle(device, after)
-        reason = candidate.reason
+        reason = f"{candidate.module}: {candidate.reason}"
         if self._refusals:
             reason = f"{reason}; tried before: {'; '.join(self._refusals)}"
-        return switch.outcome(
-            device, after, before.binding.driver, reason, fallback=self._is_fallback(candidate)
-        )
+        return switch.outcome(device, after, reason, fallback=self._is_fallback(candidate))
 
     def _is_fallback(self, candidate: Candidate) -> bool:
         """The generic driver, though something better was known."""

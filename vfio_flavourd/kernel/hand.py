@@ -40,6 +40,12 @@ def read(path: str) -> str:
         os.close(descriptor)
 
 
+def expect(path: str, text: str) -> None:
+    """Fails with ESTALE when the attribute reads otherwise: what was planned on that does not hold."""
+    if read(path) != text:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
 def link(path: str) -> str | None:
     try:
         return os.path.basename(os.readlink(path))
@@ -76,7 +82,14 @@ def run(*argv: str) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(status), said.decode("utf-8", "replace").strip()
 
 
-OPERATIONS: dict[str, Callable[..., object]] = {"write": write, "read": read, "link": link, "names": names, "run": run}
+OPERATIONS: dict[str, Callable[..., object]] = {
+    "write": write,
+    "read": read,
+    "expect": expect,
+    "link": link,
+    "names": names,
+    "run": run,
+}
 
 
 def check_guard(path: str, inode: int) -> None:

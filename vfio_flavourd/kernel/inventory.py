@@ -9,6 +9,7 @@ import errno
 from ..model.address import PciAddress, parse_address
 from ..model.device import Device, Identity
 from ..model.errors import FlavourError
+from ..model.modalias import parse_modalias
 from .sysfs import Sysfs
 
 DEVICES = "/sys/bus/pci/devices"
@@ -21,26 +22,28 @@ ENABLE_VFIO = "enable_vfio"
 def read_device(sysfs: Sysfs, address: PciAddress) -> Device:
     """Raises FlavourError: ENODEV when there is no such device, or it went away while it was read."""
     link = f"{DEVICES}/{address}"
-    path = sysfs.resolve(link)
+    path = sysfs.follow(link)
     if path is None:
         raise FlavourError(
             f"{address}: no such PCI device", errno=errno.ENODEV, hint="lspci -D lists the devices there are"
         )
+    # The kernel makes the modalias from the very IDs and class that have files of their own.
+    modalias = parse_modalias(sysfs.read(f"{path}/modalias"))
     driver = sysfs.find_link(f"{path}/driver")
     group = sysfs.find_link(f"{path}/iommu_group")
     return Device(
         address=address,
         path=path,
         identity=Identity(
-            vendor=_read_hex(sysfs, path, "vendor"),
-            device=_read_hex(sysfs, path, "device"),
-            subsystem_vendor=_read_hex(sysfs, path, "subsystem_vendor"),
-            subsystem_device=_read_hex(sysfs, path, "subsystem_device"),
+            vendor=int(modalias.vendor, 16),
+            device=int(modalias.device, 16),
+            subsystem_vendor=int(modalias.subvendor, 16),
+            subsystem_device=int(modalias.subdevice, 16),
             revision=_read_hex(sysfs, path, "revision"),
             inode=sysfs.read_inode(path),
         ),
-        modalias=sysfs.read(f"{path}/modalias"),
-        class_code=_read_hex(sysfs, path, "class"),
+        modalias=modalias.text,
+        class_code=int(modalias.base_class + modalias.subclass + modalias.interface, 16),
         driver=driver,
         driver_module=find_driver_module(sysfs, driver),
         iommu_group=int(group) if group is not None else None,

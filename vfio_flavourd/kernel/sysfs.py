@@ -34,10 +34,16 @@ class Sysfs:
             raise self._translate(path, error) from error
         return target[target.rfind("/") + 1 :]
 
-    def resolve(self, path: str) -> str | None:
-        """Where a path leads, as the kernel names it; None when it leads nowhere."""
-        real = os.path.realpath(self.root + path)
-        return real[len(os.path.realpath(self.root or "/").rstrip("/")) :] if os.path.exists(real) else None
+    def follow(self, path: str) -> str | None:
+        """Where one link leads, as the kernel names it; None when there is no such link."""
+        try:
+            target = os.readlink(self.root + path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._translate(path, error) from error
+        # sysfs links are relative; a test's tree may have absolute ones.
+        return os.path.normpath(os.path.join(os.path.dirname(path), target.removeprefix(self.root)))
 
     def list(self, path: str) -> tuple[str, ...]:
         """The sorted names in a directory; none when it does not exist."""

@@ -99,8 +99,9 @@ class FlavourFs(pyfuse3.Operations):
         entry.st_ino = inode
         entry.st_uid = 0
         entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = self._started
-        # Devices come and go, so the kernel keeps nothing.
-        entry.entry_timeout = entry.attr_timeout = 0
+        # Devices come and go, so the kernel keeps no names; what an inode is never changes.
+        entry.entry_timeout = 0
+        entry.attr_timeout = 3600
         if inode == ROOT:
             entry.st_mode = stat.S_IFDIR | 0o755
             return entry
