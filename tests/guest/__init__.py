@@ -1,0 +1,1 @@
+"""A Debian guest with a virtual IOMMU, its test drivers, and the tests that run in it."""

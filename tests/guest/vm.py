@@ -1,0 +1,169 @@
+"""A running guest: QEMU, its control protocol, and commands in it."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from . import host
+from .cache import cache_directory
+from .channel import COMMAND_TIMEOUT, Channel, CommandFailed, Pending, Result
+from .devices import HOTPLUG_PORTS, qemu_devices
+from .errors import RigError
+from .image import Image
+from .qmp import Qmp
+
+# 40 s on two idle cores without KVM; a busy machine takes several times as long.
+BOOT_TIMEOUT = 300.0
+KERNEL_ARGUMENTS = "root=/dev/vda rw console=ttyS0 intel_iommu=on panic=-1 quiet"
+NVME_SIZE = 64 * 1024 * 1024
+CONSOLE_LOGS_KEPT = 20
+
+
+class Guest:
+    """`with Guest(image) as guest:` boots it and ends it; nothing in it outlives that."""
+
+    def __init__(self, image: Image, *, memory_mib: int = 2048, boot_timeout: float = BOOT_TIMEOUT) -> None:
+        self.image = image
+        self.memory_mib = memory_mib
+        self.boot_timeout = boot_timeout
+        self.boot_seconds = 0.0
+        self.state = ""
+        """What `systemctl is-system-running` said after the boot."""
+        self.modules_at_boot: frozenset[str] = frozenset()
+        self.console = _console_log(image.release.name)
+        self._closing = contextlib.ExitStack()
+        self._qemu: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        host.require_for_boot()
+        started = time.monotonic()
+        try:
+            self._start_qemu()
+            if not self._channel.wait_hello(self.boot_timeout):
+                raise RigError(f"no word from the guest's agent within {self.boot_timeout} s")
+            ready = "systemctl is-system-running --wait; udevadm settle"
+            self.state = self.run(ready, timeout=self.boot_timeout, check=False).stdout.strip()
+            self.modules_at_boot = self.loaded_modules()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, RigError):
+                raise RigError(f"the guest did not boot: {error}\n{self.console_tail()}") from error
+            raise
+        self.boot_seconds = time.monotonic() - started
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._qemu is not None:
+            self._qemu.kill()
+            self._qemu.wait()
+        self._closing.close()
+
+    def run(self, command: str, *, timeout: float = COMMAND_TIMEOUT, check: bool = True) -> Result:
+        result = self.start(command).wait(timeout)
+        if check and result.rc != 0:
+            raise CommandFailed(result)
+        return result
+
+    def start(self, command: str) -> Pending:
+        return self._channel.run(command)
+
+    def loaded_modules(self) -> frozenset[str]:
+        return frozenset(line.split()[0] for line in self.read("/proc/modules").splitlines())
+
+    def read(self, path: str) -> str:
+        return self.run(f"cat '{path}'").stdout.removesuffix("\n")
+
+    def push(self, local: Path, remote: str, *, timeout: float = COMMAND_TIMEOUT) -> None:
+        self._channel.push(local, remote, timeout)
+
+    def qmp(self, command: str, **arguments: object) -> Any:
+        return self._qmp.execute(command, arguments)
+
+    def device_add(self, driver: str, *, id: str, port: str = "hotplug1", **properties: object) -> str:
+        """Plugs a device into one of the hotplug ports; returns the address it will have."""
+        self._qmp.forget_events()
+        self.qmp("device_add", driver=driver, id=id, bus=f"{port}_port", addr="0", **properties)
+        return HOTPLUG_PORTS[port]
+
+    def device_del(self, id: str, *, wait: bool = True, timeout: float = COMMAND_TIMEOUT) -> None:
+        """Asks the guest to give the device up, and waits until it has.
+
+        A kernel that can't (a VFIO user holds the device) leaves the request standing: wait=False.
+        """
+        self.qmp("device_del", id=id)
+        if wait:
+            self.wait_device_deleted(id, timeout=timeout)
+
+    def wait_device_deleted(self, id: str, *, timeout: float = COMMAND_TIMEOUT) -> None:
+        self._qmp.wait_event("DEVICE_DELETED", timeout, device=id)
+
+    def console_tail(self, lines: int = 40) -> str:
+        text = self.console.read_text(errors="replace") if self.console.exists() else ""
+        tail = "\n".join(text.splitlines()[-lines:])
+        return f"--- end of '{self.console}':\n{tail}"
+
+    def _start_qemu(self) -> None:
+        # Connected before QEMU starts: no path to wait for, and QEMU's death is an end of file.
+        agent, agent_of_qemu = socket.socketpair()
+        control, control_of_qemu = socket.socketpair()
+        with agent_of_qemu, control_of_qemu, self.console.open("ab") as log:
+            self._qemu = subprocess.Popen(
+                self._command(agent_of_qemu.fileno(), control_of_qemu.fileno()),
+                pass_fds=(agent_of_qemu.fileno(), control_of_qemu.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+        self._channel = Channel(agent)
+        self._closing.callback(self._channel.close)
+        self._closing.callback(control.close)
+        self._qmp = Qmp(control)
+        self._closing.callback(self._qmp.close)
+
+    def _command(self, agent_fd: int, control_fd: int) -> list[str]:
+        scratch = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="guest-"))
+        nvme = Path(scratch) / "nvme.img"
+        nvme.touch()
+        os.truncate(nvme, NVME_SIZE)
+        return [
+            # A guest never outlives the tests, even if they are killed.
+            "setpriv", "--pdeathsig", "KILL", "--",
+            "qemu-system-x86_64",
+            # "max" as it is: with svm taken away systemd could start no process at all.
+            "-machine", "q35,sata=off,smbus=off", "-accel", "tcg,thread=multi", "-cpu", "max",
+            "-smp", "2", "-m", str(self.memory_mib),
+            "-nodefaults", "-display", "none", "-no-reboot",
+            "-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd),
+            "-append", KERNEL_ARGUMENTS,
+            "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
+            "-chardev", f"socket,id=control,fd={control_fd}", "-mon", "chardev=control,mode=control",
+            "-chardev", f"socket,id=agent,fd={agent_fd}",
+            "-drive", f"file={self.image.disk},if=none,id=root,format=raw,snapshot=on",
+            "-drive", f"file={nvme},if=none,id=nvme,format=raw",
+            "-device", "intel-iommu,intremap=off,caching-mode=on",
+            *qemu_devices(),
+            "-device", "virtserialport,bus=agent.0,chardev=agent,name=guest.agent",
+        ]  # fmt: skip
+
+
+def _console_log(release: str) -> Path:
+    """A path of its own; kept after the guest is gone, for whoever wants to know why."""
+    directory = cache_directory() / "consoles"
+    directory.mkdir(parents=True, exist_ok=True)
+    old = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in old[CONSOLE_LOGS_KEPT:]:
+        path.unlink(missing_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f"{release}-", suffix=".log", dir=directory)
+    os.close(fd)
+    return Path(name)
