@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -71,6 +72,9 @@ class Daemon:
             varlink.listen(sock, writes=name == "control")
         uevents = UeventDoor(self._engine, self._uevents, STATE / "last-wish")
         uevents.open()
+        # What is there now stays: no collection needs to look at it again.
+        gc.collect()
+        gc.freeze()
         journal.notify("READY=1")
         self._ping()
         await self._stop.wait()

@@ -55,7 +55,9 @@ class Peer:
         return f"uid {self.uid} pid {self.pid}"
 
 
+# Of the call that is being served.
 _peer: ContextVar[Peer] = ContextVar("peer")
+_wants_steps: ContextVar[bool] = ContextVar("wants_steps")
 
 
 class ManagerService(interface.Manager):
@@ -143,7 +145,9 @@ class ManagerService(interface.Manager):
 
 
 async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
-    """Each step as it happens, then the outcome as the last reply."""
+    """Each step as it happens, where the caller wants them; then the outcome as the last reply."""
+    if not _wants_steps.get():
+        raise LastResult(Progress(step=None, outcome=interface.render_outcome(await switch(request, _ignore))))
     steps: asyncio.Queue[StepReport | None] = asyncio.Queue()
     task: asyncio.Task[Outcome] = asyncio.create_task(switch(request, steps.put_nowait))
     task.add_done_callback(lambda _: steps.put_nowait(None))
@@ -154,6 +158,10 @@ async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
     finally:
         task.cancel()
     raise LastResult(Progress(step=None, outcome=interface.render_outcome(outcome)))
+
+
+def _ignore(_: StepReport) -> None:
+    """The outcome has the steps too."""
 
 
 @contextlib.contextmanager
@@ -210,6 +218,7 @@ class _Protocol(VarlinkServerProtocol):
 
         async def serve() -> None:
             _peer.set(self._peer)
+            _wants_steps.set(call.more)
             if not signature.more:
                 result = await method(**parameters) if signature.asynchronous else method(**parameters)
                 if not call.oneway:

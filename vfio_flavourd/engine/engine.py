@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 # Attempts kept for `history`.
 _HISTORY = 256
 
+# Seconds after the end of an attempt until it is in the log; the answer is sent in less.
+_LOG_DELAY = 0.05
+
 Listener = Callable[[PciAddress, Attempt | StepReport], None]
 
 
@@ -45,6 +48,7 @@ class Engine:
         self._last: dict[PciAddress, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._switches: set[asyncio.Task[Outcome]] = set()
+        self._unlogged: deque[Callable[[], None]] = deque()
         self.history: deque[tuple[PciAddress, Attempt]] = deque(maxlen=_HISTORY)
         self.listeners: set[Listener] = set()
 
@@ -181,6 +185,7 @@ class Engine:
         finished by the worker that is at it, and taken up by the next daemon."""
         if self._switches:
             await asyncio.wait(self._switches, timeout=grace)
+        self._log_ends()
 
     # the stuck ones
 
@@ -253,6 +258,10 @@ class Engine:
             last=self._last.get(device.address),
         )
 
+    def _log_ends(self) -> None:
+        while self._unlogged:
+            self._unlogged.popleft()()
+
     def _fan_out(self, request: Request, report: Callable[[StepReport], None]) -> Callable[[StepReport], None]:
         def fan_out(step: StepReport) -> None:
             report(step)
@@ -280,28 +289,34 @@ class Engine:
         )
         self._last[request.address] = attempt
         self.history.append((request.address, attempt))
-        fields = {
-            "PCI_ADDRESS": str(request.address),
-            "FLAVOUR": str(request.flavour),
-            "REQUESTER": request.requester,
-            "OUTCOME": "failed" if error else "done",
-        }
-        if error is not None:
-            _log.error("%s: to %s: %s", request.address, request.flavour, _without(error, request.address), extra=fields)
-        elif outcome is not None and outcome.changed:
-            fields |= {"DRIVER": outcome.driver or "", "DURATION_USEC": str(int(outcome.duration * 1e6))}
-            log = _log.warning if outcome.fallback else _log.info
-            log(
-                "%s: %s -> %s in %d ms: %s",
-                request.address,
-                outcome.previous_driver or "no driver",
-                outcome.driver or "no driver",
-                outcome.duration * 1000,
-                outcome.reason,
-                extra=fields,
-            )
+        # The one who asked need not wait for the journal.
+        self._unlogged.append(lambda: _log_end(request, error, outcome))
+        asyncio.get_running_loop().call_later(_LOG_DELAY, self._log_ends)
         for listener in list(self.listeners):
             listener(request.address, attempt)
+
+
+def _log_end(request: Request, error: FlavourError | None, outcome: Outcome | None) -> None:
+    fields = {
+        "PCI_ADDRESS": str(request.address),
+        "FLAVOUR": str(request.flavour),
+        "REQUESTER": request.requester,
+        "OUTCOME": "failed" if error else "done",
+    }
+    if error is not None:
+        _log.error("%s: to %s: %s", request.address, request.flavour, _without(error, request.address), extra=fields)
+    elif outcome is not None and outcome.changed:
+        fields |= {"DRIVER": outcome.driver or "", "DURATION_USEC": str(int(outcome.duration * 1e6))}
+        log = _log.warning if outcome.fallback else _log.info
+        log(
+            "%s: %s -> %s in %d ms: %s",
+            request.address,
+            outcome.previous_driver or "no driver",
+            outcome.driver or "no driver",
+            outcome.duration * 1000,
+            outcome.reason,
+            extra=fields,
+        )
 
 
 def _without(error: FlavourError, address: PciAddress) -> str:

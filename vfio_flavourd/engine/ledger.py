@@ -4,9 +4,10 @@ One JSON file a device in the state directory of this boot: bindings don't outli
 do the records. A file is written aside, synced, renamed, and its directory synced.
 """
 
+import errno
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ class Ledger:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._descriptor = -1
         self._records: dict[PciAddress, Record] = {}
 
     def load(self) -> list[str]:
         """Read what is on disk; returns a line for each record that can't be read and is set aside."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         complaints = []
         for path in sorted(self._directory.glob("*.json")):
             try:
@@ -67,30 +70,26 @@ class Ledger:
 
     def write(self, record: Record) -> None:
         """Raises OSError when it can't be made to last; the device must not be touched then."""
-        path = self._path(record.address)
-        aside = path.with_suffix(".new")
-        with open(aside, "w", encoding="ascii") as file:
-            json.dump(_render(record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        self._sync()
+        path = f"{self._directory}/{record.address}"
+        data = json.dumps(_render(record)).encode("ascii")
+        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(f"{path}.new", f"{path}.json")
+        os.fsync(self._descriptor)
         self._records[record.address] = record
 
     def forget(self, address: PciAddress) -> None:
         if self._records.pop(address, None) is not None:
-            self._path(address).unlink(missing_ok=True)
-            self._sync()
+            (self._directory / f"{address}.json").unlink(missing_ok=True)
+            os.fsync(self._descriptor)
 
-    def _path(self, address: PciAddress) -> Path:
-        return self._directory / f"{address}.json"
-
-    def _sync(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def find_record(ledger: Ledger, device: Device) -> Record | None:
@@ -100,7 +99,21 @@ def find_record(ledger: Ledger, device: Device) -> Record | None:
 
 
 def _render(record: Record) -> dict[str, Any]:
-    return asdict(record) | {"version": 1, "address": str(record.address)}
+    # Not dataclasses.asdict: its deep copies would be a good part of a switch's time.
+    identity, worker = record.identity, record.worker
+    return {
+        "version": 1,
+        "address": str(record.address),
+        "identity": {name: getattr(identity, name) for name in Identity.__slots__},
+        "origin": {"driver": record.origin.driver, "override": record.origin.override},
+        "origin_flavour": record.origin_flavour,
+        "origin_module": record.origin_module,
+        "flavour": record.flavour,
+        "binding": {"driver": record.binding.driver, "override": record.binding.override},
+        "personality": record.personality,
+        "switching": record.switching,
+        "worker": None if worker is None else {"pid": worker.pid, "started": worker.started},
+    }
 
 
 def _parse(data: dict[str, Any]) -> Record:

@@ -14,7 +14,7 @@ from ..kernel.modules import NotLoaded
 from ..kernel.processes import read_worker
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepReport, find_flavour
+from ..model.flavour import Flavour, Outcome, Request, StepReport
 from ..model.plan import Action, Step, plan_move
 from ..model.transition import LAST, Phase, check_move
 from .guards import check_allowed
@@ -225,8 +225,8 @@ class Switch:
         if kept is not None:
             origin, flavour, module = kept.origin, kept.origin_flavour, kept.origin_module
         else:
-            vfio_modules = self.host.index.table().flavoured_modules()
-            origin, flavour, module = before, find_flavour(device, vfio_modules), device.driver_module
+            flavour = Flavour.VFIO if device.vfio_device is not None else Flavour.NATIVE
+            origin, module = before, device.driver_module
         return Record(
             address=device.address,
             identity=device.identity,

@@ -88,15 +88,6 @@ class Hands:
         worker's process before it gets the batch. Raises Blocked after `timeout` seconds, FlavourError
         (EIO) when the worker dies.
         """
-        hand = self._idle.pop() if self._idle else self._start()
-        self._busy.add(hand)
-        hand.expected = len(operations)
-        hand.results = []
-        hand.watch = watch
-        finished: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
-        hand.finished = finished
-        if begun is not None:
-            begun(hand.process.pid)
         batch = {
             "guard": None if guard is None else [self._root + guard[0], guard[1]],
             "ops": [
@@ -104,11 +95,33 @@ class Hands:
                 for kind, *rest in operations
             ],
         }
-        hand.sock.send(json.dumps(batch).encode() + b"\n")
+        hand, finished = self._hand_over(json.dumps(batch).encode() + b"\n", begun)
+        hand.expected = len(operations)
+        hand.watch = watch
         done, _ = await asyncio.wait([finished], timeout=timeout)
         if not done:
             raise Blocked(hand.process.pid, hand.results, finished)
         return finished.result()
+
+    def _hand_over(
+        self, batch: bytes, begun: Callable[[int], None] | None
+    ) -> "tuple[_Hand, asyncio.Future[list[Result]]]":
+        while True:
+            hand = self._idle.pop() if self._idle else self._start()
+            try:
+                if begun is not None:
+                    begun(hand.process.pid)
+                hand.sock.send(batch)
+            except (BrokenPipeError, ConnectionResetError):
+                self._dismiss(hand)  # somebody killed a spare worker
+                continue
+            except BaseException:
+                self._idle.append(hand)  # called off before it began
+                raise
+            self._busy.add(hand)
+            hand.results = []
+            hand.finished = asyncio.get_running_loop().create_future()
+            return hand, hand.finished
 
     def close(self) -> None:
         """Let the idle workers end; one that is busy ends by itself when its batch does."""

@@ -23,6 +23,9 @@ GROUP = "vfio-flavour"
 # What a sysfs attribute shows for its size; reads are direct, so it does not matter.
 _SIZE = 4096
 
+# Seconds for which the kernel may keep what never changes.
+_FOR_GOOD = 86400.0
+
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
@@ -64,7 +67,9 @@ class FlavourFs(pyfuse3.Operations):
             return self._attributes(Place(address, Node.DIRECTORY).inode)
         if name not in FILES:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        return self._attributes(Place(find_place(parent_inode).address, FILES[name]).inode)
+        entry = self._attributes(Place(find_place(parent_inode).address, FILES[name]).inode)
+        entry.entry_timeout = _FOR_GOOD  # a device's files stay as long as its directory
+        return entry
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._attributes(inode)
@@ -101,7 +106,7 @@ class FlavourFs(pyfuse3.Operations):
         entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = self._started
         # Devices come and go, so the kernel keeps no names; what an inode is never changes.
         entry.entry_timeout = 0
-        entry.attr_timeout = 3600
+        entry.attr_timeout = _FOR_GOOD
         if inode == ROOT:
             entry.st_mode = stat.S_IFDIR | 0o755
             return entry
