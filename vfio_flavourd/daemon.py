@@ -60,12 +60,15 @@ class Daemon:
         self._hands.prepare()
         self._report_index()
         await self._engine.recover()
-        service = ManagerService(self._engine, lambda device: self._uevents.find_name(device.path), self._reload)
+        service = ManagerService(
+            self._engine, lambda device: self._uevents.find_name(device.path), self._reload
+        )
         varlink = VarlinkDoor(service)
         sockets = journal.activated_sockets()
         if not sockets:
             raise SystemExit(
-                f"vfio-flavourd: no sockets were passed in; it is started by systemd: systemctl start vfio-flavourd"
+                "vfio-flavourd: no sockets were passed in, so it was not started by systemd: "
+                "systemctl start vfio-flavourd"
                 f" ({CONTROL_SOCKET}, {READ_ONLY_SOCKET})"
             )
         for name, sock in sockets.items():

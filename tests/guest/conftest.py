@@ -1,13 +1,26 @@
-"""One guest for the whole session; booting one takes half a minute."""
+"""One guest a release for the whole session; booting one takes half a minute.
 
+`host` is the guest with the project's package in it, seen through real sysfs.
+"""
+
+import contextlib
+import json
 import os
+import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from vfio_flavourd import __version__
 
-from .image import DEFAULT_RELEASE, RELEASES, Image, build_image
+from .channel import COMMAND_TIMEOUT, Pending, Result
+from .devices import UPSTREAM_MODULES, VARIANT_MODULES, Role
+from .image import RELEASES, Image, build_image
 from .vm import Guest
+
+DEB = Path(__file__).parents[2] / f"dist/vfio-flavourd_{__version__}_all.deb"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,14 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--guest-release",
         choices=sorted(RELEASES),
-        default=os.environ.get("VFIO_FLAVOUR_GUEST_RELEASE", DEFAULT_RELEASE),
-        help="the Debian release in the guest (default: $VFIO_FLAVOUR_GUEST_RELEASE or %(default)s)",
+        default=os.environ.get("VFIO_FLAVOUR_GUEST_RELEASE"),
+        help="only this Debian release in the guest (default: $VFIO_FLAVOUR_GUEST_RELEASE or each in turn)",
     )
     group.addoption(
         "--deb",
         type=Path,
         default=os.environ.get("VFIO_FLAVOUR_DEB"),
-        help="the project's package, installed in the guest (default: $VFIO_FLAVOUR_DEB or none)",
+        help="the project's package, installed in the guest (default: $VFIO_FLAVOUR_DEB or what `make deb` built)",
     )
 
 
@@ -38,13 +51,243 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(SLOWEST_TEST))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "release" in metafunc.fixturenames:
+        only = metafunc.config.getoption("--guest-release")
+        # With this scope all tests of one release come before those of the next, one guest after the other.
+        metafunc.parametrize("release", [only] if only else list(RELEASES), indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def image(pytestconfig: pytest.Config) -> Image:
-    deb = pytestconfig.getoption("--deb")
-    return build_image(RELEASES[pytestconfig.getoption("--guest-release")], Path(deb) if deb else None)
+def release(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def deb(pytestconfig: pytest.Config) -> Path | None:
+    given = pytestconfig.getoption("--deb")
+    if given:
+        return Path(given)
+    return DEB if DEB.exists() else None
+
+
+@pytest.fixture(scope="session")
+def image(release: str, deb: Path | None) -> Image:
+    return build_image(RELEASES[release], deb)
 
 
 @pytest.fixture(scope="session")
 def guest(image: Image) -> Iterator[Guest]:
     with Guest(image) as guest:
         yield guest
+
+
+UNITS = "vfio-flavour-fs.service vfio-flavourd.service vfio-flavourd.socket vfio-flavourd-readonly.socket"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobody_answers_the_rigs_own_uevents(
+    request: pytest.FixtureRequest, guest: Guest, deb: Path | None
+) -> Iterator[None]:
+    """test_rig says what the guest does without the project, also where the package is installed."""
+    if deb is None or request.path.stem != "test_rig":
+        yield
+        return
+    masked = "/run/udev/rules.d/90-vfio-flavourd.rules"
+    guest.run(f"""
+        mkdir -p /run/udev/rules.d; ln -s /dev/null {masked}; udevadm control --reload
+        systemctl stop {UNITS}
+    """)
+    yield
+    guest.run(f"rm {masked}; udevadm control --reload; systemctl start {UNITS}")
+
+
+FILES = Path("/run/vfio-flavour")
+VFIO_MODULES = [
+    *VARIANT_MODULES,
+    *UPSTREAM_MODULES,
+    *("vft_flavour", "vft_native_vfio", "vfio_pci", "vfio_iommu_type1", "vfio_pci_core"),
+    *("vfio_virqfd", "vfio"),  # the former is a module of its own before 6.2
+]
+UNLOAD = f"""
+    for module in {" ".join(VFIO_MODULES)}; do
+        if [ -e /sys/module/$module/refcnt ]; then rmmod $module; fi
+    done
+"""
+# Few processes, because each takes its time under software emulation.
+LOOK = r"""
+    cd /sys/bus/pci/devices
+    for device in *; do echo "device $device"; done
+    grep -H . */driver_override | sed 's/^/override /'
+    find */driver -maxdepth 0 -printf 'driver %h:%l\n'
+    find */vfio-dev/* -maxdepth 0 -printf 'vfio %H\n' 2> /dev/null
+    find /run/vfio-flavourd/devices -type f -printf 'record %f\n'
+    cut -d ' ' -f 1 /proc/modules | sed 's/^/module /'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What sysfs says of a device."""
+
+    driver: str | None
+    override: str = "(null)"
+    vfio: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    devices: dict[str, Seen]
+    modules: frozenset[str]
+    records: frozenset[str]
+
+    @property
+    def vfio_modules(self) -> set[str]:
+        return {module for module in VFIO_MODULES if module in self.modules}
+
+    def changed(self, before: "State") -> set[str]:
+        """The devices that are not as they were before, those that came or went among them."""
+        return {bdf for bdf, _ in set(self.devices.items()) ^ set(before.devices.items())}
+
+
+def _parse_state(text: str) -> State:
+    devices: dict[str, Seen] = {}
+    modules, records = set(), set()
+    for line in text.splitlines():
+        kind, _, rest = line.partition(" ")
+        bdf = rest[:12]
+        match kind:
+            case "device":
+                devices[bdf] = Seen(None)
+            case "override":
+                devices[bdf] = replace(devices[bdf], override=rest.partition("driver_override:")[2])
+            case "driver":
+                devices[bdf] = replace(devices[bdf], driver=rest.rpartition("/")[2])
+            case "vfio":
+                devices[bdf] = replace(devices[bdf], vfio=True)
+            case "module":
+                modules.add(rest)
+            case "record":
+                records.add(rest)
+    return State(devices, frozenset(modules), frozenset(records))
+
+
+class Journal:
+    """The daemon's journal from where it was made."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._cursor = guest.run("journalctl -n 0 --show-cursor").stdout.rpartition("cursor: ")[2].strip()
+        self._unit = "_SYSTEMD_UNIT=vfio-flavourd.service"
+
+    def wait_for(self, text: str, timeout: float = COMMAND_TIMEOUT) -> str:
+        follow = f"exec journalctl -f -n all -o cat --after-cursor='{self._cursor}'"
+        with running(self._guest, follow) as journal:
+            return journal.wait_for(text, timeout)
+
+    def records(self, *fields: str) -> list[dict[str, Any]]:
+        self._guest.run("journalctl --sync")
+        lines = self._guest.run(
+            f"journalctl -o json --after-cursor='{self._cursor}' {self._unit} {' '.join(fields)}"
+        )
+        return [json.loads(line) for line in lines.stdout.splitlines()]
+
+
+class Host:
+    """A guest with the package in it."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.run = guest.run
+
+    @property
+    def release(self) -> str:
+        return self.guest.image.release.name
+
+    @property
+    def upstream(self) -> bool:
+        """Whether upstream's variant drivers are there."""
+        return bool(self.guest.image.release.upstream)
+
+    def look(self) -> State:
+        return _parse_state(self.guest.run(LOOK, check=False).stdout)
+
+    def journal(self) -> Journal:
+        return Journal(self.guest)
+
+    def write(self, role: Role | str, text: str, file: str = "driver_flavour") -> Result:
+        return self.guest.run(write_command(role, text, file), check=False, timeout=120)
+
+    def read(self, role: Role | str, file: str = "driver_flavour") -> str:
+        return self.guest.read(str(files(role) / file))
+
+    def ctl(self, *arguments: str, user: str = "") -> Result:
+        """flavourctl, also as another user (setpriv's options)."""
+        return self.guest.run(f"{user} flavourctl {shlex.join(arguments)}", check=False, timeout=120)
+
+    def show(self, role: Role) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(self.ctl("--json", "show", role.bdf).stdout)["device"]
+        return shown
+
+    def switch(self, role: Role | str, flavour: str) -> None:
+        """By the file, and it must work."""
+        done = self.write(role, flavour)
+        assert done.rc == 0, f"{done.stderr}{self.read(role, 'last_error')}"
+
+
+def files(role: Role | str) -> Path:
+    return FILES / (role if isinstance(role, str) else role.bdf)
+
+
+def write_command(role: Role | str, text: str, file: str = "driver_flavour") -> str:
+    return f"echo '{text}' > {files(role)}/{file}"
+
+
+@contextlib.contextmanager
+def running(guest: Guest, command: str) -> Iterator[Pending]:
+    """A command that is ended when it is no longer needed."""
+    pending = guest.start(command)
+    try:
+        yield pending
+    finally:
+        pending.kill()
+        pending.wait()
+
+
+@pytest.fixture(scope="session")
+def at_first(guest: Guest, deb: Path | None) -> State:
+    if deb is None:
+        pytest.fail(f"the package is needed: `make deb` builds '{DEB}', or name one with --deb", pytrace=False)
+    return Host(guest).look()
+
+
+# What a test that failed may have left hanging.
+LET_GO = """
+    for parameter in /sys/module/vft_hang/parameters/release /sys/module/vft_stuck/parameters/release; do
+        if [ -e $parameter ]; then echo 1 > $parameter; fi
+    done
+    echo 0 > /sys/module/vft_stuck/parameters/hold_ms
+    rm -f /run/modprobe.d/guest-*.conf
+    systemctl reset-failed
+    systemctl start vfio-flavourd.socket vfio-flavourd-readonly.socket vfio-flavourd vfio-flavour-fs
+    udevadm settle
+    echo 0 > /sys/module/vft_stuck/parameters/release
+    for file in /run/vfio-flavour/*/driver_flavour; do
+        if [ "$(cat $file)" = 'native [vfio]' ]; then echo native > $file; fi
+    done
+"""
+
+
+@pytest.fixture
+def host(guest: Guest, at_first: State) -> Iterator[Host]:
+    """No VFIO module is loaded when a test begins, and what it changed it puts back."""
+    host = Host(guest)
+    yield host
+    guest.run(UNLOAD, check=False)
+    now = host.look()
+    if (wrong := now.changed(at_first)) or now.vfio_modules or now.records:
+        guest.run(LET_GO, check=False, timeout=300)
+        guest.run(UNLOAD, check=False)
+        was = {bdf: now.devices.get(bdf) for bdf in wrong}
+        raise AssertionError(f"not put back: {was}, {now.vfio_modules}, {set(now.records)}")

@@ -426,17 +426,19 @@ class FakeHands:
             await kernel.write(rest[0], rest[1])
             return None
         if kind == "expect":
-            override = kernel.devices[rest[0].split("/")[4]].override
-            if (override or "(null)") != rest[1]:
+            if await self._read_override(rest[0]) != rest[1]:
                 raise OSError(errno.ESTALE, "not as expected")
             return None
         if kind == "read":
-            device = kernel.find(rest[0].split("/")[4])
-            await kernel.take_lock(device)
-            return "(null)" if device.override is None else device.override
+            return await self._read_override(rest[0])
         if kind == "link":
             return path.readlink().name if path.is_symlink() else None
         return sorted(child.name for child in path.iterdir()) if path.exists() else []
+
+    async def _read_override(self, path: str) -> str:
+        device = self._kernel.find(path.split("/")[4])
+        await self._kernel.take_lock(device)
+        return "(null)" if device.override is None else device.override
 
     async def _modprobe(self, argv: list[str]) -> object:
         module = self._kernel.modules.get(argv[-1])

@@ -28,7 +28,9 @@ def list_devices(arguments: argparse.Namespace) -> int:
         )
         for device in devices
     ]
-    _print_table(("DEVICE", "FLAVOUR", "DRIVER", "BEST CANDIDATE", "GROUP", "NAME"), rows, color=arguments.color)
+    _print_table(
+        ("DEVICE", "FLAVOUR", "DRIVER", "BEST CANDIDATE", "GROUP", "NAME"), rows, color=arguments.color
+    )
     return 0
 
 
@@ -52,17 +54,29 @@ def show_device(arguments: argparse.Namespace) -> int:
     if device["recorded"]:
         rows.append(("before", device.get("previous_driver") or "no driver"))
     if device.get("personality"):
-        rows.append(("by itself", f"{device['driver']} becomes a VFIO driver by its attribute {device['personality']}"))
+        rows.append(
+            (
+                "by itself",
+                f"{device['driver']} becomes a VFIO driver by its attribute {device['personality']}",
+            )
+        )
     print_facts(rows)
     print("candidates:")
     print_candidates(device["resolution"])
     if last := device.get("last"):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last["when"]))
-        result = f"{red}failed{off}: {printable(last['error'])}" if last["error"] else f"done: {printable(last['reason'])}"
+        result = (
+            f"{red}failed{off}: {printable(last['error'])}"
+            if last["error"]
+            else f"done: {printable(last['reason'])}"
+        )
         print(f"last attempt: to {last['flavour']} at {when} by {printable(last['requester'])}: {result}")
         for step in last["steps"]:
             trouble = f" {red}{printable(step['error'])}{off}" if step["error"] else ""
-            print(f"  {dim}{step['started'] * 1000:8.1f} ms{off} {step['what']} {dim}{step['duration'] * 1000:.1f} ms{off}{trouble}")
+            print(
+                f"  {dim}{step['started'] * 1000:8.1f} ms{off} {step['what']} "
+                f"{dim}{step['duration'] * 1000:.1f} ms{off}{trouble}"
+            )
     return 0
 
 

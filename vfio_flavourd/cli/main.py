@@ -39,8 +39,12 @@ exit status: 0 done, 1 failed, 2 usage, 3 no such device, 4 fell back (with --st
 def build_parser() -> argparse.ArgumentParser:
     """The parser; also what the man page's options and the completions are made from."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
-    common.add_argument("--no-color", action="store_true", default=argparse.SUPPRESS, help="no colours (as NO_COLOR)")
+    common.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object"
+    )
+    common.add_argument(
+        "--no-color", action="store_true", default=argparse.SUPPRESS, help="no colours (as NO_COLOR)"
+    )
     parser = argparse.ArgumentParser(
         prog="flavourctl",
         description="Whose a PCI device is, the host's (native) or VFIO's, and the switch between them.",
@@ -56,24 +60,39 @@ def build_parser() -> argparse.ArgumentParser:
     show = verbs.add_parser("show", parents=[common], help="all about one device")
     show.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
 
-    resolve = verbs.add_parser("resolve", parents=[common], help="which drivers could serve it; needs no daemon")
-    resolve.add_argument("device", metavar="DEV|MODALIAS", help="an address, or a modalias (pci:… or vfio_pci:…)")
-    resolve.add_argument("--modules-dir", type=Path, metavar="DIR", help="read this instead of /lib/modules/RELEASE")
+    resolve = verbs.add_parser(
+        "resolve", parents=[common], help="which drivers could serve it; needs no daemon"
+    )
     resolve.add_argument(
-        "--modprobe-d", type=Path, metavar="DIR", action="append", help="read this instead of the system's modprobe.d"
+        "device", metavar="DEV|MODALIAS", help="an address, or a modalias (pci:… or vfio_pci:…)"
+    )
+    resolve.add_argument(
+        "--modules-dir", type=Path, metavar="DIR", help="read this instead of /lib/modules/RELEASE"
+    )
+    resolve.add_argument(
+        "--modprobe-d",
+        type=Path,
+        metavar="DIR",
+        action="append",
+        help="read this instead of the system's modprobe.d",
     )
 
     switch = verbs.add_parser("set", parents=[common], help="give a device a flavour")
     switch.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
     switch.add_argument("flavour", metavar="FLAVOUR", help="native or vfio")
     switch.add_argument(
-        "--driver", action="append", metavar="D", help="this driver (or module) instead of the best; again for a next one"
+        "--driver",
+        action="append",
+        metavar="D",
+        help="this driver (or module) instead of the best; again for a next one",
     )
     switch.add_argument("--dry-run", action="store_true", help="say what would be done, step by step")
     switch.add_argument("--strict", action="store_true", help="exit with 4 when the generic driver had to do")
     _add_waiting(switch)
 
-    reset = verbs.add_parser("reset", parents=[common], help="back to the driver and override that were there before")
+    reset = verbs.add_parser(
+        "reset", parents=[common], help="back to the driver and override that were there before"
+    )
     reset.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
     _add_waiting(reset)
     return parser
@@ -97,7 +116,9 @@ def _parse_seconds(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.json = getattr(arguments, "json", False)
-    arguments.color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not getattr(arguments, "no_color", False)
+    arguments.color = (
+        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not getattr(arguments, "no_color", False)
+    )
     try:
         status = _run(arguments)
         sys.stdout.flush()

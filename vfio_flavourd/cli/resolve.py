@@ -24,7 +24,9 @@ def resolve(arguments: argparse.Namespace) -> int:
         import os
 
         modules_dir = arguments.modules_dir or Path("/lib/modules") / os.uname().release
-        modprobe_d = arguments.modprobe_d or [Path("/") / directory / "modprobe.d" for directory in MODPROBE_D]
+        modprobe_d = arguments.modprobe_d or [
+            Path("/") / directory / "modprobe.d" for directory in MODPROBE_D
+        ]
         resolution = read_alias_table(modules_dir, modprobe_d, "").resolve(modalias)
     data = {
         "modalias": resolution.modalias,

@@ -71,7 +71,9 @@ async def _plan(arguments: argparse.Namespace, device: str) -> int:
 def _tell(outcome: dict[str, Any]) -> str:
     device = outcome["device"]
     if not outcome["changed"]:
-        return f"{device}: {outcome['flavour']} by {outcome.get('driver') or 'no driver'}: {outcome['reason']}"
+        return (
+            f"{device}: {outcome['flavour']} by {outcome.get('driver') or 'no driver'}: {outcome['reason']}"
+        )
     before, after = outcome.get("previous_driver") or "no driver", outcome.get("driver") or "no driver"
     line = f"{device}: {before} -> {after} in {outcome['duration'] * 1000:.0f} ms"
     if node := outcome.get("group_node"):

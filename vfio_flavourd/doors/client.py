@@ -73,7 +73,9 @@ async def connect(*, writes: bool) -> Client:
     return Client(transport, protocol)
 
 
-def _make_call(method: str, parameters: dict[str, Any], *, oneway: bool = False, more: bool = False) -> VarlinkMethodCall:
+def _make_call(
+    method: str, parameters: dict[str, Any], *, oneway: bool = False, more: bool = False
+) -> VarlinkMethodCall:
     given = {name: value for name, value in parameters.items() if value is not None}
     return VarlinkMethodCall(f"{NAME}.{method}", given, oneway=oneway, more=more)
 

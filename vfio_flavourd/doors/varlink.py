@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from asyncvarlink import (
@@ -63,7 +64,9 @@ _wants_steps: ContextVar[bool] = ContextVar("wants_steps")
 class ManagerService(interface.Manager):
     """Answers for the engine. `find_name` gives a device's name from the hardware database."""
 
-    def __init__(self, engine: Engine, find_name: Callable[[Device], str], reload: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Engine, find_name: Callable[[Device], str], reload: Callable[[], None]
+    ) -> None:
         self._engine = engine
         self._find_name = find_name
         self._reload = reload
@@ -76,7 +79,10 @@ class ManagerService(interface.Manager):
     @varlinkmethod(return_parameter="devices")
     def List(self) -> list[DeviceInfo]:
         with _translated():
-            return [interface.render_device(status, self._find_name(status.device)) for status in self._engine.devices()]
+            return [
+                interface.render_device(status, self._find_name(status.device))
+                for status in self._engine.devices()
+            ]
 
     @varlinkmethod(return_parameter="device")
     def Get(self, *, device: str) -> DeviceInfo:
@@ -92,7 +98,9 @@ class ManagerService(interface.Manager):
     @varlinkmethod(return_parameter="steps")
     async def Plan(self, *, device: str, flavour: str, drivers: list[str] | None = None) -> list[str]:
         with _translated():
-            return self._engine.plan(Request(parse_address(device), parse_flavour(flavour), tuple(drivers or ())))
+            return self._engine.plan(
+                Request(parse_address(device), parse_flavour(flavour), tuple(drivers or ()))
+            )
 
     @varlinkmethod(delay_generator=False)
     async def SetFlavour(
@@ -100,7 +108,11 @@ class ManagerService(interface.Manager):
     ) -> AsyncIterator[Progress]:
         with _translated():
             request = Request(
-                parse_address(device), parse_flavour(flavour), tuple(drivers or ()), timeout, str(_allow_write())
+                parse_address(device),
+                parse_flavour(flavour),
+                tuple(drivers or ()),
+                timeout,
+                str(_allow_write()),
             )
             async for progress in _follow(request, self._engine.set_flavour):
                 yield progress
@@ -108,7 +120,9 @@ class ManagerService(interface.Manager):
     @varlinkmethod(delay_generator=False)
     async def Reset(self, *, device: str, timeout: float | None = None) -> AsyncIterator[Progress]:
         with _translated():
-            request = Request(parse_address(device), parse_flavour("native"), (), timeout, str(_allow_write()))
+            request = Request(
+                parse_address(device), parse_flavour("native"), (), timeout, str(_allow_write())
+            )
             async for progress in _follow(request, self._engine.reset):
                 yield progress
 
@@ -124,7 +138,9 @@ class ManagerService(interface.Manager):
             if isinstance(news, StepReport):
                 event = Event(device=str(address), step=interface.render_step(news), attempt=None)
             else:
-                event = Event(device=str(address), step=None, attempt=interface.render_attempt(str(address), news))
+                event = Event(
+                    device=str(address), step=None, attempt=interface.render_attempt(str(address), news)
+                )
             try:
                 queue.put_nowait(event)
             except asyncio.QueueFull:
@@ -147,7 +163,9 @@ class ManagerService(interface.Manager):
 async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
     """Each step as it happens, where the caller wants them; then the outcome as the last reply."""
     if not _wants_steps.get():
-        raise LastResult(Progress(step=None, outcome=interface.render_outcome(await switch(request, _ignore))))
+        raise LastResult(
+            Progress(step=None, outcome=interface.render_outcome(await switch(request, _ignore)))
+        )
     steps: asyncio.Queue[StepReport | None] = asyncio.Queue()
     task: asyncio.Task[Outcome] = asyncio.create_task(switch(request, steps.put_nowait))
     task.add_done_callback(lambda _: steps.put_nowait(None))
@@ -268,7 +286,11 @@ class VarlinkDoor:
         self._registry = VarlinkInterfaceRegistry()
         self._registry.register_interface(
             VarlinkServiceInterface(
-                "vfio-flavourd developers", "vfio-flavourd", __version__, "https://varlink.org", self._registry
+                "vfio-flavourd developers",
+                "vfio-flavourd",
+                __version__,
+                "https://varlink.org",
+                self._registry,
             )
         )
         self._registry.register_interface(service)
@@ -278,14 +300,14 @@ class VarlinkDoor:
         """`sock` is bound and listening already (socket activation)."""
         sock.setblocking(False)
         self._listening.append(sock)
-        asyncio.get_running_loop().add_reader(sock, self._accept, sock, writes)
+        asyncio.get_running_loop().add_reader(sock, partial(self._accept, sock, writes=writes))
 
     def close(self) -> None:
         for sock in self._listening:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
 
-    def _accept(self, sock: socket.socket, writes: bool) -> None:
+    def _accept(self, sock: socket.socket, *, writes: bool) -> None:
         try:
             conn, _ = sock.accept()
         except (BlockingIOError, ConnectionAbortedError):

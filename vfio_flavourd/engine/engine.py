@@ -129,7 +129,9 @@ class Engine:
             self._conclude(request, switch, started, "", error)
             raise
         except asyncio.CancelledError:
-            cancelled = FlavourError(f"{address}: given up by the one who asked, nothing was touched", errno=errno.EINTR)
+            cancelled = FlavourError(
+                f"{address}: given up by the one who asked, nothing was touched", errno=errno.EINTR
+            )
             self._conclude(request, switch, started, "", cancelled)
             raise
         self._conclude(request, switch, started, outcome.reason, None, outcome)
@@ -146,7 +148,8 @@ class Engine:
             )
         # A device without a group shares its turn with nobody.
         turn = self._turns.setdefault(
-            str(device.address) if device.iommu_group is None else f"group {device.iommu_group}", asyncio.Lock()
+            str(device.address) if device.iommu_group is None else f"group {device.iommu_group}",
+            asyncio.Lock(),
         )
         if turn.locked():
             await self._wait_for_turn(turn, request, device)
@@ -175,7 +178,8 @@ class Engine:
                 await turn.acquire()
         except TimeoutError:
             raise FlavourError(
-                f"{request.address}: IOMMU group {device.iommu_group} stayed busy with another switch for {limit:g} s",
+                f"{request.address}: IOMMU group {device.iommu_group} stayed busy with another switch for "
+                f"{limit:g} s",
                 errno=errno.EAGAIN,
                 hint="try again when that one has ended; flavourctl list shows it",
             ) from None
@@ -194,7 +198,9 @@ class Engine:
         self._stuck[device.address] = f"{str(error).removeprefix(f'{device.address}: ')}, since {since}"
         self._spawn(self._outlast(device.address, error.blocked.finished, turn))
 
-    async def _outlast(self, address: PciAddress, finished: Awaitable[object], turn: asyncio.Lock | None) -> None:
+    async def _outlast(
+        self, address: PciAddress, finished: Awaitable[object], turn: asyncio.Lock | None
+    ) -> None:
         with suppress(FlavourError):  # a worker that died has let go as well
             await finished
         try:
@@ -216,13 +222,20 @@ class Engine:
             if not record.switching:
                 self._check_held(record)
             elif record.worker is not None and is_alive(self._host.sysfs, record.worker):
-                self._stuck[record.address] = f"process {record.worker.pid} of an earlier daemon is in the kernel with it"
-                self._spawn(self._outlast(record.address, self._host.hands.await_exit(record.worker.pid), None))
+                self._stuck[record.address] = (
+                    f"process {record.worker.pid} of an earlier daemon is in the kernel with it"
+                )
+                self._spawn(
+                    self._outlast(record.address, self._host.hands.await_exit(record.worker.pid), None)
+                )
             else:
                 try:
                     said = await converge(self._host, record)
                     _log.warning(
-                        "%s: a switch was cut off: %s", record.address, said, extra={"PCI_ADDRESS": str(record.address)}
+                        "%s: a switch was cut off: %s",
+                        record.address,
+                        said,
+                        extra={"PCI_ADDRESS": str(record.address)},
                     )
                 except FlavourError as error:
                     _log.error("%s", error, extra={"PCI_ADDRESS": str(record.address)})
@@ -262,7 +275,9 @@ class Engine:
         while self._unlogged:
             self._unlogged.popleft()()
 
-    def _fan_out(self, request: Request, report: Callable[[StepReport], None]) -> Callable[[StepReport], None]:
+    def _fan_out(
+        self, request: Request, report: Callable[[StepReport], None]
+    ) -> Callable[[StepReport], None]:
         def fan_out(step: StepReport) -> None:
             report(step)
             for listener in list(self.listeners):
@@ -304,7 +319,9 @@ def _log_end(request: Request, error: FlavourError | None, outcome: Outcome | No
         "OUTCOME": "failed" if error else "done",
     }
     if error is not None:
-        _log.error("%s: to %s: %s", request.address, request.flavour, _without(error, request.address), extra=fields)
+        _log.error(
+            "%s: to %s: %s", request.address, request.flavour, _without(error, request.address), extra=fields
+        )
     elif outcome is not None and outcome.changed:
         fields |= {"DRIVER": outcome.driver or "", "DURATION_USEC": str(int(outcome.duration * 1e6))}
         log = _log.warning if outcome.fallback else _log.info

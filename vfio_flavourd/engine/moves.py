@@ -26,7 +26,8 @@ class GoneError(FlavourError):
 
     def __init__(self, device: Device) -> None:
         super().__init__(
-            f"{device.address}: the device went away (or another one came to its address) in the middle of the switch",
+            f"{device.address}: the device went away in the middle of the switch (or another one came to its "
+            "address)",
             errno=errno.ENODEV,
         )
 
@@ -42,8 +43,8 @@ class StuckError(FlavourError):
         super().__init__(
             message,
             errno=errno.ETIMEDOUT,
-            hint="somebody holds the device, or its driver does not let go; it is finished or undone when the "
-            "kernel returns, other devices are not affected",
+            hint="somebody holds the device, or its driver does not let go; it is finished or undone when "
+            "the kernel returns, other devices are not affected",
         )
         self.blocked = blocked
 
@@ -124,10 +125,9 @@ async def move(
     """Carry out the steps in order and read back what came of them, all in one batch.
 
     `timeout` is in seconds. `expected` is what the steps were planned on without having read the
-    override: StaleError when that is another. Raises StepError for the first step that failed, StuckError when one does
-    not return in time, GoneError when the device is another one than it was.
+    override: StaleError when that is another. Raises StepError for the first step that failed,
+    StuckError when one does not return in time, GoneError when the device is another one than it was.
     """
-
     first = 0 if expected is None else 1
 
     def report(result: Result) -> None:
@@ -136,7 +136,8 @@ async def move(
 
     operations = [*(render_step(device, step) for step in steps), *_render_observation(device)]
     if expected is not None:
-        operations.insert(0, ("expect", f"{device.path}/driver_override", expected.override or _NO_OVERRIDE))
+        held = expected.override or _NO_OVERRIDE
+        operations.insert(0, ("expect", f"{device.path}/driver_override", held))
     try:
         results = await host.hands.carry_out(
             operations, timeout=timeout, guard=(device.path, device.identity.inode), begun=begun, watch=report
@@ -155,7 +156,9 @@ async def move(
     if last.index < first and last.errno == errno.ESTALE:
         raise StaleError
     if not first <= last.index < first + len(steps):
-        raise FlavourError(f"{device.address}: reading what it has failed: {describe_errno(last.errno)}", errno=errno.EIO)
+        raise FlavourError(
+            f"{device.address}: reading what it has failed: {describe_errno(last.errno)}", errno=errno.EIO
+        )
     step = steps[last.index - first]
     raise StepError(f"{device.address}: '{step}' failed: {describe_errno(last.errno)}", step, last.errno)
 

@@ -38,7 +38,9 @@ async def converge(host: Host, record: Record) -> str:
         return f"{now.binding.driver} has the device as {'vfio' if now.vfio_device else 'native'}"
     forward = there and now.binding.driver == record.binding.driver
     goal = record.binding if forward else record.origin
-    ours = {each for binding in (record.binding, record.origin) for each in (binding.driver, binding.override)}
+    ours = {
+        each for binding in (record.binding, record.origin) for each in (binding.driver, binding.override)
+    }
     if now.binding.override not in ours | {None}:
         # Not written by the switch that was cut off, so it is somebody else's.
         goal = replace(goal, override=now.binding.override)

@@ -206,7 +206,8 @@ class Switch:
                 self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
             except OSError as error:
                 raise FlavourError(
-                    f"{device.address}: what it has now can't be recorded ({error.strerror}), so it is left alone",
+                    f"{device.address}: what it has now can't be recorded ({error.strerror}), "
+                    "so it is left alone",
                     errno=errno.EIO,
                     hint="see whether /run is full or read-only",
                 ) from error
@@ -264,7 +265,9 @@ class Switch:
         return max(min(seconds, left), 0.1)
 
     def _watch(self, step: Step, result: Result) -> None:
-        self._add_step(str(step), result.start, result.end, describe_errno(result.errno) if result.errno else "")
+        self._add_step(
+            str(step), result.start, result.end, describe_errno(result.errno) if result.errno else ""
+        )
 
     def _add_step(self, what: str, start: float, end: float, error: str = "") -> None:
         step = StepReport(self.phase, what, start - self._began, end - start, error)

@@ -54,7 +54,8 @@ class _Candidates:
                     return outcome
         address = self._device.address
         failure = FlavourError(
-            f"{address}: no VFIO driver could be had: {'; '.join(self._refusals) or 'every candidate is rejected'}",
+            f"{address}: no VFIO driver could be had: "
+            + ("; ".join(self._refusals) or "every candidate is rejected"),
             errno=self._errno,
             hint=f"flavourctl resolve {address} shows the candidates, dmesg what a driver said",
         )

@@ -122,8 +122,8 @@ def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str
 def find_conf_files(modprobe_d: Sequence[Path]) -> list[Path]:
     """The files in force, in the order of their names: of those with one name, the first directory's.
 
-    A link to nowhere masks as one to /dev/null does. `.alias` files count as `.conf` ones; kmod's
-    conf_files_filter_out() takes both (libkmod/libkmod-config.c).
+    A link to nowhere masks as one to /dev/null does. `.alias` files, which kmod took before version 34 and
+    modprobe.d(5) never named, do not count.
     """
     first: dict[bytes, Path] = {}
     for directory in modprobe_d:
@@ -135,7 +135,7 @@ def find_conf_files(modprobe_d: Sequence[Path]) -> list[Path]:
         except OSError:
             continue
         for path in entries:
-            ignored = path.name.startswith(".") or path.suffix not in (".conf", ".alias")
+            ignored = path.name.startswith(".") or path.suffix != ".conf"
             if not ignored and not stat.S_ISDIR(_read_mode(path)):
                 first.setdefault(os.fsencode(path.name), path)
     return [first[name] for name in sorted(first)]

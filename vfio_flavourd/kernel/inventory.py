@@ -80,4 +80,6 @@ def _read_hex(sysfs: Sysfs, path: str, name: str) -> int:
     try:
         return int(text, 16)
     except ValueError:
-        raise FlavourError(f"{path}/{name} reads {text[:32]!r}, not a hexadecimal number", errno=errno.EIO) from None
+        raise FlavourError(
+            f"{path}/{name} reads {text[:32]!r}, not a hexadecimal number", errno=errno.EIO
+        ) from None

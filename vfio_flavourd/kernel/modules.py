@@ -14,9 +14,7 @@ class NotLoaded(Exception):
 
 
 class Modules(Collection[str]):
-    """The loaded modules, asked of sysfs; and loading them.
-
-    Loads modules by the `modprobe` program, each with a deadline.
+    """The loaded modules, asked of sysfs one by one; and more of them, by the `modprobe` program.
 
     A load can hang in the module's init, and its modprobe is unkillable then. It is left behind; a
     second wish for the same module waits for it instead of starting another.
@@ -48,7 +46,9 @@ class Modules(Collection[str]):
         if self._sysfs.exists(f"{base}/initstate") and self._sysfs.read(f"{base}/initstate") != "live":
             return ()
         return tuple(
-            name.removeprefix("pci:") for name in self._sysfs.list(f"{base}/drivers") if name.startswith("pci:")
+            name.removeprefix("pci:")
+            for name in self._sysfs.list(f"{base}/drivers")
+            if name.startswith("pci:")
         )
 
     def has_driver(self, driver: str) -> bool:
@@ -92,7 +92,9 @@ class Modules(Collection[str]):
         except Blocked as blocked:
             self._pending[name] = blocked.finished
             blocked.finished.add_done_callback(lambda _: self._pending.pop(name, None))
-            raise NotLoaded(f"not loaded within {timeout:g} s; its modprobe is still in the kernel") from blocked
+            raise NotLoaded(
+                f"not loaded within {timeout:g} s; its modprobe is still in the kernel"
+            ) from blocked
         except FlavourError as error:
             raise NotLoaded(str(error)) from error
         if results[-1].errno:

@@ -11,7 +11,7 @@ from ..model.errors import FlavourError
 
 
 class Sysfs:
-    """Reads below `root` (empty for the real one). Every path is given as the kernel names it, from `/sys`."""
+    """Reads below `root` (empty for the real one). A path is given as the kernel names it, from `/sys`."""
 
     def __init__(self, root: str = "") -> None:
         self.root = root

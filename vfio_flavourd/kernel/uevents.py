@@ -58,7 +58,10 @@ class Uevents:
     def wishes(self) -> Iterator[Uevent]:
         """Wishes that came by an event which nobody was there to receive."""
         for device in self._context.list_devices(subsystem="pci", tag=_TAG):
-            wish, seqnum = device.properties.get("VFIO_FLAVOUR_WISH"), device.properties.get("VFIO_FLAVOUR_WISH_SEQNUM")
+            wish, seqnum = (
+                device.properties.get("VFIO_FLAVOUR_WISH"),
+                device.properties.get("VFIO_FLAVOUR_WISH_SEQNUM"),
+            )
             if wish and seqnum and seqnum.isdecimal():
                 yield Uevent("change", parse_address(device.sys_name), wish, int(seqnum))
 

@@ -9,8 +9,12 @@ device readable. So whenever it does, the tasks that wait are looked at for a si
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-import pyfuse3.asyncio
+try:
+    import pyfuse3.asyncio as pyfuse3_asyncio
+except ModuleNotFoundError:  # 3.2, as in Debian 12, is one extension module with another beside it
+    import pyfuse3_asyncio  # type: ignore[import-not-found, no-redef]
 
 # Signals whose default is to be ignored: a shell with a child that ends is no reason to give up.
 _HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
@@ -24,15 +28,16 @@ class Interrupts:
         self._waiting: dict[asyncio.Task[None], int] = {}
 
     def install(self) -> None:
-        """Have every message on the FUSE device looked at."""
-        wait: Callable[[int], Awaitable[None]] = pyfuse3.asyncio.wait_readable
+        """Switch pyfuse3 to asyncio, and have every message on the FUSE device looked at."""
+        pyfuse3_asyncio.enable()
+        wait: Callable[[int], Awaitable[None]] = pyfuse3_asyncio.wait_readable
 
         async def wait_and_look(fd: int) -> None:
             await wait(fd)
             if self._waiting:
                 asyncio.get_running_loop().call_soon(self.look)
 
-        pyfuse3.asyncio.wait_readable = wait_and_look
+        pyfuse3_asyncio.wait_readable = wait_and_look
 
     async def run(self, task_id: int, work: Awaitable[None]) -> None:
         """Await `work` on behalf of that task (a thread's number); raises InterruptedError when it is
@@ -59,7 +64,7 @@ def has_signal(task_id: int) -> bool:
     else writes through a descriptor that was handed on.
     """
     try:
-        with open(f"/proc/{task_id}/status", encoding="ascii", errors="replace") as file:
+        with Path(f"/proc/{task_id}/status").open(encoding="ascii", errors="replace") as file:
             fields = dict(line.split(":\t", 1) for line in file if line.startswith(("Sig", "Shd")))
     except FileNotFoundError:
         return False

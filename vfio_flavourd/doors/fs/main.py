@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyfuse3
-import pyfuse3.asyncio
 
 from ... import __version__, journal
 from ...kernel.sysfs import Sysfs
@@ -39,18 +38,25 @@ async def _serve(mount_point: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vfio-flavour-fs",
-        description="Offer driver_flavour, use_vfio and last_error for each PCI device as files. Started by systemd.",
+        description="Offer driver_flavour, use_vfio and last_error for each PCI device as files. "
+        "Started by systemd.",
     )
     parser.add_argument("--version", action="version", version=f"vfio-flavour-fs {__version__}")
     parser.add_argument(
-        "mount_point", nargs="?", type=Path, default=MOUNT_POINT, help="an existing directory (default: %(default)s)"
+        "mount_point",
+        nargs="?",
+        type=Path,
+        default=MOUNT_POINT,
+        help="an existing directory (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     if os.geteuid() != 0:
-        print("vfio-flavour-fs: mounting is for root; start it with systemctl start vfio-flavour-fs", file=sys.stderr)
+        print(
+            "vfio-flavour-fs: mounting is for root; start it with systemctl start vfio-flavour-fs",
+            file=sys.stderr,
+        )
         return 77
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
-    pyfuse3.asyncio.enable()
     try:
         arguments.mount_point.mkdir(mode=0o755, exist_ok=True)
         asyncio.run(_serve(arguments.mount_point))

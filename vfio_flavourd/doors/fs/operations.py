@@ -1,5 +1,7 @@
 """driver_flavour, use_vfio and last_error, one directory a device, as sysfs would have them."""
 
+from __future__ import annotations  # not all of these types have names in pyfuse3 3.2
+
 import errno
 import grp
 import os
@@ -56,7 +58,9 @@ class FlavourFs(pyfuse3.Operations):
 
     # the tree
 
-    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
         if parent_inode == ROOT:
             try:
                 address = parse_address(os.fsdecode(name))
@@ -74,7 +78,14 @@ class FlavourFs(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._attributes(inode)
 
-    async def setattr(self, inode, attr, fields, fh, ctx):  # type: ignore[no-untyped-def]
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
         # A shell's `>` truncates before it writes; nothing else can be changed, as in sysfs.
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise pyfuse3.FUSEError(errno.EPERM)
@@ -85,7 +96,10 @@ class FlavourFs(pyfuse3.Operations):
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if fh == ROOT:
-            places = {name.encode(): Place(parse_address(name), Node.DIRECTORY) for name in self._sysfs.list(DEVICES)}
+            places = {
+                name.encode(): Place(parse_address(name), Node.DIRECTORY)
+                for name in self._sysfs.list(DEVICES)
+            }
         else:
             address = find_place(fh).address
             places = {name: Place(address, node) for name, node in FILES.items()}
@@ -158,7 +172,8 @@ class FlavourFs(pyfuse3.Operations):
             raise pyfuse3.FUSEError(error.errno) from error
         except InterruptedError:
             self._errors[place.address] = (
-                f"{place.address}: the write was interrupted; flavourctl show {place.address} tells what became of it"
+                f"{place.address}: the write was interrupted; "
+                f"flavourctl show {place.address} tells what became of it"
             )
             raise pyfuse3.FUSEError(errno.EINTR) from None
         self._errors.pop(place.address, None)

@@ -1,0 +1,94 @@
+# Every target does its own set-up; CONTRIBUTING.md says what each is for.
+
+.DELETE_ON_ERROR:
+.PHONY: check unit lint deb demo lock clean help
+
+# Debian's own Python, which is what the package runs on.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+
+build := .build
+venv := .venv
+version := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' vfio_flavourd/__init__.py)
+deb := dist/vfio-flavourd_$(version)_all.deb
+pytest = $(venv)/bin/python -m pytest
+
+# systemd-python and pyfuse3 come as source only: the headers and the compiler are for them. kmod is what the
+# resolution is compared with.
+python_packages := python3-venv
+dev_packages := $(python_packages) gcc kmod libc6-dev libfuse3-dev libsystemd-dev pkg-config python3-dev
+lint_packages := shellcheck systemd
+deb_packages := $(python_packages) build-essential debhelper dh-python dpkg-dev fakeroot pybuild-plugin-pyproject python3-hatchling
+
+deb_parts := CHANGELOG.md LICENSE README.md debian pyproject.toml systemd sysusers.d udev-rules vfio_flavourd \
+	$(wildcard docs)
+deb_inputs := $(shell find $(deb_parts) -type f ! -name '*.pyc' 2>/dev/null)
+
+# What pip and dpkg-buildpackage say is kept for when they fail.
+quietly = log=$(build)/$(1).log; ( $(2) ) >$$log 2>&1 || { tail -n 20 $$log >&2; echo "$(1): failed, see $$log" >&2; exit 1; }
+
+help:
+	@sed -n 's/^| `make \([a-z]*\)` | /  \1: /p' CONTRIBUTING.md | sed 's/ |$$//; s/`//g'
+
+# What fails in seconds comes first. The last line is that of the largest run, which is on Debian 13.
+check: $(build)/dev.stamp $(build)/lint-packages.stamp $(deb)
+	@$(pytest) --quiet --exitfirst tests/lint tests/unit
+	@$(pytest) tests/guest --guest-release bookworm --deb $(deb)
+	@$(pytest) tests/lint tests/unit tests/guest --guest-release trixie --deb $(deb)
+
+unit: $(build)/dev.stamp
+	@$(pytest) tests/unit
+
+lint: $(build)/dev.stamp $(build)/lint-packages.stamp
+	@$(pytest) tests/lint
+
+deb: $(deb)
+
+demo: $(deb) $(build)/dev.stamp
+	@$(venv)/bin/python -m tests.guest demo --deb $(deb)
+
+clean:
+	rm -rf $(build) $(venv) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find vfio_flavourd tests -name __pycache__ -prune -exec rm -r {} +
+
+# One file for Python 3.11 to 3.13, by markers.
+lock: $(build)/venv.stamp
+	@$(venv)/bin/python -m pip install --quiet uv
+	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --upgrade --extra test --extra lint pyproject.toml --output-file requirements-dev.txt
+
+$(build):
+	@mkdir -p $@
+
+$(build)/venv.stamp: | $(build)
+	@.ci/install-packages $(python_packages)
+	@$(call quietly,venv,$(PYTHON) -m venv --clear $(venv))
+	@touch $@
+
+$(build)/dev.stamp: requirements-dev.txt $(build)/venv.stamp
+	@.ci/install-packages $(dev_packages)
+	@echo "installing the Python packages of requirements-dev.txt in $(venv)"
+	@$(call quietly,pip,$(venv)/bin/python -m pip install --require-hashes -r requirements-dev.txt)
+	@touch $@
+
+$(build)/lint-packages.stamp: | $(build)
+	@.ci/install-packages $(lint_packages)
+	@touch $@
+
+$(build)/vendored.stamp: debian/vendored-requirements.txt $(build)/venv.stamp
+	@rm -rf $(build)/vendored
+	@$(call quietly,vendored,$(venv)/bin/python -m pip download --no-deps --only-binary=:all: --require-hashes \
+		--dest $(build)/vendored -r debian/vendored-requirements.txt)
+	@touch $@
+
+# In a copy: dpkg-buildpackage writes into the tree it builds and beside it. With Debian's own PATH: pybuild takes
+# the first python3.11 there is, and that must be the one which has its plugins.
+$(deb): $(deb_inputs) $(build)/vendored.stamp
+	@.ci/install-packages $(deb_packages)
+	@echo "building $@"
+	@rm -rf $(build)/deb
+	@mkdir -p $(build)/deb/source dist
+	@tar -c --exclude='*.pyc' --exclude=__pycache__ $(wildcard $(deb_parts)) | tar -x -C $(build)/deb/source
+	@cp -r $(build)/vendored $(build)/deb/source/debian/vendored
+	@$(call quietly,deb,cd $(build)/deb/source && env -u MAKEFLAGS -u MAKELEVEL PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+		dpkg-buildpackage --build=binary --no-sign)
+	@cp $(build)/deb/$(@F) $@

@@ -1,0 +1,370 @@
+"""The main job: a write on driver_flavour, on a real kernel, and everything that may come of it."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from .conftest import Host, Seen, files, running, write_command
+from .devices import ROLES, Role
+
+GOOD, SIBLING, HANG = ROLES["good"], ROLES["good_sibling"], ROLES["hang"]
+PERSONALITY, STUCK, NVME_PF = ROLES["personality"], ROLES["stuck"], ROLES["nvme_pf"]
+
+# The way to VFIO may take so long for a module that does not come, and so much more for the rest.
+LOAD_TIMEOUT, REST = 10, 10
+
+HANG_STARTED = "until [ -e /sys/module/vft_hang/parameters/release ]; do sleep 0.1; done"
+RELEASE_HANG = """
+    if [ -e /sys/module/vft_hang/parameters/release ]; then
+        echo 1 > /sys/module/vft_hang/parameters/release
+        until [ "$(cat /sys/module/vft_hang/initstate)" = live ]; do sleep 0.1; done
+    fi
+"""
+
+
+def taken(driver: str) -> Seen:
+    return Seen(driver, driver, vfio=True)
+
+
+def test_a_write_gives_the_device_to_its_variant_and_leaves_its_sibling_alone(host: Host) -> None:
+    before = host.look()
+    assert not {module for module in before.modules if "vfio" in module}
+    assert host.read(GOOD) == "[native] vfio"
+
+    assert host.write(GOOD, "vfio").rc == 0
+
+    now = host.look()
+    assert now.devices[GOOD.bdf] == taken("vft-good-vfio-pci")
+    assert now.changed(before) == {GOOD.bdf}
+    assert "vfio_pci" not in now.modules
+    group = host.run(f"basename $(readlink {GOOD.sysfs}/iommu_group)").stdout.strip()
+    assert host.run("ls /dev/vfio").stdout.split() == [group, "vfio"]
+    assert host.run(f"test -c /dev/vfio/{group}").rc == 0
+    assert host.read(GOOD) == "native [vfio]"
+    assert host.read(GOOD, "use_vfio") == "1"
+    assert host.read(GOOD, "last_error") == ""
+    assert host.read(SIBLING) == "[native] vfio"
+    assert host.read(SIBLING, "use_vfio") == "0"
+
+    assert host.write(GOOD, "native").rc == 0
+
+    assert host.look().changed(before) == set()
+    assert host.read(GOOD) == "[native] vfio"
+
+
+def test_use_vfio_says_the_same_in_ones_and_zeros(host: Host) -> None:
+    assert host.write(GOOD, "1", "use_vfio").rc == 0
+    assert host.look().devices[GOOD.bdf] == taken("vft-good-vfio-pci")
+    assert host.write(GOOD, "0", "use_vfio").rc == 0
+    assert host.look().devices[GOOD.bdf] == Seen("e1000e")
+
+
+def test_the_flavour_that_a_device_has_is_granted_without_touching_it(host: Host) -> None:
+    with running(host.guest, "exec stdbuf -oL udevadm monitor --kernel --subsystem-match=pci") as events:
+        events.wait_for("KERNEL - the kernel uevent")
+        assert host.write(GOOD, "native").rc == 0
+        # Events come in order, so this one is the first if the write made none.
+        host.run(f"echo change > {SIBLING.sysfs}/uevent")
+        seen = events.wait_for("change ").partition("uevent\n")[2]
+    assert GOOD.bdf not in seen
+    assert not host.look().vfio_modules
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "why"),
+    [
+        ("virtio", "virtio_vfio_pci", ["virtio_vfio_pci: matches vendor, device"]),
+        ("refuse", "vfio-pci", ["vfio_pci: the generic fallback", "vft_refuse refused: Invalid argument (EINVAL)"]),
+        (
+            "second",
+            "vft-second",
+            ["vft_second: matches vendor, device", "vft_refuse refused: Invalid argument (EINVAL)"],
+        ),
+        ("driverless", "vfio-pci", ["vfio_pci: the generic fallback"]),
+        ("nvme", "vfio-pci", ["vfio_pci: the generic fallback"]),
+    ],
+)
+def test_the_best_driver_that_takes_the_device_gets_it_and_it_is_said_why(
+    host: Host, name: str, driver: str, why: list[str]
+) -> None:
+    role = ROLES[name]
+    if driver == "virtio_vfio_pci" and not host.upstream:
+        driver, why = "vfio-pci", ["vfio_pci: the generic fallback"]
+    before, journal = host.look(), host.journal()
+
+    host.switch(role, "vfio")
+
+    now = host.look()
+    assert now.devices[role.bdf] == taken(driver)
+    assert now.changed(before) == {role.bdf}
+    shown = host.ctl("show", role.bdf).stdout
+    (record,) = journal.records(f"PCI_ADDRESS={role.bdf}", "OUTCOME=done")
+    assert record["DRIVER"] == driver
+    for reason in why:
+        assert reason in shown
+        assert reason in record["MESSAGE"]
+
+    host.switch(role, "native")
+    assert host.look().changed(before) == set()
+
+
+def test_a_module_that_hangs_gives_way_in_time_while_others_go_on(host: Host) -> None:
+    before = host.look()
+    write = host.guest.start(write_command(HANG, "vfio"))
+    host.run(HANG_STARTED)
+
+    assert host.read(HANG) == "[native] vfio"
+    assert host.write(GOOD, "vfio").rc == 0
+    assert host.look().devices[GOOD.bdf] == taken("vft-good-vfio-pci")
+    assert host.write(GOOD, "native").rc == 0
+    assert not write.done
+
+    done = write.wait()
+    assert done.rc == 0
+    assert LOAD_TIMEOUT <= done.duration < LOAD_TIMEOUT + REST
+    now = host.look()
+    assert now.devices[HANG.bdf] == taken("vfio-pci")
+    assert now.changed(before) == {HANG.bdf}
+    assert f"vft_hang: not loaded within {LOAD_TIMEOUT} s" in host.ctl("show", HANG.bdf).stdout
+
+    # A variant that comes after the fallback finds the device taken.
+    host.run(RELEASE_HANG)
+    assert host.look().devices[HANG.bdf] == taken("vfio-pci")
+    host.switch(HANG, "native")
+    assert host.look().changed(before) == set()
+
+
+def test_an_override_that_was_there_before_comes_back(host: Host) -> None:
+    host.run(f"echo e1000e > {SIBLING.sysfs}/driver_override")
+    before = host.look()
+    assert before.devices[SIBLING.bdf] == Seen("e1000e", "e1000e")
+    host.switch(SIBLING, "vfio")
+    assert host.look().devices[SIBLING.bdf] == taken("vft-good-vfio-pci")
+    host.switch(SIBLING, "native")
+    assert host.look().changed(before) == set()
+    host.run(f"echo > {SIBLING.sysfs}/driver_override")
+
+
+def test_a_native_driver_that_was_unloaded_meanwhile_is_loaded_again(host: Host) -> None:
+    role = ROLES["second"]
+    host.switch(role, "vfio")
+    host.run("rmmod vmxnet3")
+    host.switch(role, "native")
+    assert host.look().devices[role.bdf] == Seen("vmxnet3")
+
+
+@pytest.mark.parametrize(
+    ("role", "file", "text", "says", "last_error"),
+    [
+        (GOOD, "driver_flavour", "vfoi", "Invalid argument", "'vfoi'; allowed: native or vfio"),
+        (GOOD, "use_vfio", "2", "Invalid argument", "allowed: 0 or 1"),
+        (ROLES["bridge"], "driver_flavour", "vfio", "Device or resource busy", "it is a bridge"),
+        (ROLES["pair_bridge"], "driver_flavour", "vfio", "Device or resource busy", "it is a bridge"),
+    ],
+)
+def test_a_write_that_can_not_be_granted_says_why_and_touches_nothing(
+    host: Host, role: Role, file: str, text: str, says: str, last_error: str
+) -> None:
+    before = host.look()
+    refused = host.write(role, text, file)
+    assert refused.rc == 1
+    assert f"write error: {says}" in refused.stderr
+    said = host.read(role, "last_error")
+    assert last_error in said
+    assert len(said.splitlines()) == 1
+    now = host.look()
+    assert (now.changed(before), now.vfio_modules) == (set(), set())
+
+
+def test_last_error_is_empty_again_after_a_success(host: Host) -> None:
+    host.write(GOOD, "vfoi")
+    assert host.read(GOOD, "last_error")
+    host.switch(GOOD, "native")
+    assert host.read(GOOD, "last_error") == ""
+
+
+def test_there_is_a_directory_for_each_device_and_no_other(host: Host) -> None:
+    assert set(host.run("ls /run/vfio-flavour").stdout.split()) == set(host.look().devices)
+    refused = host.write("0000:00:1e.0", "vfio")
+    assert "No such file or directory" in refused.stderr
+    assert "No such file or directory" in host.run("ls /run/vfio-flavour/00:04.0", check=False).stderr
+
+
+def test_a_device_that_is_plugged_in_has_its_files_until_it_goes(host: Host) -> None:
+    bdf = host.guest.device_add("e1000e", id="plugged")
+    host.run(f"udevadm wait --timeout=60 --settle /sys/bus/pci/devices/{bdf}", timeout=90)
+    assert host.read(bdf) == "[native] vfio"
+    host.switch(bdf, "vfio")
+    assert host.look().devices[bdf] == taken("vft-good-vfio-pci")
+    host.guest.device_del("plugged")
+    host.run("udevadm settle")
+    assert not host.run(f"ls -d {files(bdf)}", check=False).stdout
+    journal = host.journal()
+    # Nothing is remembered of the old one: the new one at its address is native, and goes back to that.
+    assert host.guest.device_add("e1000e", id="plugged again") == bdf
+    host.run(f"udevadm wait --timeout=60 --settle /sys/bus/pci/devices/{bdf}", timeout=90)
+    assert host.read(bdf) == "[native] vfio"
+    assert not host.look().records
+    assert not journal.records("PRIORITY=3")
+    host.guest.device_del("plugged again")
+
+
+def test_a_device_that_is_unplugged_in_the_middle_of_its_switch_is_no_such_device(host: Host) -> None:
+    bdf = host.guest.device_add("e1000", id="plugged")
+    host.run(f"udevadm wait --timeout=60 --settle /sys/bus/pci/devices/{bdf}", timeout=90)
+    write = host.guest.start(write_command(bdf, "vfio"))
+    host.run(HANG_STARTED)
+    host.guest.device_del("plugged")
+    assert not write.done
+    done = write.wait()
+    assert "write error: No such device" in done.stderr
+    assert done.rc == 1
+    host.run(RELEASE_HANG)
+    now = host.look()
+    assert bdf not in now.devices
+    assert not now.records
+    assert not host.run(f"ls -d {files(bdf)}", check=False).stdout
+
+
+# A terminal's Ctrl-C, as a person would press it.
+CTRL_C = """
+import os, pty, subprocess, sys, time
+command, started = sys.argv[1:]
+pid, terminal = pty.fork()
+if not pid:
+    os.execlp("bash", "bash", "--norc", "-i")
+os.write(terminal, (command + "\\n").encode())
+subprocess.run(["bash", "-c", started], check=True)
+pressed = time.monotonic()
+os.write(terminal, b"\\x03")
+os.write(terminal, b"echo it ended with $?\\n")
+said = b""
+while b"it ended with 1" not in said:
+    said += os.read(terminal, 4096)
+print(f"{time.monotonic() - pressed:.1f}")
+print(said.decode(), file=sys.stderr)
+os.write(terminal, b"exit\\n")
+os.waitpid(pid, 0)
+"""
+
+
+def test_ctrl_c_ends_a_write_that_waits(host: Host, tmp_path: Path) -> None:
+    before = host.look()
+    (tmp_path / "ctrl_c.py").write_text(CTRL_C)
+    host.guest.push(tmp_path / "ctrl_c.py", "/run/ctrl_c.py")
+    pressed = host.run(f"python3 /run/ctrl_c.py '{write_command(HANG, 'vfio')}' '{HANG_STARTED}'".replace("'vfio'", "vfio"))
+    assert float(pressed.stdout) < LOAD_TIMEOUT / 2
+    assert "interrupted" in host.read(HANG, "last_error")
+    now = host.look()
+    assert now.changed(before) == set()
+    assert not now.records
+    host.run(RELEASE_HANG)
+    assert host.look().changed(before) == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_a_write_that_waits_and_leaves_the_device_alone(host: Host, number: signal.Signals) -> None:
+    before = host.look()
+    write = host.guest.start(f"exec python3 -c 'open(\"{files(HANG)}/driver_flavour\", \"w\").write(\"vfio\")'")
+    host.run(HANG_STARTED)
+    write.kill(number)
+    done = write.wait()
+    assert done.rc == -number
+    assert done.duration < LOAD_TIMEOUT
+    assert host.read(HANG) == "[native] vfio"
+    assert host.look().changed(before) == set()
+    host.run(RELEASE_HANG)
+
+
+def test_a_driver_with_a_vfio_personality_is_asked_and_never_unbound(host: Host) -> None:
+    before = host.look()
+    link = f"stat -c %i {PERSONALITY.sysfs}/driver"
+    inode = host.run(link).stdout
+    with running(host.guest, "exec stdbuf -oL udevadm monitor --kernel") as events:
+        events.wait_for("KERNEL - the kernel uevent")
+        for vfio, native, file in (("vfio", "native", "driver_flavour"), ("1", "0", "use_vfio")):
+            assert host.write(PERSONALITY, vfio, file).rc == 0
+            now = host.look()
+            assert now.devices[PERSONALITY.bdf] == Seen("vft-native", vfio=True)
+            assert now.changed(before) == {PERSONALITY.bdf}
+            assert host.guest.read(f"{PERSONALITY.sysfs}/enable_vfio") == "1"
+            assert host.guest.read(f"{ROLES['personality_sibling'].sysfs}/enable_vfio") == "0"
+            assert host.read(PERSONALITY) == "native [vfio]"
+
+            assert host.write(PERSONALITY, native, file).rc == 0
+            assert host.look().changed(before) == set()
+            assert host.guest.read(f"{PERSONALITY.sysfs}/enable_vfio") == "0"
+        host.run(f"echo change > {SIBLING.sysfs}/uevent")
+        seen = events.wait_for("change ")
+    actions = {line.split()[2] for line in seen.splitlines() if line.endswith("(pci)")}
+    assert actions == {"change"}
+    assert host.run(link).stdout == inode
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["", "with a restart meanwhile"])
+def test_a_driver_that_does_not_let_go_holds_up_nobody_else(host: Host, *, restart: bool) -> None:
+    parameters = "/sys/module/vft_stuck/parameters"
+    host.run(f"echo 600000 > {parameters}/hold_ms")
+    journal = host.journal()
+    given_up = host.ctl("set", STUCK.bdf, "vfio", "--timeout", "3")
+    assert given_up.rc == 75
+    assert "has not returned" in given_up.stderr
+    assert "stuck" in host.ctl("show", STUCK.bdf).stdout
+    assert host.show(STUCK)["phase"] == "stuck"
+    # Whoever comes next is told at once.
+    again = host.write(STUCK, "vfio")
+    assert "write error: Device or resource busy" in again.stderr
+    assert "stuck" in host.read(STUCK, "last_error")
+    assert again.duration < 5
+
+    other = host.write(GOOD, "vfio")
+    assert (other.rc, other.duration < 5) == (0, True)
+    assert host.read(GOOD) == "native [vfio]"
+    assert host.write(GOOD, "native").rc == 0
+
+    if restart:
+        stopped = host.run("systemctl stop vfio-flavourd")
+        assert stopped.duration < 10
+        host.run("systemctl start vfio-flavourd")
+        assert "stuck" in host.ctl("show", STUCK.bdf).stdout
+
+    host.run(f"echo 1 > {parameters}/release")
+    journal.wait_for(f"{STUCK.bdf}: the kernel let go: it is on vfio-pci")
+    assert host.look().devices[STUCK.bdf] == taken("vfio-pci")
+    host.run(f"echo 0 > {parameters}/release; echo 0 > {parameters}/hold_ms")
+    host.switch(STUCK, "native")
+    assert host.look().devices[STUCK.bdf] == Seen("vft-stuck")
+
+
+def test_eight_devices_switch_side_by_side(host: Host) -> None:
+    names = ("good", "good_sibling", "virtio", "refuse", "second", "personality", "nvme", "driverless")
+    before = host.look()
+    roles = [ROLES[name] for name in names]
+    for flavour in ("vfio", "native"):
+        host.run(in_parallel([role.bdf for role in roles], flavour), timeout=120)
+        now = host.look()
+        switched = {role.bdf for role in roles} if flavour == "vfio" else set()
+        assert now.changed(before) == switched
+        assert {bdf for bdf, seen in now.devices.items() if seen.vfio} == switched
+
+
+def in_parallel(bdfs: list[str], flavour: str) -> str:
+    writes = "\n".join(f"{write_command(bdf, flavour)} & writes+=($!)" for bdf in bdfs)
+    return f"writes=()\n{writes}\nrc=0\nfor write in ${{writes[@]}}; do wait $write || rc=1; done; exit $rc"
+
+
+def test_sixteen_virtual_functions_switch_at_once_without_autoprobe(host: Host) -> None:
+    host.run(f"echo 0 > {NVME_PF.sysfs}/sriov_drivers_autoprobe; echo 16 > {NVME_PF.sysfs}/sriov_numvfs")
+    before = host.look()
+    vfs = sorted(bdf for bdf in before.devices if bdf.startswith("0000:01:") and bdf != NVME_PF.bdf)
+    assert len(vfs) == 16
+    host.run(in_parallel(vfs, "vfio"), timeout=120)
+    now = host.look()
+    assert now.changed(before) == set(vfs)
+    assert {now.devices[bdf] for bdf in vfs} == {taken("vfio-pci")}
+    assert len(now.records) == 16
+    host.run(in_parallel(vfs, "native"), timeout=120)
+    assert host.look().changed(before) == set()
+    host.run(f"echo 0 > {NVME_PF.sysfs}/sriov_numvfs; echo 1 > {NVME_PF.sysfs}/sriov_drivers_autoprobe")
+    assert not set(host.run("ls /run/vfio-flavour").stdout.split()) & set(vfs)

@@ -1,0 +1,154 @@
+"""The systemd units and the udev rules, by the programs that read them where those are there."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UNITS = sorted((ROOT / "systemd").iterdir())
+RULES = sorted((ROOT / "udev-rules").iterdir())
+LAUNCHERS = {path.name for path in (ROOT / "debian/launchers").iterdir()}
+# What makes systemd give a service a mount namespace of its own: exec_needs_mount_namespace() of systemd
+# 252 to 257, and what implies one of its conditions.
+MOUNT_NAMESPACING = re.compile(
+    r"^(Bind\w*Paths|DynamicUser|ExecPaths|ExtensionImages|ExtensionDirectories|InaccessiblePaths|LogNamespace|"
+    r"MountFlags|MountImages|NoExecPaths|Private(Devices|IPC|Mounts|Network|Tmp|Users|PIDs)|ProcSubset|"
+    r"Protect(ControlGroups|Home|Hostname|KernelLogs|KernelModules|KernelTunables|Proc|System)|"
+    r"Read(Only|Write)Paths|Root\w+|TemporaryFileSystem)=",
+    re.MULTILINE,
+)
+
+
+def verify(directory: Path, units: list[Path]) -> str:
+    """What systemd complains about; the programs are stood in for, as they aren't installed here."""
+    for unit in units:
+        text = unit.read_text(encoding="utf-8")
+        text = re.sub(rf"(?m)^(ExecStart=)/usr/sbin/({'|'.join(LAUNCHERS)})\b", r"\1/bin/true", text)
+        (directory / unit.name).write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *(str(directory / unit.name) for unit in units)],
+        # The colon at the end stands for the units of the system.
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{directory}:", "SYSTEMD_LOG_LEVEL": "notice"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    complaints = [line for line in done.stderr.splitlines() if any(unit.name in line for unit in units)]
+    if done.returncode != 0 and not complaints:
+        complaints = [f"status {done.returncode}", *done.stderr.splitlines()]
+    return "\n".join(complaints)
+
+
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    assert verify(tmp_path, UNITS) == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "put"),
+    [
+        ("NoNewPrivileges=yes", "NoNewPrivilege=yes"),
+        ("Type=notify", "Type=nothing"),
+        ("/usr/sbin/vfio-flavourd", "/usr/sbin/no-such-program"),
+    ],
+)
+def test_a_mistake_in_a_unit_is_found(tmp_path: Path, found: str, put: str) -> None:
+    text = (ROOT / "systemd/vfio-flavourd.service").read_text(encoding="utf-8")
+    assert found in text
+    spoilt = tmp_path / "source" / "vfio-flavourd.service"
+    spoilt.parent.mkdir()
+    spoilt.write_text(text.replace(found, put), encoding="utf-8")
+    others = [unit for unit in UNITS if unit.name != spoilt.name]
+    assert verify(tmp_path, [spoilt, *others]) != ""
+
+
+def test_the_file_system_is_mounted_where_the_host_sees_it() -> None:
+    text = (ROOT / "systemd/vfio-flavour-fs.service").read_text(encoding="utf-8")
+    assert MOUNT_NAMESPACING.search(text) is None
+
+
+def test_every_program_of_a_unit_is_installed_where_the_unit_looks() -> None:
+    rules = (ROOT / "debian/rules").read_text(encoding="utf-8")
+    for unit in UNITS:
+        for name in re.findall(r"^ExecStart=/usr/sbin/(\S+)", unit.read_text(encoding="utf-8"), re.MULTILINE):
+            assert f"debian/launchers/{name}" in rules
+
+
+TOKEN = re.compile(
+    r"""(?x)
+    (?P<key>[A-Z_]+)(\{(?P<attribute>[^}]+)\})?
+    (?P<operator>==|!=|\+=|-=|:=|=)
+    "(?P<value>(?:[^"\\]|\\.)*)"
+    """
+)
+MATCHES = {"ACTION", "ATTR", "ATTRS", "DEVPATH", "DRIVER", "DRIVERS", "ENV", "KERNEL", "KERNELS", "SUBSYSTEM",
+           "SUBSYSTEMS", "TAG", "TAGS", "TEST"}  # fmt: skip
+# Not PROGRAM, IMPORT{program} or RUN: udev kills what is slow and lets other events wait for it.
+ASSIGNMENTS = {"ENV", "GOTO", "LABEL", "TAG"}
+
+
+def complaints_about(rules: str) -> list[str]:
+    """What `udevadm verify` would find first, for machines whose systemd is older than 254."""
+    complaints = []
+    lines = rules.replace("\\\n", " ").splitlines()
+    labels = set(re.findall(r'LABEL="([^"]+)"', rules))
+    for line in lines:
+        if not line or line.startswith("#"):
+            continue
+        rest = line
+        while rest:
+            token = TOKEN.match(rest)
+            if token is None:
+                complaints.append(f"not a token: {rest}")
+                break
+            comparing = token["operator"] in {"==", "!="}
+            if token["key"] not in (MATCHES if comparing else ASSIGNMENTS):
+                complaints.append(f"{token['key']}{token['operator']} in: {line}")
+            if token["key"] == "ENV" and not token["attribute"]:
+                complaints.append(f"ENV without a name in: {line}")
+            if token["key"] == "GOTO" and token["value"] not in labels:
+                complaints.append(f"GOTO to nowhere in: {line}")
+            rest = rest[token.end() :]
+            if rest and not rest.startswith(", "):
+                complaints.append(f"no comma before: {rest}")
+                break
+            rest = rest.removeprefix(", ")
+    return complaints
+
+
+@pytest.mark.parametrize("rules", RULES, ids=lambda path: str(path.name))
+def test_the_udev_rules_are_well_formed_and_do_no_work(rules: Path) -> None:
+    assert complaints_about(rules.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'ACTION="change"',
+        'SUBSYSTEM=="pci" GOTO="x"',
+        'GOTO="nowhere"',
+        'ENV=="1"',
+        'RUN+="/bin/true"',
+        "TAG+=x",
+    ],
+)
+def test_a_mistake_in_a_rule_is_found(line: str) -> None:
+    assert complaints_about(line) != []
+
+
+def can_verify_rules() -> bool:
+    udevadm = shutil.which("udevadm", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if udevadm is None:
+        return False
+    return subprocess.run([udevadm, "verify", "--help"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_verify_rules(), reason="needs the udevadm of systemd 254 or later")
+def test_udevadm_accepts_the_rules() -> None:
+    done = subprocess.run(
+        ["udevadm", "verify", "--resolve-names=never", *RULES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
