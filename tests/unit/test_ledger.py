@@ -29,6 +29,8 @@ RECORD = Record(
     origin_flavour=Flavour.NATIVE,
     origin_module="e1000e",
     flavour=Flavour.VFIO,
+    before=Binding("e1000e", None),
+    written=("vfio-pci",),
     binding=Binding("vfio-pci", "vfio-pci"),
     personality=None,
     switching=True,
@@ -226,8 +228,8 @@ def test_a_record_is_synced_before_it_has_its_name_and_its_name_after(
         seen.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         sync(descriptor)
 
-    def replace_file(source: Path, target: Path) -> None:
-        seen.append(f"rename {source.name} {target.name}")
+    def replace_file(source: str, target: str) -> None:
+        seen.append(f"rename {Path(source).name} {Path(target).name}")
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)

@@ -415,7 +415,8 @@ def test_a_device_that_an_earlier_worker_still_writes_to_is_stuck_and_others_are
             await reset(second)
         assert caught.value.errno == errno.EBUSY
         assert kernel.writes == []
-        outcome = await second.set_flavour(Request(parse_address(other.address), Flavour.VFIO), lambda _: None)
+        request = Request(parse_address(other.address), Flavour.VFIO)
+        outcome = await second.set_flavour(request, lambda _: None)
         assert outcome.driver == "vfio-pci"
         assert on_disk(kernel) == ["0000:01:00.0.json", "0000:02:00.0.json"]
 

@@ -136,7 +136,8 @@ def test_the_same_modules_match(
 def test_the_same_files_of_modprobe_d_count(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, [("vfio_pci", ["vfio_pci:v*"])])
     conf_dir = tmp_path / "conf"
-    for name in ("a.conf", "b.alias", "c.conf~", ".d.conf", "conf", "e.txt", "f.conf.bak", "x.conf"):
+    # Not b.alias: kmod took such files before version 34, so its answer depends on the machine.
+    for name in ("a.conf", "c.conf~", ".d.conf", "conf", "e.txt", "f.conf.bak", "x.conf"):
         shutil.rmtree(conf_dir, ignore_errors=True)
         conf_dir.mkdir()
         (conf_dir / name).write_text("alias vfio_pci:v* other\n")

@@ -1,6 +1,7 @@
 """Wishes that come as uevents, and word of devices that change."""
 
 import asyncio
+import json
 import logging
 from pathlib import Path
 
@@ -13,14 +14,14 @@ _log = logging.getLogger(__name__)
 
 
 class UeventDoor:
-    """Hands wishes to the engine. `mark` is the file that keeps the number of the last one taken up, so
-    that none is taken up twice when the daemon starts again."""
+    """Hands wishes to the engine. `mark` is the file that keeps, for each device, the number of the last
+    event whose wish was taken up, so that none is taken up twice when the daemon starts again."""
 
     def __init__(self, engine: Engine, uevents: Uevents, mark: Path) -> None:
         self._engine = engine
         self._uevents = uevents
         self._mark = mark
-        self._last = int(mark.read_text(encoding="ascii")) if mark.exists() else 0
+        self._last = _read_mark(mark)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -33,10 +34,20 @@ class UeventDoor:
         self._engine.notice(event.address)
         if event.action == "remove":
             self._engine.forget(event.address)
-        if event.wish is None or event.seqnum <= self._last:
+        address = str(event.address)
+        # By device: udev may pass on the events of two devices in another order than the kernel's.
+        if event.wish is None or event.seqnum <= self._last.get(address, 0):
             return
-        self._last = event.seqnum
-        self._mark.write_text(str(event.seqnum), encoding="ascii")
+        self._last[address] = event.seqnum
+        try:
+            self._mark.write_text(json.dumps(self._last), encoding="ascii")
+        except OSError as error:
+            _log.warning(
+                "%s: that the wish of a uevent was taken up can't be marked (%s), ignoring",
+                address,
+                error.strerror,
+                extra={"PCI_ADDRESS": address},
+            )
         task = asyncio.create_task(self._fulfil(event, event.wish))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -57,6 +68,17 @@ class UeventDoor:
             await self._engine.set_flavour(request, _unheard)
         except FlavourError:
             return  # the engine has logged it and keeps it for `show`: nobody waits for an answer here
+
+
+def _read_mark(path: Path) -> dict[str, int]:
+    """A mark that is spoilt is no mark."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(data, dict):
+        return {}
+    return {address: seqnum for address, seqnum in data.items() if isinstance(seqnum, int)}
 
 
 def _unheard(_: StepReport) -> None:

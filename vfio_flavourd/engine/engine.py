@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from ..kernel.inventory import read_device, read_devices
+from ..kernel.inventory import DEVICES, read_device, read_devices
 from ..kernel.processes import is_alive
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
@@ -80,8 +80,10 @@ class Engine:
 
     def forget(self, address: PciAddress) -> None:
         """The device was removed. A running switch finds that out by itself."""
-        if address not in self._running and address not in self._stuck:
-            self._host.ledger.forget(address)
+        record = self._host.ledger.find(address)
+        if record is not None and address not in self._running and address not in self._stuck:
+            self._check_held(record)
+        if not self._host.sysfs.exists(f"{DEVICES}/{address}"):
             self._last.pop(address, None)
 
     def plan(self, request: Request) -> list[str]:
@@ -194,58 +196,62 @@ class Engine:
     # the stuck ones
 
     def _quarantine(self, device: Device, error: StuckError, turn: asyncio.Lock) -> None:
-        since = time.strftime("%H:%M:%S")
-        self._stuck[device.address] = f"{str(error).removeprefix(f'{device.address}: ')}, since {since}"
+        self._stuck[device.address] = _describe_stuck(error, device.address)
         self._spawn(self._outlast(device.address, error.blocked.finished, turn))
 
     async def _outlast(
         self, address: PciAddress, finished: Awaitable[object], turn: asyncio.Lock | None
     ) -> None:
-        with suppress(FlavourError):  # a worker that died has let go as well
-            await finished
+        """Bring a device to its end when the kernel has let go, however often it takes hold again."""
+        fields = {"PCI_ADDRESS": str(address)}
         try:
-            record = self._host.ledger.find(address)
-            said = await converge(self._host, record) if record is not None else "nothing is on record for it"
-            _log.info("%s: the kernel let go: %s", address, said, extra={"PCI_ADDRESS": str(address)})
-        except FlavourError as error:
-            _log.error("%s", error, extra={"PCI_ADDRESS": str(address)})
+            while True:
+                with suppress(FlavourError):  # a worker that died has let go as well
+                    await finished
+                record = self._host.ledger.find(address)
+                try:
+                    said = await converge(self._host, record) if record else "nothing is on record for it"
+                except StuckError as error:
+                    self._stuck[address] = _describe_stuck(error, address)
+                    finished = error.blocked.finished
+                    continue
+                except FlavourError as error:
+                    _log.error("%s", error, extra=fields)
+                    return
+                _log.warning(
+                    "%s: a switch that was cut off or stuck is at its end: %s", address, said, extra=fields
+                )
+                return
         finally:
             del self._stuck[address]
             if turn is not None:
                 turn.release()
 
     async def recover(self) -> None:
-        """Take up what an earlier daemon of this boot left."""
+        """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
         for complaint in self._host.ledger.load():
             _log.warning("%s", complaint)
         for record in self._host.ledger.all():
             if not record.switching:
                 self._check_held(record)
-            elif record.worker is not None and is_alive(self._host.sysfs, record.worker):
+                continue
+            finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if record.worker is not None and is_alive(self._host.sysfs, record.worker):
                 self._stuck[record.address] = (
                     f"process {record.worker.pid} of an earlier daemon is in the kernel with it"
                 )
-                self._spawn(
-                    self._outlast(record.address, self._host.hands.await_exit(record.worker.pid), None)
-                )
+                finished = self._host.hands.await_exit(record.worker.pid)
             else:
-                try:
-                    said = await converge(self._host, record)
-                    _log.warning(
-                        "%s: a switch was cut off: %s",
-                        record.address,
-                        said,
-                        extra={"PCI_ADDRESS": str(record.address)},
-                    )
-                except FlavourError as error:
-                    _log.error("%s", error, extra={"PCI_ADDRESS": str(record.address)})
+                self._stuck[record.address] = "a switch that was cut off is being brought to its end"
+                finished.set_result(None)
+            self._spawn(self._outlast(record.address, finished, None))
 
     def _check_held(self, record: Record) -> None:
         try:
-            device = read_device(self._host.sysfs, record.address)
-        except FlavourError:
-            device = None
-        if device is None or device.identity != record.identity:
+            same = read_device(self._host.sysfs, record.address).identity == record.identity
+        except FlavourError as error:
+            same = error.errno != errno.ENODEV  # what can't be read now is no reason to forget
+        if not same:
             self._host.ledger.forget(record.address)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -309,6 +315,10 @@ class Engine:
         asyncio.get_running_loop().call_later(_LOG_DELAY, self._log_ends)
         for listener in list(self.listeners):
             listener(request.address, attempt)
+
+
+def _describe_stuck(error: StuckError, address: PciAddress) -> str:
+    return f"{_without(error, address)}, since {time.strftime('%H:%M:%S')}"
 
 
 def _log_end(request: Request, error: FlavourError | None, outcome: Outcome | None) -> None:

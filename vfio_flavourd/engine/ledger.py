@@ -6,8 +6,9 @@ do the records. A file is written aside, synced, renamed, and its directory sync
 
 import errno
 import json
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from ..model.device import Binding, Device, Identity
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """`origin` is what the device had before the first switch, and `origin_flavour` which one that was.
 
-    `binding` is what the running or last switch set out for. `personality` names the attribute by
-    which the driver was asked, or is None. `worker` is the process that makes the writes while
-    `switching`.
+    `before` is what it had when the running or last switch began, as far as that was known, `written`
+    the overrides that this switch may have written since, and `binding` what it set out for.
+    `personality` names the attribute by which the driver was asked, or is None. `worker` is the process
+    that makes the writes while `switching`.
     """
 
     address: PciAddress
@@ -33,6 +37,8 @@ class Record:
     origin_flavour: Flavour
     origin_module: str | None
     flavour: Flavour
+    before: Binding
+    written: tuple[str | None, ...]
     binding: Binding
     personality: str | None
     switching: bool
@@ -83,13 +89,35 @@ class Ledger:
         os.fsync(self._descriptor)
         self._records[record.address] = record
 
+    def settle(self, record: Record) -> None:
+        """The switch has ended. Where that can't be put on disk, the next start looks at the device again."""
+        try:
+            self.write(replace(record, switching=False, worker=None))
+        except OSError as error:
+            self._records[record.address] = replace(record, switching=False, worker=None)
+            _warn(record.address, error)
+
     def forget(self, address: PciAddress) -> None:
-        if self._records.pop(address, None) is not None:
+        """There is nothing to go back to any more."""
+        if self._records.pop(address, None) is None:
+            return
+        try:
             (self._directory / f"{address}.json").unlink(missing_ok=True)
             os.fsync(self._descriptor)
+        except OSError as error:
+            _warn(address, error)
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _warn(address: PciAddress, error: OSError) -> None:
+    _log.warning(
+        "%s: the end of its switch can't be put on disk (%s), the next start of the daemon looks at it again",
+        address,
+        error.strerror,
+        extra={"PCI_ADDRESS": str(address)},
+    )
 
 
 def find_record(ledger: Ledger, device: Device) -> Record | None:
@@ -109,6 +137,8 @@ def _render(record: Record) -> dict[str, Any]:
         "origin_flavour": record.origin_flavour,
         "origin_module": record.origin_module,
         "flavour": record.flavour,
+        "before": {"driver": record.before.driver, "override": record.before.override},
+        "written": record.written,
         "binding": {"driver": record.binding.driver, "override": record.binding.override},
         "personality": record.personality,
         "switching": record.switching,
@@ -126,6 +156,8 @@ def _parse(data: dict[str, Any]) -> Record:
         origin_flavour=Flavour(data["origin_flavour"]),
         origin_module=data["origin_module"],
         flavour=Flavour(data["flavour"]),
+        before=Binding(**data["before"]),
+        written=tuple(data["written"]),
         binding=Binding(**data["binding"]),
         personality=data["personality"],
         switching=bool(data["switching"]),

@@ -36,6 +36,17 @@ class Aim:
     personality: str | None = None
 
 
+class NotRecordedError(FlavourError):
+    """The record could not be made to last, so the device was not touched."""
+
+    def __init__(self, device: Device, cause: OSError) -> None:
+        super().__init__(
+            f"{device.address}: what it has now can't be recorded ({cause.strerror}), so it is left as it is",
+            errno=errno.EIO,
+            hint="see whether /run is full or read-only",
+        )
+
+
 class Switch:
     """Carries out one request.
 
@@ -53,6 +64,8 @@ class Switch:
         self.steps: list[StepReport] = []
         self.touched = False
         self.before: Binding | None = None
+        self._aim = Aim(request.flavour)
+        self._written: set[str | None] = set()
 
     async def run(self, device: Device, way: "Way") -> Outcome:
         """Raises FlavourError when the device does not have the flavour afterwards."""
@@ -113,8 +126,9 @@ class Switch:
                 if kept is None:
                     self.host.ledger.forget(device.address)
                 else:
-                    self.host.ledger.write(kept)
+                    self.host.ledger.settle(kept)
                 self.touched = False
+                self._written.clear()
                 self.before = (await self.observe(device)).binding
                 return await self._carry_out(device, self.before, plan, aim)
         now = (await self.observe(device)).binding
@@ -126,14 +140,14 @@ class Switch:
             return cause
         self.enter(Phase.UNDOING)
         bind = self.host.timeouts.bind
-        now = await observe(self.host, device, bind)
+        now = (await observe(self.host, device, bind)).binding
         goal = self.before
         if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
             # It was not unbound by us: whoever changed its driver meanwhile keeps it.
-            goal = Binding(now.binding.driver, goal.override)
+            goal = Binding(now.driver, goal.override)
         try:
-            after = await move(self.host, device, plan_move(now.binding, goal), bind, watch=self._watch)
-        except StepError as error:
+            after = await self._move_on_record(device, plan_move(now, goal), self.before)
+        except (StepError, NotRecordedError) as error:
             return self._could_not(device, cause, str(error).removeprefix(f"{device.address}: "))
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
@@ -150,8 +164,7 @@ class Switch:
         if after.binding == record.origin and flavour is record.origin_flavour:
             self.host.ledger.forget(device.address)
         else:
-            settled = replace(record, flavour=flavour, binding=after.binding, switching=False, worker=None)
-            self.host.ledger.write(settled)
+            self.host.ledger.settle(replace(record, flavour=flavour, binding=after.binding))
 
     # results
 
@@ -199,27 +212,27 @@ class Switch:
         expected: Binding | None = None,
     ) -> Observed:
         assert self.before is not None
-        record = self._make_record(device, aim, self.before)
+        self._aim = aim
+        self.enter(Phase.SWITCHING)
+        after = await self._move_on_record(device, plan(now), self.before, expected=expected)
+        self.enter(Phase.VERIFYING)
+        return after
+
+    async def _move_on_record(
+        self, device: Device, steps: tuple[Step, ...], before: Binding, *, expected: Binding | None = None
+    ) -> Observed:
+        self._written |= {step.value for step in steps if step.action is Action.OVERRIDE}
+        record = self._make_record(device, self._aim, before)
 
         def begun(pid: int) -> None:
             try:
                 self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
             except OSError as error:
-                raise FlavourError(
-                    f"{device.address}: what it has now can't be recorded ({error.strerror}), "
-                    "so it is left alone",
-                    errno=errno.EIO,
-                    hint="see whether /run is full or read-only",
-                ) from error
+                raise NotRecordedError(device, error) from error
             self.touched = True
 
-        self.enter(Phase.SWITCHING)
         limit = self._limit(self.host.timeouts.bind)
-        after = await move(
-            self.host, device, plan(now), limit, expected=expected, begun=begun, watch=self._watch
-        )
-        self.enter(Phase.VERIFYING)
-        return after
+        return await move(self.host, device, steps, limit, expected=expected, begun=begun, watch=self._watch)
 
     def _make_record(self, device: Device, aim: Aim, before: Binding) -> Record:
         kept = find_record(self.host.ledger, device)
@@ -235,6 +248,8 @@ class Switch:
             origin_flavour=flavour,
             origin_module=module,
             flavour=aim.flavour,
+            before=before,
+            written=tuple(self._written),
             binding=aim.binding or before,
             personality=aim.personality,
             switching=True,

@@ -5,12 +5,15 @@ Only files that are safe on a device whose unbind is blocked are read here: `dri
 """
 
 import errno
+import logging
 
 from ..model.address import PciAddress, parse_address
 from ..model.device import Device, Identity
 from ..model.errors import FlavourError
 from ..model.modalias import parse_modalias
 from .sysfs import Sysfs
+
+_log = logging.getLogger(__name__)
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
@@ -53,14 +56,13 @@ def read_device(sysfs: Sysfs, address: PciAddress) -> Device:
 
 
 def read_devices(sysfs: Sysfs) -> tuple[Device, ...]:
-    """All PCI functions, by address. One that goes away meanwhile is left out."""
+    """All PCI functions, by address. One that goes away meanwhile, or makes no sense, is left out."""
     devices = []
     for name in sysfs.list(DEVICES):
         try:
             devices.append(read_device(sysfs, parse_address(name)))
         except FlavourError as error:
-            if error.errno != errno.ENODEV:
-                raise
+            _log.debug("%s is left out of the list: %s", name, error)
     return tuple(devices)
 
 

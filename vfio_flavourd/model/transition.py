@@ -19,11 +19,11 @@ class Phase(StrEnum):
 LAST = frozenset({Phase.DONE, Phase.FAILED})
 
 MOVES: dict[Phase, frozenset[Phase]] = {
-    # DONE at once when the device has the flavour already, FAILED when a guard refuses. Reading what it
-    # has may get stuck as well as a write.
-    Phase.WAITING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.STUCK, *LAST}),
+    # DONE at once when the device has the flavour already, FAILED when a guard refuses.
+    Phase.WAITING: frozenset({Phase.LOADING, Phase.SWITCHING, *LAST}),
     # LOADING again for the next candidate; UNDOING when the last one can't be loaded and the device
-    # has lost its driver to an earlier one; DONE when the named driver has the device already.
+    # has lost its driver to an earlier one; DONE when the named driver has the device already. Reading
+    # what the device has may get stuck as well as a write.
     Phase.LOADING: frozenset({Phase.LOADING, Phase.SWITCHING, Phase.UNDOING, Phase.STUCK, *LAST}),
     # LOADING or SWITCHING again: the probe refused and the next candidate is tried.
     Phase.SWITCHING: frozenset(
