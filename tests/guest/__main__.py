@@ -1,31 +1,47 @@
-"""python3 -m tests.guest build | boot | run -- COMMAND"""
+"""python3 -m tests.guest build | boot | demo | run -- COMMAND"""
 
 import argparse
 import sys
 from pathlib import Path
 
+from .demo import run_demo
 from .errors import RigError
 from .image import DEFAULT_RELEASE, RELEASES, Image, build_image
 from .vm import Guest
 
+DIST = Path(__file__).parents[2] / "dist"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.guest", description="The test guest, by hand.")
-    parser.add_argument("verb", choices=["build", "boot", "run"], help="boot reads commands from stdin")
+    verbs = ["build", "boot", "demo", "run"]
+    parser.add_argument("verb", choices=verbs, help="boot reads commands from stdin")
     parser.add_argument("--release", choices=RELEASES, default=DEFAULT_RELEASE)
     parser.add_argument("--deb", type=Path, help="the package to install in the guest")
     parser.add_argument("--timeout", type=float, default=600, help="for each command, in seconds")
     arguments, command = _split(sys.argv[1:])
     options = parser.parse_args(arguments)
     try:
+        if options.verb == "demo" and options.deb is None:
+            options.deb = _find_deb()
         image = build_image(RELEASES[options.release], options.deb)
         if options.verb == "build":
             print(image.disk)
             return 0
+        if options.verb == "demo":
+            return run_demo(image)
         return _with_guest(image, options.verb == "boot", " ".join(command), options.timeout)
     except RigError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _find_deb() -> Path:
+    """What `make deb` wrote. Raises RigError."""
+    built = sorted(DIST.glob("vfio-flavourd_*_all.deb"), key=lambda path: path.stat().st_mtime)
+    if not built:
+        raise RigError(f"there is no package in '{DIST}': `make deb` builds it, or name one with --deb")
+    return built[-1]
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vfio_flavourd import __version__
 
 from .channel import COMMAND_TIMEOUT, Pending, Result
-from .devices import UPSTREAM_MODULES, VARIANT_MODULES, Role
+from .devices import ROLES, UPSTREAM_MODULES, VARIANT_MODULES, Role
 from .image import RELEASES, Image, build_image
 from .vm import Guest
 
@@ -35,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--deb",
         type=Path,
         default=os.environ.get("VFIO_FLAVOUR_DEB"),
-        help="the project's package, installed in the guest (default: $VFIO_FLAVOUR_DEB or what `make deb` built)",
+        help="the package, installed in the guest (default: $VFIO_FLAVOUR_DEB or that of `make deb`)",
     )
 
 
@@ -258,23 +259,30 @@ def running(guest: Guest, command: str) -> Iterator[Pending]:
 @pytest.fixture(scope="session")
 def at_first(guest: Guest, deb: Path | None) -> State:
     if deb is None:
-        pytest.fail(f"the package is needed: `make deb` builds '{DEB}', or name one with --deb", pytrace=False)
+        pytest.fail(
+            f"the package is needed: `make deb` builds '{DEB}', or name one with --deb", pytrace=False
+        )
     return Host(guest).look()
 
 
-# What a test that failed may have left hanging.
-LET_GO = """
+# What a test that failed may have left.
+LET_GO = f"""
     for parameter in /sys/module/vft_hang/parameters/release /sys/module/vft_stuck/parameters/release; do
         if [ -e $parameter ]; then echo 1 > $parameter; fi
     done
     echo 0 > /sys/module/vft_stuck/parameters/hold_ms
-    rm -f /run/modprobe.d/guest-*.conf
+    rm -f /run/modprobe.d/guest.conf
     systemctl reset-failed
-    systemctl start vfio-flavourd.socket vfio-flavourd-readonly.socket vfio-flavourd vfio-flavour-fs
+    systemctl start {UNITS}
     udevadm settle
     echo 0 > /sys/module/vft_stuck/parameters/release
-    for file in /run/vfio-flavour/*/driver_flavour; do
+    echo 0 > {ROLES["nvme_pf"].sysfs}/sriov_numvfs
+    echo 1 > {ROLES["nvme_pf"].sysfs}/sriov_drivers_autoprobe
+    for file in {FILES}/*/driver_flavour; do
         if [ "$(cat $file)" = 'native [vfio]' ]; then echo native > $file; fi
+    done
+    for device in /sys/bus/pci/devices/*; do
+        if [ "$(cat $device/driver_override)" != '(null)' ]; then echo > $device/driver_override; fi
     done
 """
 
@@ -284,10 +292,11 @@ def host(guest: Guest, at_first: State) -> Iterator[Host]:
     """No VFIO module is loaded when a test begins, and what it changed it puts back."""
     host = Host(guest)
     yield host
-    guest.run(UNLOAD, check=False)
     now = host.look()
-    if (wrong := now.changed(at_first)) or now.vfio_modules or now.records:
+    wrong = now.changed(at_first)
+    if wrong or now.records:
         guest.run(LET_GO, check=False, timeout=300)
-        guest.run(UNLOAD, check=False)
-        was = {bdf: now.devices.get(bdf) for bdf in wrong}
-        raise AssertionError(f"not put back: {was}, {now.vfio_modules}, {set(now.records)}")
+    # Not earlier: a driver that is unloaded is unbound from its devices.
+    guest.run(UNLOAD, check=False)
+    left = {bdf: now.devices.get(bdf) for bdf in wrong}
+    assert (left, now.records, host.look().vfio_modules) == ({}, frozenset(), set())

@@ -27,7 +27,9 @@ class FakeUevents:
         self.pending = pending
         self.receive: Callable[[Uevent], None] | None = None
 
-    def listen(self, receive: Callable[[Uevent], None], resync: Callable[[], None]) -> None:
+    def listen(
+        self, receive: Callable[[Uevent], None], resync: Callable[[], None], may_wait: Callable[[], bool]
+    ) -> None:
         self.receive = receive
 
     def wishes(self) -> Iterator[Uevent]:

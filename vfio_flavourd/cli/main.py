@@ -2,15 +2,14 @@
 
 import argparse
 import errno
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
 from ..model.errors import FlavourError
+from .output import print_json, printable
 
 _DONE, _FAILED, _NO_DEVICE, _NOT_RUNNING, _TRY_AGAIN, _NOT_PERMITTED = 0, 1, 3, 69, 75, 77
 
@@ -159,16 +158,12 @@ def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
     message = str(error)
     if arguments.json:
         print_json({"error": {"errno": error.errno, "message": message, "hint": error.hint}})
-    print(f"flavourctl: {message}", file=sys.stderr)
+    print(f"flavourctl: {printable(message)}", file=sys.stderr)
     if error.hint:
-        print(f"  {error.hint}", file=sys.stderr)
+        print(f"  {printable(error.hint)}", file=sys.stderr)
     from ..doors.client import NotRunningError
 
     return _NOT_RUNNING if isinstance(error, NotRunningError) else _EXIT.get(error.errno, _FAILED)
-
-
-def print_json(data: dict[str, Any]) -> None:
-    print(json.dumps({"version": 1, **data}, indent=2))
 
 
 if __name__ == "__main__":

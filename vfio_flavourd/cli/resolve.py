@@ -8,8 +8,7 @@ from ..kernel.index import MODPROBE_D, ModuleIndex, read_alias_table
 from ..kernel.inventory import read_device
 from ..kernel.sysfs import Sysfs
 from ..model.address import parse_address
-from .devices import print_candidates
-from .main import print_json
+from .output import print_candidates, print_json
 
 
 def resolve(arguments: argparse.Namespace) -> int:

@@ -8,8 +8,7 @@ from typing import Any
 from ..doors.client import connect
 from ..model.address import parse_address
 from ..model.flavour import parse_flavour
-from .devices import printable
-from .main import print_json
+from .output import print_json, printable
 
 _FELL_BACK = 4
 
@@ -24,6 +23,8 @@ def switch(arguments: argparse.Namespace) -> int:
     outcome = asyncio.run(_switch(arguments, device))
     if outcome is None:
         print(f"{device}: taken up; flavourctl show {device} tells what becomes of it", file=sys.stderr)
+        if arguments.json:
+            print_json({"device": device, "taken_up": True})
         return 0
     if arguments.json:
         print_json(outcome)

@@ -26,7 +26,7 @@ class UeventDoor:
 
     def open(self) -> None:
         """Listen, then take up what came while nobody did."""
-        self._uevents.listen(self.receive, self._engine.notice_all)
+        self._uevents.listen(self.receive, self._engine.notice_all, self._engine.needs_no_events)
         for event in sorted(self._uevents.wishes(), key=lambda event: event.seqnum):
             self.receive(event)
 

@@ -13,6 +13,10 @@ class Changes:
     def __init__(self) -> None:
         self._waiting: defaultdict[PciAddress, set[asyncio.Event]] = defaultdict(set)
 
+    @property
+    def awaited(self) -> bool:
+        return bool(self._waiting)
+
     def notice(self, address: PciAddress) -> None:
         for event in self._waiting.get(address, ()):
             event.set()

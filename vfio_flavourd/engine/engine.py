@@ -78,6 +78,10 @@ class Engine:
         """Events were lost: whoever waits for a device looks again."""
         self._host.changes.notice_all()
 
+    def needs_no_events(self) -> bool:
+        """A switch is under way, and nobody waits for a device to change."""
+        return bool(self._running) and not self._host.changes.awaited
+
     def forget(self, address: PciAddress) -> None:
         """The device was removed. A running switch finds that out by itself."""
         record = self._host.ledger.find(address)

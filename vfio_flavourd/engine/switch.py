@@ -188,6 +188,11 @@ class Switch:
         now = Observed(Binding(device.driver, None), device.vfio_device)
         return replace(self.outcome(device, now, reason), changed=False)
 
+    @property
+    def is_out_of_time(self) -> bool:
+        timeout = self.request.timeout
+        return timeout is not None and time.monotonic() >= self._began + timeout
+
     def enter(self, phase: Phase) -> None:
         check_move(self.phase, phase)
         self.phase = phase

@@ -56,7 +56,7 @@ class _Candidates:
         failure = FlavourError(
             f"{address}: no VFIO driver could be had: "
             + ("; ".join(self._refusals) or "every candidate is rejected"),
-            errno=self._errno,
+            errno=errno.ETIMEDOUT if self._switch.is_out_of_time else self._errno,
             hint=f"flavourctl resolve {address} shows the candidates, dmesg what a driver said",
         )
         raise await self._switch.undo(self._device, failure)

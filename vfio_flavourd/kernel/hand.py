@@ -102,9 +102,15 @@ def check_guard(path: str, inode: int) -> None:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
-def carry_out(batch: dict[str, Any], answer: Callable[[list[object]], None]) -> None:
+def carry_out(batch: dict[str, Any], answer: Callable[[list[list[object]]], None]) -> None:
+    # Each answer wakes the daemon, so they are kept together; but what is known goes out before
+    # anything that may block.
+    results: list[list[object]] = []
     for index, (kind, *arguments) in enumerate(batch["ops"]):
         start = time.monotonic_ns()
+        if kind not in ("link", "names") and results:
+            answer(results)
+            results = []
         code = 0
         value: object = None
         try:
@@ -113,18 +119,19 @@ def carry_out(batch: dict[str, Any], answer: Callable[[list[object]], None]) -> 
             value = OPERATIONS[kind](*arguments)
         except OSError as error:
             code = error.errno or errno.EIO
-        answer([index, start, time.monotonic_ns(), code, value])
+        results.append([index, start, time.monotonic_ns(), code, value])
         if code:
-            return
+            break
+    answer(results)
 
 
 def main() -> None:
     descriptor = 0
     buffer = b""
 
-    def answer(result: list[object]) -> None:
+    def answer(results: list[list[object]]) -> None:
         try:
-            os.write(descriptor, json.dumps(result).encode() + b"\n")
+            os.write(descriptor, b"".join(json.dumps(result).encode() + b"\n" for result in results))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon is gone; the batch goes on (see above), the next read ends this process
 

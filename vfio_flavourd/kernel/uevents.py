@@ -9,6 +9,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pyudev
 
@@ -19,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 # With the default of 200 KiB a burst of a few thousand events overflows; with this 5,000 did not.
 _RECEIVE_BUFFER = 128 * 1024 * 1024
+
+# Seconds for which events may wait.
+_PAUSE = 0.1
 
 # The tag that the project's udev rule gives to a device with a wish.
 _TAG = "vfio-flavour"
@@ -42,17 +46,43 @@ class Uevents:
         self._monitor = pyudev.Monitor.from_netlink(self._context, source="udev")
         self._monitor.filter_by("pci")
         self._monitor.filter_by("vfio-dev")
+        self._pause: asyncio.TimerHandle | None = None
         try:
             self._monitor.set_receive_buffer_size(_RECEIVE_BUFFER)
         except OSError as error:
             _log.warning("the receive buffer for uevents stays small (%s): an overflow is more likely", error)
 
-    def listen(self, receive: Callable[[Uevent], None], resync: Callable[[], None]) -> None:
-        """Call `receive` for each event from now on, `resync` when some have been lost."""
+    def listen(
+        self,
+        receive: Callable[[Uevent], None],
+        resync: Callable[[], None],
+        may_wait: Callable[[], bool],
+    ) -> None:
+        """Call `receive` for each event from now on, `resync` when some have been lost.
+
+        A switch makes some eight events of its own, and reading them at once would take a good part of
+        its time; where `may_wait` says so they stay in the kernel's buffer for a moment.
+        """
         self._monitor.start()
-        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._drain, receive, resync)
+        drain = partial(self._drain, receive, resync)
+        loop, descriptor = asyncio.get_running_loop(), self._monitor.fileno()
+
+        def readable() -> None:
+            if not may_wait():
+                drain()
+                return
+            loop.remove_reader(descriptor)
+            self._pause = loop.call_later(_PAUSE, resume)
+
+        def resume() -> None:
+            loop.add_reader(descriptor, readable)
+            drain()
+
+        loop.add_reader(descriptor, readable)
 
     def close(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
         asyncio.get_running_loop().remove_reader(self._monitor.fileno())
 
     def wishes(self) -> Iterator[Uevent]:

@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import pyfuse3
 
@@ -180,19 +181,21 @@ class FlavourFs(pyfuse3.Operations):
         return len(buf)
 
     async def _read_flavour(self, address: PciAddress) -> Flavour:
-        client = await self._take()
-        answer = await client.call("Get", device=str(address))
-        self._idle.append(client)
+        answer = await self._call("Get", device=str(address))
         return Flavour(answer["device"]["flavour"])
 
     async def _set_flavour(self, address: PciAddress, flavour: Flavour) -> None:
+        await self._call("SetFlavour", device=str(address), flavour=str(flavour))
+
+    async def _call(self, method: str, **parameters: str) -> dict[str, Any]:
         client = await self._take()
         try:
-            await client.call("SetFlavour", device=str(address), flavour=str(flavour))
+            answer = await client.call(method, **parameters)
         except BaseException:
             client.close()  # hanging up tells the daemon that nobody waits any more
             raise
         self._idle.append(client)
+        return answer
 
     async def _take(self) -> Client:
         while self._idle:

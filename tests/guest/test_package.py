@@ -1,0 +1,144 @@
+"""The package: what it brings, and that it comes, stays and goes without touching a device."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import Host, Seen
+from .devices import ROLES
+
+GOOD = ROLES["good"]
+ON_VFIO = Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
+
+FLAVOUR_FS = "/run/vfio-flavour"
+FILES = [
+    *("/usr/bin/flavourctl", "/usr/sbin/vfio-flavourd", "/usr/sbin/vfio-flavour-fs"),
+    "/usr/lib/systemd/system/vfio-flavourd.service",
+    "/usr/lib/systemd/system/vfio-flavourd.socket",
+    "/usr/lib/systemd/system/vfio-flavourd-readonly.socket",
+    "/usr/lib/systemd/system/vfio-flavour-fs.service",
+    "/usr/lib/udev/rules.d/90-vfio-flavourd.rules",
+    "/usr/lib/sysusers.d/vfio-flavour.conf",
+]
+UNITS = [
+    "vfio-flavourd.service",
+    "vfio-flavourd.socket",
+    "vfio-flavourd-readonly.socket",
+    "vfio-flavour-fs.service",
+]
+IN_GUEST = "/run/vfio-flavourd.deb"
+NEWER = "9.9.9"
+# Nothing is fetched: what the package depends on is there.
+INSTALL = "apt-get install --yes --no-download -o Dir::Etc::SourceList=/dev/null"
+LEFT = """
+    find /etc /usr /var/lib /run -xdev -regex '.*/[^/]*flavour[^/]*' -not -name '*.deb'
+    findmnt -n -l | grep flavour
+    pgrep -f vfio-flavour[d-]
+"""
+
+
+@pytest.fixture
+def package(host: Host, deb: Path) -> str:
+    """The .deb that is installed, in the guest."""
+    host.guest.push(deb, IN_GUEST)
+    return IN_GUEST
+
+
+@pytest.fixture
+def newer(host: Host, deb: Path, tmp_path: Path) -> str:
+    """The same with a higher version."""
+    tree, package = tmp_path / "tree", tmp_path / "newer.deb"
+    subprocess.run(["dpkg-deb", "--raw-extract", deb, tree], check=True)
+    control = tree / "DEBIAN/control"
+    lines = control.read_text().splitlines()
+    changed = [f"Version: {NEWER}" if line.startswith("Version:") else line for line in lines]
+    control.write_text("\n".join(changed) + "\n")
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, package],
+        check=True,
+        capture_output=True,
+    )
+    host.guest.push(package, "/run/newer.deb")
+    return "/run/newer.deb"
+
+
+def version(host: Host) -> str:
+    return host.run("dpkg-query -W -f '${db:Status-Status} ${Version}' vfio-flavourd", check=False).stdout
+
+
+def test_everything_is_there_and_runs_after_the_boot(host: Host) -> None:
+    listed = host.run("dpkg -L vfio-flavourd").stdout.splitlines()
+    assert set(FILES) <= set(listed)
+    host.run(f"ls {' '.join(FILES)}")
+    for state in ("enabled", "active"):
+        said = host.run(f"systemctl is-{state} {' '.join(UNITS)}").stdout.split()
+        assert said == [state] * len(UNITS)
+    assert host.run("findmnt -n -o FSTYPE /run/vfio-flavour").stdout.startswith("fuse")
+    assert host.run("dpkg --verify vfio-flavourd").stdout == ""
+    modes = host.run(f"""
+        cd {FLAVOUR_FS}/{GOOD.bdf} && stat -c '%A %U:%G %n' *
+        cd /run/vfio-flavourd && stat -c '%A %U:%G %n' io.*
+    """)
+    assert modes.stdout.splitlines() == [
+        "-rw-rw-r-- root:vfio-flavour driver_flavour",
+        "-r--r--r-- root:vfio-flavour last_error",
+        "-rw-rw-r-- root:vfio-flavour use_vfio",
+        "srw-rw---- root:vfio-flavour io.vfioflavour.Manager",
+        "srw-rw-rw- root:root io.vfioflavour.Manager.ReadOnly",
+    ]
+
+
+def test_an_upgrade_changes_no_device_and_forgets_nothing(host: Host, package: str, newer: str) -> None:
+    before = host.look()
+    host.switch(GOOD, "vfio")
+    switched = host.look()
+    pids = "systemctl show --property MainPID --value vfio-flavourd vfio-flavour-fs"
+    was = host.run(pids).stdout
+
+    host.run(f"{INSTALL} {newer}", timeout=180)
+
+    assert version(host) == f"installed {NEWER}"
+    assert host.look().changed(switched) == set()
+    # What runs is what was installed.
+    assert not set(host.run(pids).stdout.split()) & set(was.split())
+    assert host.read(GOOD) == "native [vfio]"
+    host.switch(GOOD, "native")
+    assert host.look().changed(before) == set()
+    host.run(f"dpkg --install --force-downgrade {package}", timeout=180)
+    assert version(host) != f"installed {NEWER}"
+
+
+def test_a_removed_package_leaves_devices_alone_and_a_new_one_can_undo_them(host: Host, package: str) -> None:
+    before = host.look()
+    host.switch(GOOD, "vfio")
+    switched = host.look()
+
+    host.run("apt-get remove --yes vfio-flavourd", timeout=180)
+    assert host.look().changed(switched) == set()
+    assert host.run("mountpoint -q /run/vfio-flavour", check=False).rc != 0
+    assert host.run("pgrep -f vfio-flavour[d-]", check=False).stdout == ""
+
+    host.run(f"{INSTALL} {package}", timeout=180)
+    assert host.look().changed(switched) == set()
+    assert host.read(GOOD) == "native [vfio]"
+    host.switch(GOOD, "native")
+    assert host.look().changed(before) == set()
+
+
+def test_a_purge_leaves_nothing_behind(host: Host, package: str) -> None:
+    before = host.look()
+    host.switch(GOOD, "vfio")
+    host.switch(GOOD, "native")
+    host.run("apt-get purge --yes vfio-flavourd", timeout=180)
+    left = host.run(LEFT, check=False)
+    assert left.stdout == ""
+    assert host.run("systemctl list-unit-files --no-legend 'vfio-flavour*'", check=False).stdout == ""
+    assert host.run("systemctl list-units --all --no-legend 'vfio-flavour*'", check=False).stdout == ""
+    assert version(host) in ("", "not-installed ")
+    assert host.look().changed(before) == set()
+
+    host.run(f"{INSTALL} {package}", timeout=180)
+    said = host.run(f"systemctl is-active {' '.join(UNITS)}", check=False).stdout.split()
+    assert said == ["active"] * len(UNITS)
+    assert host.read(GOOD) == "[native] vfio"

@@ -1,0 +1,110 @@
+"""The services: what a restart, a crash and time itself do to the devices, and what the journal keeps."""
+
+import pytest
+
+from .conftest import Host, Seen
+from .devices import ROLES
+
+GOOD, REFUSE, PERSONALITY = ROLES["good"], ROLES["refuse"], ROLES["personality"]
+
+UNITS = ("vfio-flavourd.service", "vfio-flavour-fs.service")
+PID = "systemctl show --property MainPID --value"
+
+RESIDENT_LIMIT_KIB = 36 * 1024
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["systemctl restart vfio-flavourd", "systemctl kill --signal KILL vfio-flavourd"],
+    ids=["restart", "kill -9"],
+)
+def test_a_restart_changes_no_device_and_forgets_nothing(host: Host, how: str) -> None:
+    before = host.look()
+    host.run(f"echo 8139cp > {REFUSE.sysfs}/driver_override")
+    for role in (GOOD, REFUSE, PERSONALITY):
+        host.switch(role, "vfio")
+    switched, journal = host.look(), host.journal()
+    assert switched.changed(before) == {GOOD.bdf, REFUSE.bdf, PERSONALITY.bdf}
+    pid = host.run(f"{PID} vfio-flavourd").stdout
+
+    host.run(how)
+    journal.wait_for("Started vfio-flavourd")
+
+    assert host.run(f"{PID} vfio-flavourd").stdout != pid
+    now = host.look()
+    assert now.changed(switched) == set()
+    assert now.records == switched.records
+    # The file system goes on, as the daemon's client.
+    for role in (GOOD, REFUSE, PERSONALITY):
+        assert host.read(role) == "native [vfio]"
+        host.switch(role, "native")
+    assert host.look().devices[REFUSE.bdf] == Seen("8139cp", "8139cp")
+    host.run(f"echo > {REFUSE.sysfs}/driver_override")
+    assert host.look().changed(before) == set()
+
+
+def test_a_write_waits_for_a_daemon_that_is_being_started(host: Host) -> None:
+    host.run("systemctl stop vfio-flavourd.service")
+    host.switch(GOOD, "vfio")
+    assert host.look().devices[GOOD.bdf] == Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
+    host.switch(GOOD, "native")
+
+
+def test_the_file_system_comes_back_after_a_crash(host: Host) -> None:
+    host.switch(GOOD, "vfio")
+    switched, journal = host.look(), host.journal()
+    host.run("systemctl kill --signal KILL vfio-flavour-fs")
+    journal.wait_for("Started vfio-flavour-fs")
+    assert host.read(GOOD) == "native [vfio]"
+    assert host.look().changed(switched) == set()
+    host.switch(GOOD, "native")
+
+
+def test_an_idle_service_uses_no_cpu_and_little_memory(host: Host) -> None:
+    look = """
+        for unit in vfio-flavourd vfio-flavour-fs; do
+            pid=$(systemctl show --property MainPID --value $unit)
+            echo $unit $(sed 's/.*) //' /proc/$pid/stat | cut -d ' ' -f 12,13) \
+                $(sed -n 's/VmRSS://p' /proc/$pid/status)
+        done
+    """
+    seen = host.run(f"udevadm settle; {look} sleep 5; {look}").stdout.split("\n")
+    assert len(seen) == 5
+    for first, last in zip(seen[:2], seen[2:4], strict=True):
+        unit, *times, resident, _ = first.split()
+        # In ticks of 10 ms: one ping of the watchdog may fall in between.
+        used = sum(map(int, last.split()[1:3])) - sum(map(int, times))
+        assert used <= 1, unit
+        assert int(resident) < RESIDENT_LIMIT_KIB, unit
+
+
+def test_a_stop_takes_the_files_away_and_a_start_brings_them_back(host: Host) -> None:
+    stopped = host.run("systemctl stop vfio-flavour-fs; ls -A /run/vfio-flavour 2> /dev/null", check=False)
+    assert stopped.stdout == ""
+    assert stopped.duration < 10
+    host.run("systemctl start vfio-flavour-fs")
+    assert host.read(GOOD) == "[native] vfio"
+
+
+def test_a_reload_leaves_the_services_running(host: Host) -> None:
+    pid = host.run(f"{PID} vfio-flavourd").stdout
+    host.run("systemctl reload vfio-flavourd")
+    assert host.run(f"{PID} vfio-flavourd").stdout == pid
+    assert host.run(f"systemctl is-active {' '.join(UNITS)}").stdout.split() == ["active", "active"]
+
+
+def test_the_journal_has_one_record_for_each_attempt(host: Host) -> None:
+    journal = host.journal()
+    host.switch(GOOD, "vfio")
+    host.switch(GOOD, "native")
+    host.write(ROLES["bridge"], "vfio")
+    attempts = journal.records("LOGGER=vfio_flavourd.engine.engine")
+    assert [(each["PCI_ADDRESS"], each["FLAVOUR"], each["OUTCOME"]) for each in attempts] == [
+        (GOOD.bdf, "vfio", "done"),
+        (GOOD.bdf, "native", "done"),
+        (ROLES["bridge"].bdf, "vfio", "failed"),
+    ]
+    assert [each.get("DRIVER") for each in attempts] == ["vft-good-vfio-pci", "e1000e", "pcieport"]
+    for each in attempts:
+        assert int(each["DURATION_USEC"]) < 60e6
+        assert each["REQUESTER"].startswith("uid 0 pid ")

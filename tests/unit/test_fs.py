@@ -1,0 +1,597 @@
+"""The file system's inodes, files and interrupts, without a mount."""
+
+import asyncio
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyfuse3
+import pytest
+from fake_kernel import FakeKernel
+from hypothesis import given
+from hypothesis import strategies as st
+from test_address import addresses
+
+from vfio_flavourd.doors.fs import operations
+from vfio_flavourd.doors.fs.interrupts import Interrupts, has_signal
+from vfio_flavourd.doors.fs.operations import FlavourFs
+from vfio_flavourd.doors.fs.tree import FILES, ROOT, Node, Place, find_place
+from vfio_flavourd.kernel.sysfs import Sysfs
+from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.errors import FlavourError
+
+DEVICE = "0000:01:00.0"
+CONTEXT = SimpleNamespace(pid=os.getpid(), uid=0, gid=0, umask=0)
+
+# inodes
+
+
+places = st.builds(Place, addresses, st.sampled_from(Node))
+
+
+@given(place=places)
+def test_an_inodes_number_tells_what_it_is(place: Place) -> None:
+    assert find_place(place.inode) == place
+    assert ROOT < place.inode < 1 << 64
+
+
+@given(one=places, other=places)
+def test_no_two_places_share_an_inode(one: Place, other: Place) -> None:
+    assert (one.inode == other.inode) == (one == other)
+
+
+# files
+
+
+class FakeDaemon:
+    """Answers for one device; `calls` are what it was asked, `open` the connections to it."""
+
+    def __init__(self) -> None:
+        self.flavour = "native"
+        self.error: FlavourError | None = None
+        self.hang: asyncio.Event | None = None
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.open: set[FakeClient] = set()
+        self.connections = 0
+        self.refusal: FlavourError | None = None
+
+    async def connect(self, *, writes: bool) -> "FakeClient":
+        if self.refusal is not None:
+            raise self.refusal
+        assert writes
+        self.connections += 1
+        client = FakeClient(self)
+        self.open.add(client)
+        return client
+
+
+class FakeClient:
+    def __init__(self, daemon: FakeDaemon) -> None:
+        self._daemon = daemon
+
+    @property
+    def is_open(self) -> bool:
+        return self in self._daemon.open
+
+    def close(self) -> None:
+        self._daemon.open.discard(self)
+
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        daemon = self._daemon
+        daemon.calls.append((method, parameters))
+        if daemon.hang is not None:
+            await daemon.hang.wait()
+        if daemon.error is not None:
+            raise daemon.error
+        if method == "SetFlavour":
+            daemon.flavour = parameters["flavour"]
+            return {"outcome": {}}
+        return {"device": {"flavour": daemon.flavour}}
+
+
+class Mounted:
+    """The operations, as the kernel would call them."""
+
+    def __init__(self, root: Path, daemon: FakeDaemon) -> None:
+        self.kernel = FakeKernel(root)
+        self.kernel.add_device(DEVICE)
+        self.daemon = daemon
+        self.fs = FlavourFs(Sysfs(str(root)), Interrupts())
+
+    def place(self, name: str, device: str = DEVICE) -> int:
+        return Place(parse_address(device), FILES[name.encode()]).inode
+
+    async def open(self, name: str, device: str = DEVICE, flags: int = os.O_RDWR) -> int:
+        info: Any = await self.fs.open(self.place(name, device), flags, CONTEXT)  # type: ignore[arg-type]
+        assert info.direct_io
+        return int(info.fh)
+
+    async def cat(self, name: str, device: str = DEVICE) -> str:
+        handle = await self.open(name, device)
+        try:
+            text = await self.fs.read(handle, 0, 4096)
+            assert await self.fs.read(handle, len(text), 4096) == b""
+            return text.decode()
+        finally:
+            await self.fs.release(handle)
+
+    async def echo(self, text: bytes, name: str = "driver_flavour", device: str = DEVICE) -> int:
+        handle = await self.open(name, device)
+        try:
+            return await self.fs.write(handle, 0, text)
+        finally:
+            await self.fs.release(handle)
+
+    async def refused(self, text: bytes, name: str = "driver_flavour", device: str = DEVICE) -> int:
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await self.echo(text, name, device)
+        return caught.value.errno
+
+    async def look_up(self, parent: int, name: str) -> Any:
+        return await self.fs.lookup(parent, name.encode(), CONTEXT)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
+    daemon = FakeDaemon()
+    monkeypatch.setattr(operations, "connect", daemon.connect)
+    return daemon
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, daemon: FakeDaemon) -> Mounted:
+    return Mounted(tmp_path, daemon)
+
+
+def run(work: Awaitable[Any]) -> Any:
+    async def main() -> Any:
+        return await work
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(("flavour", "text"), [("native", "[native] vfio\n"), ("vfio", "native [vfio]\n")])
+def test_driver_flavour_brackets_the_one_it_is(mounted: Mounted, flavour: str, text: str) -> None:
+    mounted.daemon.flavour = flavour
+    assert run(mounted.cat("driver_flavour")) == text
+    assert mounted.daemon.calls[0] == ("Get", {"device": DEVICE})
+
+
+@pytest.mark.parametrize(("flavour", "text"), [("native", "0\n"), ("vfio", "1\n")])
+def test_use_vfio_says_the_same_as_a_digit(mounted: Mounted, flavour: str, text: str) -> None:
+    mounted.daemon.flavour = flavour
+    assert run(mounted.cat("use_vfio")) == text
+
+
+def test_last_error_is_empty_and_asks_nobody(mounted: Mounted) -> None:
+    assert run(mounted.cat("last_error")) == ""
+    assert mounted.daemon.calls == []
+
+
+def test_a_read_gives_the_part_that_was_asked_for(mounted: Mounted) -> None:
+    async def talk() -> None:
+        handle = await mounted.open("driver_flavour")
+        assert await mounted.fs.read(handle, 0, 3) == b"[na"
+        assert await mounted.fs.read(handle, 9, 100) == b"vfio\n"
+        assert await mounted.fs.read(handle, 100, 100) == b""
+
+    run(talk())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "flavour"),
+    [
+        ("driver_flavour", b"vfio\n", "vfio"),
+        ("driver_flavour", b"vfio", "vfio"),
+        ("driver_flavour", b"vfio\0", "vfio"),
+        ("driver_flavour", b"native\n", "native"),
+        ("use_vfio", b"1\n", "vfio"),
+        ("use_vfio", b"1", "vfio"),
+        ("use_vfio", b"0\n", "native"),
+    ],
+)
+def test_a_write_returns_when_the_device_has_the_flavour(
+    mounted: Mounted, name: str, text: bytes, flavour: str
+) -> None:
+    mounted.daemon.flavour = "neither"
+    assert run(mounted.echo(text, name)) == len(text)
+    assert mounted.daemon.calls == [("SetFlavour", {"device": DEVICE, "flavour": flavour})]
+    assert mounted.daemon.flavour == flavour
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("driver_flavour", b"vfoi\n"),
+        ("driver_flavour", b"VFIO\n"),
+        ("driver_flavour", b""),
+        ("driver_flavour", b"\n"),
+        ("driver_flavour", b"1\n"),
+        ("driver_flavour", b"native [vfio]\n"),
+        ("driver_flavour", b"vfio native\n"),
+        ("driver_flavour", b"vfio\nnative\n"),
+        ("driver_flavour", b"\xff\xfe\n"),
+        ("driver_flavour", b"vfio" * 1024),
+        ("use_vfio", b"2\n"),
+        ("use_vfio", b"vfio\n"),
+        ("use_vfio", b"yes\n"),
+        ("use_vfio", b""),
+        ("use_vfio", b"\x1b[31m"),
+    ],
+)
+def test_a_write_of_anything_else_is_einval_and_last_error_says_what_is_allowed(
+    mounted: Mounted, name: str, text: bytes
+) -> None:
+    async def talk() -> str:
+        assert await mounted.refused(text, name) == errno.EINVAL
+        return await mounted.cat("last_error")
+
+    told = run(talk())
+    assert mounted.daemon.calls == []
+    assert told.endswith("\n")
+    line = told.removesuffix("\n")
+    assert line.isprintable()
+    assert len(line) < 400
+    assert "allowed: " in line
+
+
+@pytest.mark.parametrize(
+    "code", [errno.EBUSY, errno.ENODEV, errno.ETIMEDOUT, errno.EAGAIN, errno.EACCES, errno.EIO]
+)
+def test_the_daemons_errno_is_the_writers_and_its_words_are_kept(mounted: Mounted, code: int) -> None:
+    async def talk() -> str:
+        mounted.daemon.error = FlavourError(f"{DEVICE}: no luck", errno=code, hint="try harder")
+        assert await mounted.refused(b"vfio\n") == code
+        return await mounted.cat("last_error")
+
+    assert run(talk()) == f"{DEVICE}: no luck; try harder\n"
+
+
+def test_an_error_without_a_hint_ends_with_itself(mounted: Mounted) -> None:
+    async def talk() -> str:
+        mounted.daemon.error = FlavourError(f"{DEVICE}: no luck", errno=errno.EIO)
+        await mounted.refused(b"vfio\n")
+        return await mounted.cat("last_error")
+
+    assert run(talk()) == f"{DEVICE}: no luck\n"
+
+
+def test_last_error_is_empty_after_a_success(mounted: Mounted) -> None:
+    async def talk() -> None:
+        await mounted.refused(b"vfoi")
+        assert await mounted.cat("last_error") != ""
+        await mounted.echo(b"vfio")
+        assert await mounted.cat("last_error") == ""
+
+    run(talk())
+
+
+def test_each_device_has_a_last_error_of_its_own(mounted: Mounted) -> None:
+    other = "0000:02:00.0"
+    mounted.kernel.add_device(other)
+
+    async def talk() -> None:
+        await mounted.refused(b"vfoi")
+        assert await mounted.cat("last_error", other) == ""
+        await mounted.echo(b"vfio", device=other)
+        assert await mounted.cat("last_error") != ""
+
+    run(talk())
+
+
+def test_a_daemon_that_is_not_there_is_eio_and_said_so(mounted: Mounted) -> None:
+    async def talk() -> None:
+        mounted.daemon.refusal = FlavourError("the daemon can't be reached", errno=errno.EIO, hint="start it")
+        assert await mounted.refused(b"vfio") == errno.EIO
+        assert await mounted.cat("last_error") == "the daemon can't be reached; start it\n"
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await mounted.cat("driver_flavour")
+        assert caught.value.errno == errno.EIO
+
+    run(talk())
+
+
+def test_a_connection_is_used_again_and_replaced_when_it_is_lost(mounted: Mounted) -> None:
+    async def talk() -> None:
+        for _ in range(3):
+            await mounted.cat("driver_flavour")
+            await mounted.echo(b"vfio")
+        assert mounted.daemon.connections == 1
+        mounted.daemon.open.clear()  # the daemon was started again
+        await mounted.cat("driver_flavour")
+        assert mounted.daemon.connections == 2
+        assert len(mounted.daemon.open) == 1
+
+    run(talk())
+
+
+@pytest.mark.parametrize("work", ["read", "write"])
+def test_what_fails_leaks_no_connection(mounted: Mounted, work: str) -> None:
+    async def talk() -> None:
+        mounted.daemon.error = FlavourError("no luck", errno=errno.EIO)
+        for _ in range(5):
+            with pytest.raises(pyfuse3.FUSEError):
+                await (mounted.cat("driver_flavour") if work == "read" else mounted.echo(b"vfio"))
+        assert len(mounted.daemon.open) <= 1
+
+    run(talk())
+
+
+def test_a_write_that_waits_holds_up_no_other_file(mounted: Mounted) -> None:
+    mounted.kernel.add_device("0000:02:00.0")
+
+    async def talk() -> None:
+        mounted.daemon.hang = asyncio.Event()
+        waiting = asyncio.create_task(mounted.echo(b"vfio"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        hang, mounted.daemon.hang = mounted.daemon.hang, None
+        assert await mounted.cat("driver_flavour", "0000:02:00.0") == "[native] vfio\n"
+        assert await mounted.cat("last_error") == ""
+        assert not waiting.done()
+        hang.set()
+        assert await waiting == 4
+
+    run(talk())
+
+
+# the tree
+
+
+def test_a_device_is_a_directory_with_three_files(mounted: Mounted) -> None:
+    async def talk() -> None:
+        directory = await mounted.look_up(ROOT, DEVICE)
+        assert stat.S_ISDIR(directory.st_mode)
+        # Devices come and go: what their names lead to is asked each time.
+        assert directory.entry_timeout == 0
+        assert directory.st_ino == Place(parse_address(DEVICE), Node.DIRECTORY).inode
+        for name, mode in (("driver_flavour", 0o664), ("use_vfio", 0o664), ("last_error", 0o444)):
+            entry = await mounted.look_up(directory.st_ino, name)
+            assert entry.st_mode == stat.S_IFREG | mode
+            assert entry.st_uid == 0
+            assert entry.st_ino == mounted.place(name)
+
+    run(talk())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["0000:0f:00.0", "01:00.0", f"{DEVICE}\n", "00000:01:00.0", "..", "../../x", "", "use_vfio", "x" * 255],
+)
+def test_nothing_else_is_in_the_root(mounted: Mounted, name: str) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        run(mounted.look_up(ROOT, name))
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("name", ["driver_override", "driver_flavour\n", "", "..", DEVICE])
+def test_nothing_else_is_in_a_device(mounted: Mounted, name: str) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        run(mounted.look_up(Place(parse_address(DEVICE), Node.DIRECTORY).inode, name))
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_a_device_that_went_away_is_gone_with_its_files(mounted: Mounted) -> None:
+    async def talk() -> None:
+        mounted.kernel.remove_device(mounted.kernel.devices[DEVICE])
+        for work in (
+            mounted.look_up(ROOT, DEVICE),
+            mounted.look_up(Place(parse_address(DEVICE), Node.DIRECTORY).inode, "use_vfio"),
+            mounted.fs.getattr(mounted.place("use_vfio"), CONTEXT),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(pyfuse3.FUSEError) as caught:
+                await work
+            assert caught.value.errno == errno.ENOENT
+
+    run(talk())
+
+
+def list_directory(mounted: Mounted, monkeypatch: pytest.MonkeyPatch, inode: int, room: int) -> list[str]:
+    """As the kernel reads it: so many names at a time."""
+    found: list[tuple[str, int]] = []
+    left = 0
+
+    def reply(token: object, name: bytes, attributes: Any, next_id: int) -> bool:
+        nonlocal left
+        if not left:
+            return False
+        left -= 1
+        found.append((name.decode(), next_id))
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+
+    async def talk() -> list[str]:
+        nonlocal left
+        handle = await mounted.fs.opendir(inode, CONTEXT)  # type: ignore[arg-type]
+        before = -1
+        while len(found) > before:
+            before, left = len(found), room
+            await mounted.fs.readdir(handle, found[-1][1] if found else 0, None)  # type: ignore[arg-type]
+        return [name for name, _ in found]
+
+    names: list[str] = run(talk())
+    return names
+
+
+@pytest.mark.parametrize("room", [1, 2, 100])
+def test_a_directory_is_listed_whole_whatever_fits_at_a_time(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    others = ["0000:02:00.0", "0000:a0:00.1", "10000:00:00.0"]
+    for address in others:
+        mounted.kernel.add_device(address)
+    assert sorted(list_directory(mounted, monkeypatch, ROOT, room)) == sorted([DEVICE, *others])
+    names = list_directory(mounted, monkeypatch, Place(parse_address(DEVICE), Node.DIRECTORY).inode, room)
+    assert sorted(names) == ["driver_flavour", "last_error", "use_vfio"]
+
+
+def set_attributes(mounted: Mounted, **updates: bool) -> Any:
+    fields = dict.fromkeys(("update_mode", "update_uid", "update_gid", "update_size"), False) | updates
+    arguments: Any = (mounted.place("driver_flavour"), None, SimpleNamespace(**fields), None, CONTEXT)
+    return run(mounted.fs.setattr(*arguments))
+
+
+def test_a_shell_may_truncate_before_it_writes(mounted: Mounted) -> None:
+    entry = set_attributes(mounted, update_size=True)
+    assert entry.st_mode == stat.S_IFREG | 0o664
+    assert mounted.daemon.calls == []
+
+
+@pytest.mark.parametrize("field", ["update_mode", "update_uid", "update_gid"])
+def test_mode_and_owner_stay_as_they_are(mounted: Mounted, field: str) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        set_attributes(mounted, **{field: True})
+    assert caught.value.errno == errno.EPERM
+
+
+# interrupts
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[str], int]]:
+    """Start a process that prepares itself, and stop it: what comes for it then stays pending."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(prepare: str) -> int:
+        program = f"import signal, sys, time\n{prepare}\nprint(flush=True)\ntime.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-I", "-S", "-c", program], stdout=subprocess.PIPE)
+        started.append(child)
+        assert child.stdout is not None
+        child.stdout.read(1)
+        os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        return child.pid
+
+    yield start
+    for child in started:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGRTMAX])
+def test_a_signal_that_is_pending_is_seen(start: Callable[[str], int], number: int) -> None:
+    pid = start("")
+    assert not has_signal(pid)
+    os.kill(pid, number)
+    assert has_signal(pid)
+
+
+def test_a_signal_that_is_blocked_is_none(start: Callable[[str], int]) -> None:
+    pid = start("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])")
+    os.kill(pid, signal.SIGUSR1)
+    assert not has_signal(pid)
+    os.kill(pid, signal.SIGUSR2)
+    assert has_signal(pid)
+
+
+def test_a_signal_that_is_ignored_is_none(start: Callable[[str], int]) -> None:
+    # A blocked one that is ignored stays pending all the same.
+    pid = start(
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
+        "signal.signal(signal.SIGUSR1, signal.SIG_IGN)"
+    )
+    os.kill(pid, signal.SIGUSR1)
+    assert not has_signal(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGCHLD, signal.SIGWINCH, signal.SIGURG])
+def test_a_signal_that_does_nothing_by_default_is_none(start: Callable[[str], int], number: int) -> None:
+    pid = start(f"signal.signal({int(number)}, lambda *_: None)")
+    os.kill(pid, number)
+    assert not has_signal(pid)
+
+
+def test_a_process_that_is_gone_has_no_signal() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert not has_signal(child.pid)
+
+
+def test_a_signal_for_the_writer_ends_its_write_and_no_other(
+    mounted: Mounted, start: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted.kernel.add_device("0000:02:00.0")
+    interrupted, patient = start(""), start("")
+
+    async def write_as(pid: int, device: str) -> int:
+        context: Any = SimpleNamespace(pid=pid, uid=0, gid=0, umask=0)
+        info: Any = await mounted.fs.open(mounted.place("driver_flavour", device), os.O_WRONLY, context)
+        return await mounted.fs.write(int(info.fh), 0, b"vfio")
+
+    async def talk() -> None:
+        mounted.daemon.hang = asyncio.Event()
+        tasks = [
+            asyncio.create_task(write_as(pid, device))
+            for pid, device in ((interrupted, DEVICE), (patient, "0000:02:00.0"))
+        ]
+        while len(mounted.daemon.calls) < 2:  # noqa: ASYNC110 - the loop itself is waited for
+            await asyncio.sleep(0)
+        mounted.fs._interrupts.look()
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        os.kill(interrupted, signal.SIGINT)
+        mounted.fs._interrupts.look()
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await asyncio.wait_for(tasks[0], 5)
+        assert caught.value.errno == errno.EINTR
+        assert "interrupted" in await mounted.cat("last_error")
+        # Hanging up is how the daemon learns of it.
+        assert len(mounted.daemon.open) == 1
+        assert not tasks[1].done()
+        mounted.daemon.hang.set()
+        assert await tasks[1] == 4
+        assert await mounted.cat("last_error", "0000:02:00.0") == ""
+
+    run(talk())
+
+
+def test_every_message_from_the_kernel_has_the_waiting_writers_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import pyfuse3.asyncio
+
+    messages: asyncio.Queue[int] = asyncio.Queue()
+
+    async def wait_readable(fd: int) -> None:
+        await messages.get()
+
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    async def talk() -> None:
+        interrupts = Interrupts()
+        interrupts.install()
+        monkeypatch.setattr(interrupts, "look", look)
+        messages.put_nowait(1)
+        await pyfuse3.asyncio.wait_readable(0)
+        await asyncio.sleep(0)
+        assert looks == 0  # nobody waits
+        hang = asyncio.Event()
+
+        async def wait() -> None:
+            await hang.wait()
+
+        waiting = asyncio.create_task(interrupts.run(os.getpid(), wait()))
+        await asyncio.sleep(0)
+        messages.put_nowait(1)
+        await pyfuse3.asyncio.wait_readable(0)
+        await asyncio.sleep(0)
+        assert looks == 1
+        hang.set()
+        await waiting
+
+    monkeypatch.setattr(pyfuse3.asyncio, "wait_readable", wait_readable)
+    run(talk())
