@@ -265,13 +265,14 @@ def at_first(guest: Guest, deb: Path | None) -> State:
     return Host(guest).look()
 
 
+NO_VFIO_PCI = "/run/modprobe.d/no-vfio-pci.conf"
 # What a test that failed may have left.
 LET_GO = f"""
     for parameter in /sys/module/vft_hang/parameters/release /sys/module/vft_stuck/parameters/release; do
         if [ -e $parameter ]; then echo 1 > $parameter; fi
     done
     echo 0 > /sys/module/vft_stuck/parameters/hold_ms
-    rm -f /run/modprobe.d/guest.conf
+    rm -f {NO_VFIO_PCI}
     systemctl reset-failed
     systemctl start {UNITS}
     udevadm settle

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Host, Seen, running, write_command
+from .conftest import NO_VFIO_PCI, Host, Seen, running, write_command
 from .devices import ROLES, VARIANT_MODULES
 
 GOOD, REFUSE = ROLES["good"], ROLES["refuse"]
@@ -101,13 +101,12 @@ def test_the_exit_status_says_what_came_of_it(host: Host) -> None:
     assert host.look().devices[REFUSE.bdf] == Seen("vfio-pci", "vfio-pci", vfio=True)
     host.switch(REFUSE, "native")
 
-    host.run("echo 'blacklist vfio_pci' > /run/modprobe.d/guest.conf || { mkdir /run/modprobe.d && "
-             "echo 'blacklist vfio_pci' > /run/modprobe.d/guest.conf; }")  # fmt: skip
+    host.run(f"mkdir -p /run/modprobe.d; echo 'blacklist vfio_pci' > {NO_VFIO_PCI}")
     host.run("rmmod vfio_pci")
     failed = host.ctl("set", "00:0d.0", "vfio")
     assert failed.rc == 1
     assert "no VFIO driver could be had" in failed.stderr
-    host.run("rm /run/modprobe.d/guest.conf")
+    host.run(f"rm {NO_VFIO_PCI}")
 
     for arguments, status, says in (
         (["set", GOOD.bdf, "vfoi"], 2, "no flavour is called 'vfoi'"),
@@ -196,8 +195,7 @@ def test_the_reference_python_client_looks_and_switches(host: Host, tmp_path: Pa
     assert spec is not None
     assert spec.origin is not None
     with tarfile.open(tmp_path / "varlink.tar", "w") as tar:
-        for module in Path(spec.origin).parent.glob("*.py"):
-            tar.add(module, f"varlink/{module.name}")
+        tar.add(Path(spec.origin).parent, "varlink")
     (tmp_path / "client.py").write_text(CLIENT)
     host.guest.push(tmp_path / "varlink.tar", "/run/varlink.tar")
     host.guest.push(tmp_path / "client.py", "/run/varlink-client.py")

@@ -7,7 +7,6 @@ as a worker process does, but against this model.
 
 import asyncio
 import errno
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,9 @@ class FakeKernel:
         self._vfio_devices = 0
         self._processes = 1000
         self._exits: dict[int, list[asyncio.Future[None]]] = {}
-        for path in ("sys/bus/pci/devices", "sys/bus/pci/drivers", "sys/module", f"lib/modules/{RELEASE}", "run"):
+        for path in ("bus/pci/devices", "bus/pci/drivers", "module"):
+            (root / "sys" / path).mkdir(parents=True)
+        for path in (f"lib/modules/{RELEASE}", "run"):
             (root / path).mkdir(parents=True)
         self.write_index([])
         vfio_pci = FakeDriver("vfio-pci", "vfio_pci", vfio=True)
@@ -140,12 +141,15 @@ class FakeKernel:
         path.rename(self.root / f"gone-{device.address}-{path.stat().st_ino}")
         del self.devices[device.address]
 
-    def add_module(self, *drivers: FakeDriver, name: str = "", alias: str = "", **traits: object) -> FakeModule:
+    def add_module(
+        self, *drivers: FakeDriver, name: str = "", alias: str = "", **traits: object
+    ) -> FakeModule:
         module = FakeModule(name or drivers[0].module or "", drivers, **traits)  # type: ignore[arg-type]
         self.modules[module.name] = module
         if alias:
             index = self.root / f"lib/modules/{RELEASE}/modules.alias"
-            self.write_index([*index.read_text(encoding="ascii").splitlines()[:-1], f"alias {alias} {module.name}"])
+            lines = index.read_text(encoding="ascii").splitlines()[:-1]
+            self.write_index([*lines, f"alias {alias} {module.name}"])
         return module
 
     def add_native(self, device: FakeDevice, name: str = "e1000e") -> FakeDriver:
@@ -411,7 +415,7 @@ class FakeHands:
 
     def _check_guard(self, path: str, inode: int) -> None:
         try:
-            found = os.stat(f"{self._kernel.root}{path}").st_ino
+            found = Path(f"{self._kernel.root}{path}").stat().st_ino
         except FileNotFoundError:
             found = -1
         if found != inode:

@@ -18,8 +18,8 @@ import pytest
 from fake_kernel import RELEASE, FakeDriver, FakeKernel, make_engine
 
 from vfio_flavourd.cli import resolve
-from vfio_flavourd.cli.devices import printable
 from vfio_flavourd.cli.main import main
+from vfio_flavourd.cli.output import printable
 from vfio_flavourd.doors import client
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
 from vfio_flavourd.engine.engine import Engine

@@ -27,7 +27,7 @@ def read(kernel: FakeKernel) -> Device:
 
 
 def flavour(kernel: FakeKernel) -> Flavour:
-    return make_engine(kernel).flavour(ADDRESS)
+    return make_engine(kernel).device(ADDRESS).flavour
 
 
 def give_to(kernel: FakeKernel, device: FakeDevice, driver: FakeDriver) -> None:
@@ -132,7 +132,7 @@ def test_what_may_block_its_reader_is_never_opened(kernel: FakeKernel) -> None:
     engine = make_engine(kernel)
     assert [str(status.device.address) for status in engine.devices()] == ["0000:01:00.0", "0000:02:00.0"]
     assert engine.device(ADDRESS).flavour is Flavour.NATIVE
-    assert engine.flavour(ADDRESS) is Flavour.NATIVE
+    assert engine.device(ADDRESS).flavour is Flavour.NATIVE
 
 
 def test_all_devices_come_by_their_addresses(kernel: FakeKernel) -> None:

@@ -227,4 +227,4 @@ Switching.TestCase.settings = settings(
 )
 
 
-TestSwitching = pytest.mark.timeout(120)(Switching.TestCase)
+TestSwitching = Switching.TestCase

@@ -254,7 +254,7 @@ async def _check_recovered(kernel: FakeKernel, device: FakeDevice, scenario: Sce
     assert (record is None) == as_it_was, "nothing on record means that nothing was changed"
     await reset(engine)
     assert has(device) == scenario.origin, f"after a reset it has {has(device)}"
-    assert engine.flavour(ADDRESS) is first_flavour
+    assert engine.device(ADDRESS).flavour is first_flavour
     assert on_disk(kernel) == []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..kernel.inventory import DEVICES, read_device, read_devices
 from ..kernel.processes import is_alive
 from ..model.address import PciAddress
-from ..model.aliases import Resolution
+from ..model.aliases import AliasTable, Resolution
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, DeviceStatus, Flavour, Outcome, Request, StepReport, find_flavour
@@ -55,16 +55,12 @@ class Engine:
     # looking
 
     def devices(self) -> list[DeviceStatus]:
-        return [self._status(device) for device in read_devices(self._host.sysfs)]
+        table = self._host.index.table()
+        return [self._status(device, table) for device in read_devices(self._host.sysfs)]
 
     def device(self, address: PciAddress) -> DeviceStatus:
         """Raises FlavourError (ENODEV)."""
-        return self._status(read_device(self._host.sysfs, address))
-
-    def flavour(self, address: PciAddress) -> Flavour:
-        """Raises FlavourError (ENODEV)."""
-        device = read_device(self._host.sysfs, address)
-        return find_flavour(device, self._host.index.table().flavoured_modules())
+        return self._status(read_device(self._host.sysfs, address), self._host.index.table())
 
     def resolve(self, modalias: str) -> Resolution:
         """Raises FlavourError (EINVAL) for anything that is not a PCI modalias."""
@@ -265,15 +261,14 @@ class Engine:
 
     # telling
 
-    def _status(self, device: Device) -> DeviceStatus:
-        table = self._host.index.table()
+    def _status(self, device: Device, table: AliasTable) -> DeviceStatus:
         record = find_record(self._host.ledger, device)
         running = self._running.get(device.address)
         stuck = self._stuck.get(device.address, "")
         return DeviceStatus(
             device=device,
             flavour=find_flavour(device, table.flavoured_modules()),
-            resolution=self.resolve(device.modalias),
+            resolution=table.resolve(device.modalias, loaded=self._host.modules),
             origin_driver=record.origin.driver if record else None,
             held=record is not None,
             phase=Phase.STUCK if stuck else (running.phase if running else None),

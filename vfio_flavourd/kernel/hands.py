@@ -21,6 +21,9 @@ _WORKER = Path(__file__).with_name("hand.py")
 # Workers kept waiting for work: starting one takes longer than most switches' own writes.
 SPARE = 2
 
+# Workers at work at one time, those that are blocked apart; each takes some 6 MiB of its own.
+MOST = 32
+
 Operation = tuple[str | int, ...]
 Guard = tuple[str, int]
 
@@ -67,6 +70,7 @@ class Hands:
         self._root = root
         self._idle: list[_Hand] = []
         self._busy: set[_Hand] = set()
+        self._places = asyncio.Semaphore(MOST)
 
     def prepare(self) -> None:
         """Start the spare workers."""
@@ -85,8 +89,8 @@ class Hands:
         """The results up to the first operation that failed.
 
         `guard` (a directory and its inode) is checked before each operation. `begun` is told the
-        worker's process before it gets the batch. Raises Blocked after `timeout` seconds, FlavourError
-        (EIO) when the worker dies.
+        worker's process before it gets the batch. Raises Blocked `timeout` seconds after that,
+        FlavourError (EIO) when the worker dies.
         """
         batch = {
             "guard": None if guard is None else [self._root + guard[0], guard[1]],
@@ -95,10 +99,11 @@ class Hands:
                 for kind, *rest in operations
             ],
         }
-        hand, finished = self._hand_over(json.dumps(batch).encode() + b"\n", begun)
-        hand.expected = len(operations)
-        hand.watch = watch
-        done, _ = await asyncio.wait([finished], timeout=timeout)
+        async with self._places:
+            hand, finished = self._hand_over(json.dumps(batch).encode() + b"\n", begun)
+            hand.expected = len(operations)
+            hand.watch = watch
+            done, _ = await asyncio.wait([finished], timeout=timeout)
         if not done:
             raise Blocked(hand.process.pid, hand.results, finished)
         return finished.result()

@@ -26,22 +26,14 @@ class Sysfs:
 
     def find_link(self, path: str) -> str | None:
         """The last part of a link's target; None when there is no such link."""
-        try:
-            target = os.readlink(self.root + path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._translate(path, error) from error
-        return target[target.rfind("/") + 1 :]
+        target = self._read_link(path)
+        return None if target is None else target[target.rfind("/") + 1 :]
 
     def follow(self, path: str) -> str | None:
         """Where one link leads, as the kernel names it; None when there is no such link."""
-        try:
-            target = os.readlink(self.root + path)
-        except FileNotFoundError:
+        target = self._read_link(path)
+        if target is None:
             return None
-        except OSError as error:
-            raise self._translate(path, error) from error
         # sysfs links are relative; a test's tree may have absolute ones.
         return os.path.normpath(os.path.join(os.path.dirname(path), target.removeprefix(self.root)))
 
@@ -61,6 +53,14 @@ class Sysfs:
         """Raises FlavourError, as `read` does."""
         try:
             return os.stat(self.root + path).st_ino
+        except OSError as error:
+            raise self._translate(path, error) from error
+
+    def _read_link(self, path: str) -> str | None:
+        try:
+            return os.readlink(self.root + path)
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise self._translate(path, error) from error
 

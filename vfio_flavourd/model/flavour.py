@@ -2,13 +2,13 @@
 
 import errno
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 
 from .address import PciAddress
 from .aliases import Resolution
-from .device import Device, Identity
+from .device import Device
 from .errors import FlavourError
 from .transition import Phase
 
@@ -57,7 +57,6 @@ class Request:
     drivers: tuple[str, ...] = ()
     timeout: float | None = None
     requester: str = ""
-    identity: Identity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Outcome:
     iommu_group: int | None
     duration: float
     changed: bool
-    steps: tuple[StepReport, ...] = field(default=())
+    steps: tuple[StepReport, ...]
 
 
 @dataclass(frozen=True, slots=True)
