@@ -374,6 +374,19 @@ def test_a_device_that_others_put_on_vfio_goes_to_the_kernels_choice(kernel: Fak
     assert has(device) == ("e1000e", None)
 
 
+def test_a_device_on_a_vfio_pci_that_is_part_of_the_kernel_goes_back_too(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    built_in = FakeDriver("vfio-pci", None, vfio=True)
+    kernel.register(built_in)
+    kernel.release(device)
+    device.override = "vfio-pci"
+    kernel.probe(built_in, device)
+    outcome = switch(make_engine(kernel), Flavour.NATIVE)
+    assert outcome.driver == "e1000e"
+    assert has(device) == ("e1000e", None)
+
+
 def test_reset_restores_what_others_had_set_up_even_if_that_was_vfio(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     kernel.load("vfio_pci")

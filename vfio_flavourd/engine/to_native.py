@@ -1,6 +1,7 @@
 """The way back: the very driver and override that were there, or the kernel's own choice."""
 
 import errno
+from collections.abc import Collection
 
 from ..kernel.modules import NotLoaded
 from ..model.device import Device
@@ -20,11 +21,21 @@ async def to_native(switch: Switch, device: Device) -> Outcome:
     vfio_modules = switch.host.index.table().flavoured_modules()
     if find_flavour(device, vfio_modules) is Flavour.NATIVE:
         return switch.unchanged(device, "the device had this flavour already")
-    if (device.driver_module or "") not in vfio_modules:
+    if _did_it_itself(device, record, vfio_modules):
         return await _ask_back(switch, device, record)
     if record is not None and record.origin_flavour is Flavour.NATIVE:
         return await _give_back(switch, device, record)
     return await _release(switch, device)
+
+
+def _did_it_itself(device: Device, record: Record | None, vfio_modules: Collection[str]) -> bool:
+    """Whether it is a VFIO device by the doing of a driver that is not a VFIO one.
+
+    A driver without a module is part of the kernel, and of those only vfio-pci makes VFIO devices.
+    """
+    if record is not None and record.flavour is Flavour.VFIO:
+        return record.personality is not None
+    return device.driver_module is not None and device.driver_module not in vfio_modules
 
 
 async def restore(switch: Switch, device: Device) -> Outcome:
@@ -38,7 +49,6 @@ async def restore(switch: Switch, device: Device) -> Outcome:
 
 
 async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Outcome:
-    """It is a VFIO device by the doing of a driver that is not a VFIO one."""
     attribute = record.personality if record is not None and record.personality else device.personality
     if attribute is None:
         raise FlavourError(
