@@ -16,10 +16,10 @@ pytest = $(venv)/bin/python -m pytest
 # resolution is compared with.
 python_packages := python3-venv
 dev_packages := $(python_packages) gcc kmod libc6-dev libfuse3-dev libsystemd-dev pkg-config python3-dev
-lint_packages := shellcheck systemd
+lint_packages := mandoc shellcheck systemd
 deb_packages := $(python_packages) build-essential debhelper dh-python dpkg-dev fakeroot pybuild-plugin-pyproject python3-hatchling
 
-deb_parts := CHANGELOG.md LICENSE README.md debian pyproject.toml systemd sysusers.d udev-rules vfio_flavourd \
+deb_parts := CHANGELOG.md LICENSE README.md debian man pyproject.toml systemd sysusers.d udev-rules vfio_flavourd \
 	$(wildcard docs)
 deb_inputs := $(shell find $(deb_parts) -type f ! -name '*.pyc' 2>/dev/null)
 

@@ -7,7 +7,7 @@ depmod. Times are medians over the rounds, with the fifth and the ninety-fifth p
 the page cache, as they are for anybody who asks twice.
 """
 
-# ruff: noqa: INP001, S101, S311, T201 - it reports by printing, and wrong answers would make it worthless
+# ruff: noqa: INP001, S311, T201 - it reports by printing, and wrong answers would make it worthless
 
 import argparse
 import ctypes

@@ -179,7 +179,7 @@ class Journal:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
-        self._cursor = guest.run("journalctl -n 0 --show-cursor").stdout.rpartition("cursor: ")[2].strip()
+        self._cursor = guest.run("journalctl -n 1 --show-cursor").stdout.rpartition("cursor: ")[2].strip()
         self._unit = "_SYSTEMD_UNIT=vfio-flavourd.service"
 
     def wait_for(self, text: str, timeout: float = COMMAND_TIMEOUT) -> str:

@@ -15,8 +15,8 @@ from .vm import Guest
 
 WIDTH = 100
 
-GOOD, SIBLING, REFUSE, PERSONALITY = (
-    ROLES[name] for name in ("good", "good_sibling", "refuse", "personality")
+GOOD, SIBLING, VIRTIO, REFUSE, PERSONALITY = (
+    ROLES[name] for name in ("good", "good_sibling", "virtio", "refuse", "personality")
 )
 FLAVOUR = "/run/vfio-flavour"
 
@@ -37,7 +37,8 @@ class Step:
     """Whether it must print nothing."""
 
 
-def steps(group: str) -> Iterator[Step]:
+def steps(group: str, *, upstream: bool) -> Iterator[Step]:
+    """`group` is the first card's IOMMU group, `upstream` whether the kernel's own variants are there."""
     yield Step("This host has a network card that its own driver serves.", f"lspci -nnk -s {GOOD.bdf}",
                ("Kernel driver in use: e1000e",))  # fmt: skip
     yield Step("No VFIO module is loaded.", "lsmod | grep vfio", rc=1, silent=True)
@@ -57,7 +58,7 @@ def steps(group: str) -> Iterator[Step]:
         ("native [vfio]",),
     )
     yield Step(
-        "Of the drivers that could serve it the vendor's own variant was chosen, not the generic vfio-pci, "
+        "Of the drivers that could serve it the variant made for it was chosen, not the generic vfio-pci, "
         "and it was loaded before the card was taken from its old driver.",
         f"flavourctl show {GOOD.bdf}",
         ("driver vft-good-vfio-pci", "vft_good: matches vendor, device", "unbind from e1000e"),
@@ -72,8 +73,14 @@ def steps(group: str) -> Iterator[Step]:
         f"lspci -nnk -s {SIBLING.bdf}",
         ("Kernel driver in use: e1000e",),
     )
+    if upstream:
+        yield Step(
+            "For a virtio network card that is the Linux kernel's own virtio_vfio_pci.",
+            f"echo vfio > {FLAVOUR}/{VIRTIO.bdf}/driver_flavour && lspci -nnk -s {VIRTIO.bdf}",
+            ("Kernel driver in use: virtio_vfio_pci",),
+        )
     yield Step(
-        "A third card's variant driver refuses it. The write succeeds nevertheless.",
+        "Another card's variant driver refuses it. The write succeeds nevertheless.",
         f"echo vfio > {FLAVOUR}/{REFUSE.bdf}/driver_flavour",
         silent=True,
     )
@@ -108,7 +115,7 @@ def steps(group: str) -> Iterator[Step]:
         "flavourctl list | cut -c 1-100",
         ("vft-good-vfio-pci",),
     )
-    for role in (GOOD, REFUSE, PERSONALITY):
+    for role in (GOOD, *([VIRTIO] if upstream else []), REFUSE, PERSONALITY):
         yield Step(
             "And back to the host." if role is GOOD else "Likewise.",
             f"echo native > {FLAVOUR}/{role.bdf}/driver_flavour",
@@ -154,7 +161,7 @@ def run_demo(image: Image) -> int:
         tell(f"Linux {guest.run('uname -r').stdout.strip()} is up after {guest.boot_seconds:.0f} s")
         group = guest.run(f"basename $(readlink {GOOD.sysfs}/iommu_group)").stdout.strip()
         try:
-            for step in steps(group):
+            for step in steps(group, upstream=bool(image.release.upstream)):
                 show(guest, step, tell)
         except DemoError as error:
             print(f"\nthe demo failed: {error}", file=sys.stderr)

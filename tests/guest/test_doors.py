@@ -184,7 +184,7 @@ with varlink.Client.new_with_address("unix:{CONTROL}") as client:
             refused = [error.error(), error.parameters()["errno"], error.parameters()["hint"]]
         back = manager.SetFlavour(device=device, flavour="native")["outcome"]
         listed = [each["device"] for each in manager.List()["devices"]]
-steps = [(each["step"] or dict(what=None))["what"] for each in steps]
+steps = [each["step"]["what"] for each in steps if each.get("step")]
 said = dict(steps=steps, flavour=shown["flavour"], refused=refused, back=back["driver"], listed=listed)
 print(json.dumps(said))
 """

@@ -385,3 +385,25 @@ def test_sixteen_virtual_functions_switch_at_once_without_autoprobe(host: Host) 
     assert host.look().changed(before) == set()
     host.run(f"echo 0 > {NVME_PF.sysfs}/sriov_numvfs; echo 1 > {NVME_PF.sysfs}/sriov_drivers_autoprobe")
     assert not set(host.run("ls /run/vfio-flavour").stdout.split()) & set(vfs)
+
+
+def test_a_virtual_function_gets_its_driver_back_without_autoprobe(host: Host) -> None:
+    bdf = "0000:01:00.1"
+    device = f"/sys/bus/pci/devices/{bdf}"
+    # An NVMe function without queues of its own has no native driver, so another stands in for it.
+    host.run(f"""
+        set -e
+        echo 0 > {NVME_PF.sysfs}/sriov_drivers_autoprobe; echo 1 > {NVME_PF.sysfs}/sriov_numvfs
+        modprobe pci-stub; echo pci-stub > {device}/driver_override
+        echo {bdf} > /sys/bus/pci/drivers/pci-stub/bind; echo > {device}/driver_override
+    """)
+    before = host.look()
+    assert before.devices[bdf] == Seen("pci-stub")
+    host.switch(bdf, "vfio")
+    assert host.look().devices[bdf] == taken("vfio-pci")
+    host.switch(bdf, "native")
+    assert host.look().changed(before) == set()
+    host.run(f"""
+        echo 0 > {NVME_PF.sysfs}/sriov_numvfs; echo 1 > {NVME_PF.sysfs}/sriov_drivers_autoprobe
+        rmmod pci_stub
+    """)

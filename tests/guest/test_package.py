@@ -32,9 +32,10 @@ IN_GUEST = "/run/vfio-flavourd.deb"
 NEWER = "9.9.9"
 # Nothing can be fetched in the guest, and need not be: what the package depends on is there.
 INSTALL = "apt-get install --yes --allow-downgrades"
+# udev's database, with the tag of its own making, lasts until the next boot.
 LEFT = """
     find /etc /usr /var/lib /run -regextype egrep -regex '.*(vfio-?flavour|flavourctl)[^/]*' |
-        grep -v '[.]deb$'
+        grep -v -e '[.]deb$' -e '^/run/udev/tags/'
     findmnt -n -l | grep flavour
     pgrep -f vfio-flavour[d-]
 """

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import vfio_flavourd
+from vfio_flavourd.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 WRITTEN_BY_TOOLS = {".build", ".git", ".hypothesis", ".venv", "__pycache__", "dist", "vendored"}
@@ -106,6 +107,30 @@ def test_every_requirement_is_pinned_by_hash() -> None:
         assert [line for line in requirements if "==" not in line or "--hash=sha256:" not in line] == []
 
 
+def test_the_manual_pages_are_clean_and_name_every_option() -> None:
+    pages = sorted((ROOT / "man").glob("*.8"))
+    assert [page.stem for page in pages] == ["flavourctl", "vfio-flavour-fs", "vfio-flavourd"]
+    done = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning", *relative(pages)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (ROOT / "man/flavourctl.8").read_text(encoding="ascii")
+    subparsers = build_parser()._subparsers
+    assert subparsers is not None
+    verbs = subparsers._group_actions[0].choices
+    assert verbs
+    for verb, parser in dict(verbs).items():
+        assert f".Cm {verb}\n" in page or f".Op Cm {verb}\n" in page
+        for action in parser._actions:
+            for option in action.option_strings:
+                if option not in ("-h", "--help"):
+                    assert f"Fl -{option.removeprefix('--')}" in page, f"{verb} {option}"
+
+
 def test_the_scripts_that_are_run_are_executable() -> None:
     scripts = [ROOT / ".ci/run", ROOT / ".ci/install-packages", ROOT / "debian/rules"]
     scripts += sorted((ROOT / "debian/launchers").iterdir())
@@ -113,4 +138,4 @@ def test_the_scripts_that_are_run_are_executable() -> None:
 
 
 def test_the_linters_that_are_programs_are_there() -> None:
-    assert [name for name in ("shellcheck", "systemd-analyze") if not shutil.which(name)] == []
+    assert [name for name in ("mandoc", "shellcheck", "systemd-analyze") if not shutil.which(name)] == []

@@ -1,7 +1,6 @@
 """No unit test reaches the host's /sys, netlink or modprobe."""
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from vfio_flavourd.kernel.sysfs import Sysfs
 
 
 @pytest.fixture(autouse=True)
-def _no_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_host(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Sysfs.__init__
 
     def only_with_a_root(self: Sysfs, root: str = "") -> None:
@@ -24,7 +23,6 @@ def _no_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         command = args if isinstance(args, (list, tuple)) else [args]
         name = Path(str(command[0])).name
         assert name != "modprobe" or "-C" in command or "-d" in command, "a unit test must not load modules"
-        started(self, args, *rest, **named)  # type: ignore[arg-type, call-overload]
+        started(self, args, *rest, **named)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess.Popen, "__init__", no_modprobe_here)
-    yield

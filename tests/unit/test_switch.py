@@ -22,7 +22,11 @@ def kernel(tmp_path: Path) -> FakeKernel:
 
 
 def switch(
-    engine: Engine, flavour: Flavour, address: str = "0000:01:00.0", *drivers: str, timeout: float | None = None
+    engine: Engine,
+    flavour: Flavour,
+    address: str = "0000:01:00.0",
+    *drivers: str,
+    timeout: float | None = None,
 ) -> Outcome:
     async def run() -> Outcome:
         request = Request(parse_address(address), flavour, drivers, timeout, "a test")
@@ -258,7 +262,8 @@ def test_another_device_at_the_same_address_is_not_touched(kernel: FakeKernel) -
         kernel.add_device(device=0x1533)
 
     kernel.add_module(
-        FakeDriver("bad", "bad_vfio", vfio=True, probe_errno=errno.EINVAL, on_probe=replace), alias=VARIANT_ALIAS
+        FakeDriver("bad", "bad_vfio", vfio=True, probe_errno=errno.EINVAL, on_probe=replace),
+        alias=VARIANT_ALIAS,
     )
     assert refuse(make_engine(kernel), Flavour.VFIO).errno == errno.ENODEV
     assert has(kernel.devices[device.address]) == (None, None)
@@ -404,7 +409,9 @@ def test_reset_restores_what_others_had_set_up_even_if_that_was_vfio(kernel: Fak
     assert not list((kernel.root / "run/devices").glob("*.json"))
 
 
-def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_lets_go(kernel: FakeKernel) -> None:
+def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_lets_go(
+    kernel: FakeKernel,
+) -> None:
     device = kernel.add_device()
     other = kernel.add_device("0000:02:00.0", group=8)
     sibling = kernel.add_device("0000:01:00.1")
@@ -426,7 +433,9 @@ def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_l
             await engine.set_flavour(Request(parse_address(sibling.address), Flavour.VFIO), lambda _: None)
         assert caught.value.errno == errno.EAGAIN
         blocks, native.remove_blocks = native.remove_blocks, None
-        outcome = await engine.set_flavour(Request(parse_address(other.address), Flavour.VFIO), lambda _: None)
+        outcome = await engine.set_flavour(
+            Request(parse_address(other.address), Flavour.VFIO), lambda _: None
+        )
         assert outcome.driver == "vfio-pci"
         blocks.set()
         await asyncio.sleep(0.05)

@@ -15,7 +15,7 @@ from vfio_flavourd.engine import switch
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.device import Binding
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Flavour, Request
+from vfio_flavourd.model.flavour import Flavour, Request, StepReport
 from vfio_flavourd.model.plan import Action, Step, plan_move, plan_release
 from vfio_flavourd.model.transition import LAST, MOVES, Phase, check_move
 
@@ -399,3 +399,44 @@ def test_steps_read_as_what_they_write() -> None:
         "let the kernel choose a native driver",
     ]
     assert str(Step(Action.ASK, "1", "enable_vfio")) == "write 1 to enable_vfio"
+
+
+# turns
+
+
+@pytest.mark.parametrize("ticks", range(8))
+def test_who_comes_at_the_very_moment_a_turn_ends_is_told_the_truth(tmp_path: Path, ticks: int) -> None:
+    """Three wishes for one device: the second waits for the first, the third comes as that one ends."""
+    kernel = FakeKernel(tmp_path)
+    kernel.add_native(kernel.add_device())
+    told: list[tuple[str, Flavour, Flavour]] = []
+
+    async def run() -> None:
+        engine = make_engine(kernel)
+        loop = asyncio.get_running_loop()
+        third: asyncio.Future[None] = loop.create_future()
+
+        async def ask(name: str, flavour: Flavour, report: Callable[[StepReport], None]) -> None:
+            outcome = await engine.set_flavour(Request(ADDRESS, flavour), report)
+            # What it had when the switch ended: its own steps are the last that were made.
+            told.append((name, outcome.flavour, engine.device(ADDRESS).flavour))
+
+        def later(left: int) -> None:
+            if left:
+                loop.call_soon(later, left - 1)
+            else:
+                task = loop.create_task(ask("third", Flavour.VFIO, lambda _: None))
+                task.add_done_callback(lambda _: third.set_result(None))
+
+        def watch(step: StepReport) -> None:
+            if step.what == "bind to vfio-pci":
+                later(ticks)
+
+        first = asyncio.create_task(ask("first", Flavour.VFIO, watch))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(ask("second", Flavour.NATIVE, lambda _: None))
+        await asyncio.gather(first, second, third)
+
+    asyncio.run(run())
+    # The third came when the second was waiting already, so its wish is the last to be fulfilled.
+    assert told[-1] == ("third", Flavour.VFIO, Flavour.VFIO)

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -54,7 +53,9 @@ def serve(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, talk: Callable[[s
     return asyncio.run(run())
 
 
-def test_set_flavour_answers_once_when_the_device_has_it(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_flavour_answers_once_when_the_device_has_it(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def talk(path: str) -> dict[str, Any]:
         caller = await client.connect(writes=True)
         answer = await caller.call("SetFlavour", device="01:00.0", flavour="vfio")
@@ -116,7 +117,9 @@ def test_bad_input_gets_its_errno_and_touches_nothing(
     assert kernel.writes == []
 
 
-def test_the_read_only_socket_shows_and_does_not_switch(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_read_only_socket_shows_and_does_not_switch(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def talk(path: str) -> tuple[dict[str, Any], list[int]]:
         caller = await client.connect(writes=False)
         device = await caller.call("Get", device=DEVICE)
@@ -175,7 +178,9 @@ def test_one_who_wants_no_answer_gets_the_switch_all_the_same(
     assert driver.name == "vfio-pci"
 
 
-def test_plan_says_what_would_be_done_and_does_nothing(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_says_what_would_be_done_and_does_nothing(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def talk(path: str) -> list[str]:
         caller = await client.connect(writes=False)
         answer = await caller.call("Plan", device=DEVICE, flavour="vfio")
@@ -189,7 +194,9 @@ def test_plan_says_what_would_be_done_and_does_nothing(kernel: FakeKernel, monke
     assert kernel.writes == []
 
 
-def test_monitor_tells_of_switches_that_others_ask_for(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_monitor_tells_of_switches_that_others_ask_for(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def talk(path: str) -> list[dict[str, Any]]:
         watcher = await client.connect(writes=False)
         events: list[dict[str, Any]] = []
@@ -216,15 +223,15 @@ def test_monitor_tells_of_switches_that_others_ask_for(kernel: FakeKernel, monke
     assert "unbind from e1000e" in [event["step"]["what"] for event in events[:-1]]
 
 
-def test_the_reference_client_does_a_whole_switch(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_client_does_a_whole_switch(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def reference(path: str) -> Any:
-        with varlink.Client.new_with_address(f"unix:{path}") as found:
-            assert interface.NAME in found.get_service_interfaces() if hasattr(found, "get_service_interfaces") else True
-            with found.open(interface.NAME) as manager:
-                steps = [reply for reply in manager.SetFlavour(device=DEVICE, flavour="vfio", _more=True)]
-                with pytest.raises(varlink.VarlinkError) as caught:
-                    manager.SetFlavour(device=DEVICE, flavour="vfoi")
-                return steps, manager.Get(DEVICE), caught.value
+        with varlink.Client.new_with_address(f"unix:{path}") as found, found.open(interface.NAME) as manager:
+            steps = list(manager.SetFlavour(device=DEVICE, flavour="vfio", _more=True))
+            with pytest.raises(varlink.VarlinkError) as caught:
+                manager.SetFlavour(device=DEVICE, flavour="vfoi")
+            return steps, manager.Get(DEVICE), caught.value
 
     async def talk(path: str) -> Any:
         return await asyncio.to_thread(reference, path)
@@ -236,12 +243,16 @@ def test_the_reference_client_does_a_whole_switch(kernel: FakeKernel, monkeypatc
     assert "native or vfio" in error.parameters()["hint"]
 
 
-def test_half_a_frame_and_rubbish_harm_nobody_else(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_frame_and_rubbish_harm_nobody_else(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def talk(path: str) -> dict[str, Any]:
         rude = [socket.socket(socket.AF_UNIX) for _ in range(50)]
         for sock in rude:
             sock.connect(path)
-            sock.send(b'{"method":"io.vfioflavour.Manager.List"' if sock is rude[0] else b"[]\0{}\0nonsense\0")
+            sock.send(
+                b'{"method":"io.vfioflavour.Manager.List"' if sock is rude[0] else b"[]\0{}\0nonsense\0"
+            )
         caller = await client.connect(writes=True)
         answer = await caller.call("Get", device=DEVICE)
         caller.close()
@@ -253,8 +264,7 @@ def test_half_a_frame_and_rubbish_harm_nobody_else(kernel: FakeKernel, monkeypat
 
 
 def test_every_method_and_error_is_documented_in_the_interface() -> None:
-    text = interface.Manager.render_interface_description()
-    for block in text.split("\n\n"):
-        if block.lstrip("# ").startswith(("method", "error")):
-            raise AssertionError(f"no comment above: {block}")
-    assert json.dumps(text)
+    lines = interface.Manager.render_interface_description().splitlines()
+    told = [index for index, line in enumerate(lines) if line.startswith(("method ", "error "))]
+    assert len(told) == 16
+    assert [lines[index] for index in told if not lines[index - 1].startswith("# ")] == []

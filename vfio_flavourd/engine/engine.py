@@ -89,8 +89,7 @@ class Engine:
     def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
         device = read_device(self._host.sysfs, request.address)
-        resolution = self._host.resolve(device.modalias, request.drivers)
-        return forecast(self._host, device, resolution, request.flavour)
+        return forecast(self._host, device, request)
 
     # switching
 
@@ -141,37 +140,35 @@ class Engine:
 
     async def _in_turn(self, request: Request, switch: Switch, way: Way) -> Outcome:
         address = request.address
-        device = read_device(self._host.sysfs, address)
         if address in self._stuck:
             raise FlavourError(
                 f"{address}: stuck: {self._stuck[address]}",
                 errno=errno.EBUSY,
                 hint="it is finished or undone by itself when the kernel lets go",
             )
-        # A device without a group shares its turn with nobody.
-        turn = self._turns.setdefault(
-            str(device.address) if device.iommu_group is None else f"group {device.iommu_group}",
-            asyncio.Lock(),
-        )
-        if turn.locked():
-            await self._wait_for_turn(turn, request, device)
-            device = read_device(self._host.sysfs, address)
-        else:
-            await turn.acquire()
+        turn = self._find_turn(address)
+        await self._wait_for_turn(turn, request)
         keep_turn = False
         try:
+            device = read_device(self._host.sysfs, address)
             self._running[address] = switch
             return await switch.run(device, way)
         except StuckError as error:
             keep_turn = True
-            self._quarantine(device, error, turn)
+            self._stuck[address] = _describe_stuck(error, address)
+            self._spawn(self._outlast(address, error.blocked.finished, turn))
             raise
         finally:
             self._running.pop(address, None)
             if not keep_turn:
                 turn.release()
 
-    async def _wait_for_turn(self, turn: asyncio.Lock, request: Request, device: Device) -> None:
+    def _find_turn(self, address: PciAddress) -> asyncio.Lock:
+        """The turn of its IOMMU group; a device without one shares its turn with nobody."""
+        group = self._host.sysfs.find_link(f"{DEVICES}/{address}/iommu_group")
+        return self._turns.setdefault(str(address) if group is None else f"group {group}", asyncio.Lock())
+
+    async def _wait_for_turn(self, turn: asyncio.Lock, request: Request) -> None:
         limit = self._host.timeouts.group
         if request.timeout is not None:
             limit = min(limit, request.timeout)
@@ -180,8 +177,7 @@ class Engine:
                 await turn.acquire()
         except TimeoutError:
             raise FlavourError(
-                f"{request.address}: IOMMU group {device.iommu_group} stayed busy with another switch for "
-                f"{limit:g} s",
+                f"{request.address}: its IOMMU group stayed busy with another switch for {limit:g} s",
                 errno=errno.EAGAIN,
                 hint="try again when that one has ended; flavourctl list shows it",
             ) from None
@@ -195,13 +191,7 @@ class Engine:
 
     # the stuck ones
 
-    def _quarantine(self, device: Device, error: StuckError, turn: asyncio.Lock) -> None:
-        self._stuck[device.address] = _describe_stuck(error, device.address)
-        self._spawn(self._outlast(device.address, error.blocked.finished, turn))
-
-    async def _outlast(
-        self, address: PciAddress, finished: Awaitable[object], turn: asyncio.Lock | None
-    ) -> None:
+    async def _outlast(self, address: PciAddress, finished: Awaitable[object], turn: asyncio.Lock) -> None:
         """Bring a device to its end when the kernel has let go, however often it takes hold again."""
         fields = {"PCI_ADDRESS": str(address)}
         try:
@@ -224,8 +214,7 @@ class Engine:
                 return
         finally:
             del self._stuck[address]
-            if turn is not None:
-                turn.release()
+            turn.release()
 
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
@@ -244,7 +233,12 @@ class Engine:
             else:
                 self._stuck[record.address] = "a switch that was cut off is being brought to its end"
                 finished.set_result(None)
-            self._spawn(self._outlast(record.address, finished, None))
+            self._spawn(self._take_up(record.address, finished))
+
+    async def _take_up(self, address: PciAddress, finished: Awaitable[object]) -> None:
+        turn = self._find_turn(address)
+        await turn.acquire()
+        await self._outlast(address, finished, turn)
 
     def _check_held(self, record: Record) -> None:
         try:

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,12 @@ class Ledger:
         for path in sorted(self._directory.glob("*.json")):
             try:
                 record = _parse(json.loads(path.read_bytes()))
-            except (ValueError, KeyError, TypeError, FlavourError) as error:
-                path.replace(path.with_suffix(".corrupt"))
+                if path.stem != str(record.address):
+                    raise ValueError(f"it is of {record.address}")
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, FlavourError) as error:
                 complaints.append(f"record {str(path)!r} can't be read and is set aside: {error!r}")
+                with suppress(OSError):  # where it can't be, the next start says so again
+                    path.replace(path.with_suffix(".corrupt"))
             else:
                 self._records[record.address] = record
         return complaints

@@ -9,6 +9,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
 from ..model.plan import Action, plan_move
 from ..model.transition import Phase
+from .guards import check_vfio
 from .moves import StepError, describe_errno
 from .personality import ask
 from .switch import Aim, Switch
@@ -19,22 +20,10 @@ async def to_vfio(switch: Switch, device: Device) -> Outcome:
     named = switch.request.drivers
     if device.vfio_device is not None and not named:
         return switch.unchanged(device, "the device had this flavour already")
-    if device.iommu_group is None:
-        raise FlavourError(
-            f"{device.address}: the device is in no IOMMU group, so VFIO can't isolate it",
-            errno=errno.EIO,
-            hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on)",
-        )
-    if device.personality is None:
-        return await _Candidates(switch, device, switch.host.resolve(device.modalias, named)).run()
-    if named:
-        raise FlavourError(
-            f"{device.address}: its driver {device.driver} becomes a VFIO driver itself "
-            f"({device.personality}) and is never unbound",
-            errno=errno.EINVAL,
-            hint="leave out the driver's name",
-        )
-    return await ask(switch, device, device.personality, "1")
+    check_vfio(device, named)
+    if device.personality is not None:
+        return await ask(switch, device, device.personality, "1")
+    return await _Candidates(switch, device, switch.host.resolve(device.modalias, named)).run()
 
 
 class _Candidates:

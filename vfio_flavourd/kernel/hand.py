@@ -14,6 +14,7 @@ without a driver.
 import errno
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,17 +64,23 @@ def names(path: str) -> list[str]:
 def run(*argv: str) -> tuple[int, str]:
     """The exit status (negative: the signal) and the end of what was said on standard error."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    child = os.posix_spawnp(
-        argv[0],
-        argv,
-        {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_DUP2, writing, 2),
-        ],
-    )
-    os.close(writing)
+    try:
+        child = os.posix_spawnp(
+            argv[0],
+            argv,
+            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, writing, 2),
+            ],
+            setsigdef=[signal.SIGPIPE],  # which Python ignores
+        )
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
     said = b""
     while chunk := os.read(reading, 65536):
         said = (said + chunk)[-_STDERR_LIMIT:]

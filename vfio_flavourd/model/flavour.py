@@ -26,7 +26,7 @@ def parse_flavour(text: str) -> Flavour:
         return Flavour(text)
     except ValueError:
         allowed = " or ".join(Flavour)
-        near = get_close_matches(text[:64], list(Flavour), n=1)
+        near = get_close_matches(text[:64].lower(), list(Flavour), n=1)
         question = f"; did you mean {near[0]}?" if near else ""
         raise FlavourError(
             f"no flavour is called {text[:64]!r}", errno=errno.EINVAL, hint=f"allowed: {allowed}{question}"

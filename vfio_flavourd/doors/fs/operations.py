@@ -104,14 +104,15 @@ class FlavourFs(pyfuse3.Operations):
         else:
             address = find_place(fh).address
             places = {name: Place(address, node) for name, node in FILES.items()}
-        for number, (name, place) in enumerate(sorted(places.items()), start=1):
-            if number <= start_id:
+        # The inode is the place in the list, too: what comes or goes meanwhile moves no other entry.
+        for name, place in sorted(places.items(), key=lambda entry: entry[1].inode):
+            if place.inode <= start_id:
                 continue
             try:
                 attributes = self._attributes(place.inode)
             except pyfuse3.FUSEError:
                 continue  # went away meanwhile
-            if not pyfuse3.readdir_reply(token, name, attributes, number):
+            if not pyfuse3.readdir_reply(token, name, attributes, place.inode):
                 return
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
