@@ -2,9 +2,12 @@
 
     python3 -m bench.switch [--release trixie] [--rounds 10] --deb dist/vfio-flavourd_<version>_all.deb
 
-User space is 10 to 30 times slower in an emulated guest than natively, so only the ratios mean anything; they are
-taken round by round, with the raw writes of the same round, and then their median, minimum and maximum.
+User space is 10 to 30 times slower in an emulated guest than natively, so only the ratios mean anything;
+they are taken round by round, with the raw writes of the same round, and then their median, minimum and
+maximum.
 """
+
+# ruff: noqa: INP001, T201 - it reports by printing
 
 import argparse
 import statistics
@@ -19,7 +22,8 @@ from tests.guest.vm import Guest
 _SCRIPT = r"""
 set -e
 device=$1 native=$2 variant=$3 rounds=$4
-sysfs=/sys/bus/pci/devices/$device drivers=/sys/bus/pci/drivers flavour=/run/vfio-flavour/$device/driver_flavour
+sysfs=/sys/bus/pci/devices/$device drivers=/sys/bus/pci/drivers
+flavour=/run/vfio-flavour/$device/driver_flavour
 modprobe vft_good
 lap() {
     udevadm settle
@@ -48,7 +52,7 @@ done
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="How long a switch takes, against the bare kernel work.")
     parser.add_argument("--release", choices=sorted(RELEASES), default=DEFAULT_RELEASE)
     parser.add_argument("--deb", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=10)
@@ -67,7 +71,7 @@ def main() -> None:
         number, way, direction, micros = line.split()
         if int(number) > 0:  # the first round warms up
             laps.setdefault((way, direction), {})[int(number)] = int(micros) / 1000
-    print(f"Debian {options.release}, {options.rounds} rounds; milliseconds of guest time, and ratios to the raw writes")
+    print(f"Debian {options.release}, {options.rounds} rounds; ms of guest time, and ratios to the raw writes")
     for (way, direction), times in laps.items():
         ratios = [times[number] / laps["raw", direction][number] for number in times]
         print(
