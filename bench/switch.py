@@ -71,7 +71,7 @@ def main() -> None:
         number, way, direction, micros = line.split()
         if int(number) > 0:  # the first round warms up
             laps.setdefault((way, direction), {})[int(number)] = int(micros) / 1000
-    print(f"Debian {options.release}, {options.rounds} rounds; ms of guest time, and ratios to the raw writes")
+    print(f"Debian {options.release}, {options.rounds} rounds; ms of guest time, ratios to the raw writes")
     for (way, direction), times in laps.items():
         ratios = [times[number] / laps["raw", direction][number] for number in times]
         print(

@@ -5,13 +5,14 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import __version__, journal
-from .doors.interface import CONTROL_SOCKET, READ_ONLY_SOCKET
+from .doors.interface import CONTROL_SOCKET
 from .doors.uevents import UeventDoor
 from .doors.varlink import ManagerService, VarlinkDoor
 from .engine.changes import Changes
@@ -52,7 +53,8 @@ class Daemon:
         self._uevents = Uevents()
         self._stop = asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self, sockets: Mapping[str, socket.socket]) -> None:
+        """Serve until told to stop. Raises OSError when the state of this boot can't be read."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
@@ -64,13 +66,6 @@ class Daemon:
             self._engine, lambda device: self._uevents.find_name(device.path), self._reload
         )
         varlink = VarlinkDoor(service)
-        sockets = journal.activated_sockets()
-        if not sockets:
-            raise SystemExit(
-                "vfio-flavourd: no sockets were passed in, so it was not started by systemd: "
-                "systemctl start vfio-flavourd"
-                f" ({CONTROL_SOCKET}, {READ_ONLY_SOCKET})"
-            )
         for name, sock in sockets.items():
             varlink.listen(sock, writes=name == "control")
         uevents = UeventDoor(self._engine, self._uevents, STATE / "last-wish")
@@ -111,12 +106,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vfio-flavourd {__version__}")
     parser.parse_args(argv)
+    sockets = journal.activated_sockets()
+    if not sockets:
+        print(
+            f"vfio-flavourd: {CONTROL_SOCKET} was not passed in, so this was not started by systemd\n"
+            "  systemctl start vfio-flavourd",
+            file=sys.stderr,
+        )
+        return 1
     journal.open_log()
 
     async def run() -> None:
-        await Daemon().run()  # made within the loop, which it needs
+        await Daemon().run(sockets)  # made within the loop, which it needs
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        _log.critical("it can't run, see whether %r is full or read-only: %s", str(STATE), error)
+        return 1
     return 0
 
 

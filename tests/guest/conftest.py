@@ -180,19 +180,20 @@ class Journal:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._cursor = guest.run("journalctl -n 1 --show-cursor").stdout.rpartition("cursor: ")[2].strip()
-        self._unit = "_SYSTEMD_UNIT=vfio-flavourd.service"
 
     def wait_for(self, text: str, timeout: float = COMMAND_TIMEOUT) -> str:
         follow = f"exec journalctl -f -n all -o cat --after-cursor='{self._cursor}'"
         with running(self._guest, follow) as journal:
             return journal.wait_for(text, timeout)
 
-    def records(self, *fields: str) -> list[dict[str, Any]]:
+    def records(self, **fields: str) -> list[dict[str, Any]]:
+        """The daemon's own, with these fields."""
+        fields["_SYSTEMD_UNIT"] = "vfio-flavourd.service"
         self._guest.run("journalctl --sync")
-        lines = self._guest.run(
-            f"journalctl -o json --after-cursor='{self._cursor}' {self._unit} {' '.join(fields)}"
-        )
-        return [json.loads(line) for line in lines.stdout.splitlines()]
+        # Not filtered by journalctl, which leaves out the first match after a cursor (systemd 252).
+        said = self._guest.run(f"journalctl -o json --after-cursor='{self._cursor}'").stdout
+        records = [json.loads(line) for line in said.splitlines()]
+        return [record for record in records if fields.items() <= record.items()]
 
 
 class Host:

@@ -231,7 +231,7 @@ def test_a_synthetic_uevent_switches_there_and_back(host: Host) -> None:
     assert host.look().changed(before) == set()
     # The switch's own events asked for nothing: one attempt for each wish.
     assert [
-        each["REQUESTER"].split()[0] for each in journal.records("LOGGER=vfio_flavourd.engine.engine")
+        each["REQUESTER"].split()[0] for each in journal.records(LOGGER="vfio_flavourd.engine.engine")
     ] == [
         "uevent",
         "uevent",
@@ -271,7 +271,7 @@ def test_a_wish_wakes_a_daemon_that_is_not_running_and_is_taken_up_once(host: Ho
     # The wish is still in udev's database when the daemon starts again.
     host.run("systemctl restart vfio-flavourd.service")
     assert host.read(GOOD) == "[native] vfio"
-    assert len(journal.records(f"PCI_ADDRESS={GOOD.bdf}", "FLAVOUR=vfio")) == 1
+    assert len(journal.records(PCI_ADDRESS=GOOD.bdf, FLAVOUR="vfio")) == 1
 
 
 # who may
