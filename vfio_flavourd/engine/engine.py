@@ -304,7 +304,9 @@ class Engine:
         self._last[request.address] = attempt
         self.history.append((request.address, attempt))
         # The one who asked need not wait for the journal.
-        self._unlogged.append(lambda: _log_end(request, error, outcome))
+        seconds = time.time() - started
+        driver = self._host.sysfs.find_link(f"{DEVICES}/{request.address}/driver")
+        self._unlogged.append(lambda: _log_end(request, driver, seconds, error, outcome))
         asyncio.get_running_loop().call_later(_LOG_DELAY, self._log_ends)
         for listener in list(self.listeners):
             listener(request.address, attempt)
@@ -314,29 +316,35 @@ def _describe_stuck(error: StuckError, address: PciAddress) -> str:
     return f"{_without(error, address)}, since {time.strftime('%H:%M:%S')}"
 
 
-def _log_end(request: Request, error: FlavourError | None, outcome: Outcome | None) -> None:
+def _log_end(
+    request: Request, driver: str | None, seconds: float, error: FlavourError | None, outcome: Outcome | None
+) -> None:
+    """The one record of an attempt; `driver` is the one that the device has after it."""
+    done = "failed" if outcome is None else "done" if outcome.changed else "unchanged"
     fields = {
         "PCI_ADDRESS": str(request.address),
         "FLAVOUR": str(request.flavour),
         "REQUESTER": request.requester,
-        "OUTCOME": "failed" if error else "done",
+        "OUTCOME": done,
+        "DRIVER": driver or "",
+        "DURATION_USEC": str(int(seconds * 1e6)),
     }
     if error is not None:
-        _log.error(
-            "%s: to %s: %s", request.address, request.flavour, _without(error, request.address), extra=fields
-        )
+        said = _without(error, request.address)
+        _log.error("%s: to %s: %s", request.address, request.flavour, said, extra=fields)
     elif outcome is not None and outcome.changed:
-        fields |= {"DRIVER": outcome.driver or "", "DURATION_USEC": str(int(outcome.duration * 1e6))}
-        log = _log.warning if outcome.fallback else _log.info
-        log(
+        _log.log(
+            logging.WARNING if outcome.fallback else logging.INFO,
             "%s: %s -> %s in %d ms: %s",
             request.address,
             outcome.previous_driver or "no driver",
-            outcome.driver or "no driver",
-            outcome.duration * 1000,
+            driver or "no driver",
+            seconds * 1000,
             outcome.reason,
             extra=fields,
         )
+    elif outcome is not None:
+        _log.info("%s: to %s: %s", request.address, request.flavour, outcome.reason, extra=fields)
 
 
 def _without(error: FlavourError, address: PciAddress) -> str:
