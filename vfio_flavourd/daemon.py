@@ -23,6 +23,7 @@ from .kernel.hands import Hands
 from .kernel.index import ModuleIndex
 from .kernel.modules import Modules
 from .kernel.sysfs import Sysfs
+from .kernel.udev_database import UdevDatabase
 from .kernel.uevents import Uevents
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Daemon:
         )
         self._engine = Engine(self._host)
         self._uevents = Uevents()
+        self._database = UdevDatabase()
         self._stop = asyncio.Event()
 
     async def run(self, sockets: Mapping[str, socket.socket]) -> None:
@@ -63,12 +65,12 @@ class Daemon:
         self._report_index()
         await self._engine.recover()
         service = ManagerService(
-            self._engine, lambda device: self._uevents.find_name(device.path), self._reload
+            self._engine, lambda device: self._database.find_name(device.address), self._reload
         )
         varlink = VarlinkDoor(service)
         for name, sock in sockets.items():
             varlink.listen(sock, writes=name == "control")
-        uevents = UeventDoor(self._engine, self._uevents, STATE / "last-wish")
+        uevents = UeventDoor(self._engine, self._uevents, self._database, STATE / "last-wish")
         uevents.open()
         # What is there now stays: no collection needs to look at it again.
         gc.collect()

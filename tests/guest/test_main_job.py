@@ -106,6 +106,7 @@ def test_the_best_driver_that_takes_the_device_gets_it_and_it_is_said_why(
     assert now.devices[role.bdf] == taken(driver)
     assert now.changed(before) == {role.bdf}
     shown = host.ctl("show", role.bdf).stdout
+    journal.wait_for(f"-> {driver} in ")
     (record,) = journal.records(PCI_ADDRESS=role.bdf, OUTCOME="done")
     assert record["DRIVER"] == driver
     for reason in why:
@@ -346,7 +347,7 @@ def test_a_driver_that_does_not_let_go_holds_up_nobody_else(host: Host, *, resta
             host.run("systemctl start vfio-flavourd")
             assert "stuck" in host.ctl("show", STUCK.bdf).stdout
 
-    journal.wait_for("is at its end: it is on vfio-pci")
+    journal.wait_for("is at its end: it has vfio-pci")
     host.run("echo 0 > /sys/module/vft_stuck/parameters/release")
     assert host.look().devices[STUCK.bdf] == taken("vfio-pci")
     host.switch(STUCK, "native")

@@ -13,7 +13,7 @@ from fake_kernel import FakeDevice, FakeKernel, make_engine
 from vfio_flavourd.doors.uevents import UeventDoor
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.kernel import uevents as kernel_uevents
-from vfio_flavourd.kernel.uevents import Uevent
+from vfio_flavourd.kernel.udev_database import UdevDatabase, Uevent
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.flavour import Flavour, Request
 
@@ -47,7 +47,8 @@ class Host:
         self.mark = root / "run/last-wish"
 
     def door(self, engine: Engine, *pending: Uevent) -> UeventDoor:
-        return UeventDoor(engine, FakeUevents(*pending), self.mark)  # type: ignore[arg-type]
+        events = FakeUevents(*pending)
+        return UeventDoor(engine, events, events, self.mark)  # type: ignore[arg-type]
 
     def run(self, talk: Callable[[Engine], Awaitable[None]]) -> None:
         async def run() -> None:
@@ -338,3 +339,20 @@ def udev_device(**traits: Any) -> Any:
 )
 def test_an_event_is_read_for_its_device_and_its_wish(traits: dict[str, Any], event: Uevent | None) -> None:
     assert kernel_uevents._parse_event(udev_device(**traits)) == event
+
+
+def test_names_and_wishes_are_read_from_what_udev_stored(tmp_path: Path) -> None:
+    (tmp_path / "run/udev/data").mkdir(parents=True)
+    (tmp_path / "run/udev/tags/vfio-flavour").mkdir(parents=True)
+    for name in ("+pci:0000:01:00.0", "+pci:0000:02:00.0", "n2"):
+        (tmp_path / "run/udev/tags/vfio-flavour" / name).touch()
+    (tmp_path / "run/udev/data/+pci:0000:01:00.0").write_text(
+        "I:42\nE:ID_VENDOR_FROM_DATABASE=Intel\nE:ID_MODEL_FROM_DATABASE=A=B\nE:VFIO_FLAVOUR_WISH=vfio\n"
+        "E:VFIO_FLAVOUR_WISH_SEQNUM=7\nG:vfio-flavour\n",
+        encoding="ascii",
+    )
+    database = UdevDatabase(tmp_path)
+    assert database.find_name(parse_address("0000:01:00.0")) == "Intel A=B"
+    assert database.find_name(parse_address("0000:02:00.0")) == ""
+    assert list(database.wishes()) == [Uevent("change", parse_address("0000:01:00.0"), "vfio", 7)]
+    assert list(UdevDatabase(tmp_path / "none").wishes()) == []

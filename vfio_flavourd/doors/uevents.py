@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from ..engine.engine import Engine
-from ..kernel.uevents import Uevent, Uevents
+from ..kernel.udev_database import UdevDatabase, Uevent
+from ..kernel.uevents import Uevents
 from ..model.errors import FlavourError
 from ..model.flavour import Request, StepReport, parse_flavour
 
@@ -17,9 +18,10 @@ class UeventDoor:
     """Hands wishes to the engine. `mark` is the file that keeps, for each device, the number of the last
     event whose wish was taken up, so that none is taken up twice when the daemon starts again."""
 
-    def __init__(self, engine: Engine, uevents: Uevents, mark: Path) -> None:
+    def __init__(self, engine: Engine, uevents: Uevents, database: UdevDatabase, mark: Path) -> None:
         self._engine = engine
         self._uevents = uevents
+        self._database = database
         self._mark = mark
         self._last = _read_mark(mark)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -27,7 +29,7 @@ class UeventDoor:
     def open(self) -> None:
         """Listen, then take up what came while nobody did."""
         self._uevents.listen(self.receive, self._engine.notice_all, self._engine.needs_no_events)
-        for event in sorted(self._uevents.wishes(), key=lambda event: event.seqnum):
+        for event in sorted(self._database.wishes(), key=lambda event: event.seqnum):
             self.receive(event)
 
     def receive(self, event: Uevent) -> None:

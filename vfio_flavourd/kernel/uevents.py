@@ -1,4 +1,4 @@
-"""uevents and the udev database; the only importer of pyudev.
+"""uevents; the only importer of pyudev.
 
 Events are hints, sysfs is the truth: after an overflow, when thousands may be lost at once, the reader
 is told to look at everything again.
@@ -7,14 +7,14 @@ is told to look at everything again.
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import pyudev
 
-from ..model.address import PciAddress, parse_address
+from ..model.address import parse_address
 from ..model.errors import FlavourError
+from .udev_database import Uevent
 
 _log = logging.getLogger(__name__)
 
@@ -24,22 +24,9 @@ _RECEIVE_BUFFER = 128 * 1024 * 1024
 # Seconds for which events may wait.
 _PAUSE = 0.1
 
-# The tag that the project's udev rule gives to a device with a wish.
-_TAG = "vfio-flavour"
-
-
-@dataclass(frozen=True, slots=True)
-class Uevent:
-    """`wish` is the flavour asked for by the event, or None; `seqnum` the kernel's number for it."""
-
-    action: str
-    address: PciAddress
-    wish: str | None
-    seqnum: int
-
 
 class Uevents:
-    """udev's events for PCI devices and their VFIO children, and its database."""
+    """udev's events for PCI devices and their VFIO children."""
 
     def __init__(self) -> None:
         self._context = pyudev.Context()
@@ -84,26 +71,6 @@ class Uevents:
         if self._pause is not None:
             self._pause.cancel()
         asyncio.get_running_loop().remove_reader(self._monitor.fileno())
-
-    def wishes(self) -> Iterator[Uevent]:
-        """Wishes that came by an event which nobody was there to receive."""
-        for device in self._context.list_devices(subsystem="pci", tag=_TAG):
-            wish, seqnum = (
-                device.properties.get("VFIO_FLAVOUR_WISH"),
-                device.properties.get("VFIO_FLAVOUR_WISH_SEQNUM"),
-            )
-            if wish and seqnum and seqnum.isdecimal():
-                yield Uevent("change", parse_address(device.sys_name), wish, int(seqnum))
-
-    def find_name(self, path: str) -> str:
-        """What the hardware database calls a device, or an empty text."""
-        try:
-            properties = pyudev.Devices.from_path(self._context, path).properties
-        except pyudev.DeviceNotFoundError:
-            return ""
-        vendor = properties.get("ID_VENDOR_FROM_DATABASE", "")
-        model = properties.get("ID_MODEL_FROM_DATABASE", "")
-        return f"{vendor} {model}".strip()
 
     def _drain(self, receive: Callable[[Uevent], None], resync: Callable[[], None]) -> None:
         while True:

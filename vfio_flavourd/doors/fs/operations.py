@@ -19,7 +19,7 @@ from ...model.errors import FlavourError
 from ...model.flavour import Flavour, parse_flavour
 from ..client import Client, connect
 from .interrupts import Interrupts
-from .tree import FILES, ROOT, Node, Place, find_place
+from .tree import FILES, ROOT, Node, Place, find_place, with_serial
 
 GROUP = "vfio-flavour"
 
@@ -50,6 +50,7 @@ class FlavourFs(pyfuse3.Operations):
         self._idle: list[Client] = []
         self._open: dict[int, _OpenFile] = {}
         self._last_handle = 0
+        self._lookups = 0
         self._errors: dict[PciAddress, str] = {}
         self._started = time.time_ns()
         try:
@@ -72,9 +73,9 @@ class FlavourFs(pyfuse3.Operations):
             return self._attributes(Place(address, Node.DIRECTORY).inode)
         if name not in FILES:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        entry = self._attributes(Place(find_place(parent_inode).address, FILES[name]).inode)
-        entry.entry_timeout = _FOR_GOOD  # a device's files stay as long as its directory
-        return entry
+        self._lookups += 1
+        inode = Place(find_place(parent_inode).address, FILES[name]).inode
+        return self._attributes(with_serial(inode, self._lookups))
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._attributes(inode)
