@@ -31,6 +31,7 @@ class FakeUevents:
         self, receive: Callable[[Uevent], None], resync: Callable[[], None], may_wait: Callable[[], bool]
     ) -> None:
         self.receive = receive
+        self.resync = resync
 
     def wishes(self) -> Iterator[Uevent]:
         assert self.receive is not None, "a wish that comes between the two would be lost"
@@ -47,7 +48,7 @@ class Host:
         self.mark = root / "run/last-wish"
 
     def door(self, engine: Engine, *pending: Uevent) -> UeventDoor:
-        events = FakeUevents(*pending)
+        self.events = events = FakeUevents(*pending)
         return UeventDoor(engine, events, events, self.mark)  # type: ignore[arg-type]
 
     def run(self, talk: Callable[[Engine], Awaitable[None]]) -> None:
@@ -339,6 +340,18 @@ def udev_device(**traits: Any) -> Any:
 )
 def test_an_event_is_read_for_its_device_and_its_wish(traits: dict[str, Any], event: Uevent | None) -> None:
     assert kernel_uevents._parse_event(udev_device(**traits)) == event
+
+
+def test_a_wish_that_was_lost_in_an_overflow_is_taken_up_from_the_database(host: Host) -> None:
+    async def talk(engine: Engine) -> None:
+        door = host.door(engine)
+        door.open()
+        host.events.pending = (wish("vfio", 200),)
+        host.events.resync()
+        await fulfilled(door)
+
+    host.run(talk)
+    assert driver(host.device) == "vfio-pci"
 
 
 def test_names_and_wishes_are_read_from_what_udev_stored(tmp_path: Path) -> None:

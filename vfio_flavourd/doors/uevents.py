@@ -28,7 +28,15 @@ class UeventDoor:
 
     def open(self) -> None:
         """Listen, then take up what came while nobody did."""
-        self._uevents.listen(self.receive, self._engine.notice_all, self._engine.needs_no_events)
+        self._uevents.listen(self.receive, self._resync, self._engine.needs_no_events)
+        self._take_up_wishes()
+
+    def _resync(self) -> None:
+        """Events were lost: what they said is in sysfs, and a wish in udev's database."""
+        self._engine.notice_all()
+        self._take_up_wishes()
+
+    def _take_up_wishes(self) -> None:
         for event in sorted(self._database.wishes(), key=lambda event: event.seqnum):
             self.receive(event)
 
