@@ -25,6 +25,7 @@ device=$1 native=$2 variant=$3 rounds=$4
 sysfs=/sys/bus/pci/devices/$device drivers=/sys/bus/pci/drivers
 flavour=/run/vfio-flavour/$device/driver_flavour
 modprobe vft_good
+modprobe vfio-pci
 lap() {
     udevadm settle
     local begin=$EPOCHREALTIME
@@ -40,7 +41,7 @@ file_vfio() { echo vfio > "$flavour"; }
 file_native() { echo native > "$flavour"; }
 ctl_vfio() { flavourctl set "$device" vfio > /dev/null 2>&1; }
 ctl_native() { flavourctl set "$device" native > /dev/null 2>&1; }
-driverctl_vfio() { driverctl --nosave set-override "$device" "$variant"; }
+driverctl_vfio() { driverctl --nosave set-override "$device" vfio-pci; }
 driverctl_native() { driverctl --nosave unset-override "$device"; }
 for round in $(seq 0 "$rounds"); do
     for way in raw file ctl driverctl; do
