@@ -513,6 +513,28 @@ def test_a_request_with_a_time_limit_of_its_own_leaves_the_device_untouched(kern
     assert has(device) == ("e1000e", None)
 
 
+def test_going_back_has_its_full_time_when_the_request_has_run_out_of_its_own(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+
+    async def run() -> None:
+        real = kernel.write
+
+        async def write(path: str, text: str) -> None:
+            await asyncio.sleep({"/vfio-pci/bind": 1.5, "/e1000e/bind": 0.8}.get(path[20:], 0))
+            await real(path, text)
+
+        kernel.write = write  # type: ignore[method-assign]
+        request = Request(parse_address(device.address), Flavour.VFIO, timeout=2.0)
+        await make_engine(kernel, bind=5.0).set_flavour(request, lambda _: None)
+
+    with pytest.raises(FlavourError, match="it has e1000e again"):
+        asyncio.run(run())
+    assert has(device) == ("e1000e", None)
+    assert not list((kernel.root / "run/devices").glob("*.json"))
+
+
 def test_what_cannot_be_recorded_is_not_touched(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     kernel.add_native(device)

@@ -146,7 +146,8 @@ class Switch:
             # It was not unbound by us: whoever changed its driver meanwhile keeps it.
             goal = Binding(now.driver, goal.override)
         try:
-            after = await self._move_on_record(device, plan_move(now, goal), self.before)
+            # Going back has the full time, also where the one who asked has run out of his.
+            after = await self._move_on_record(device, plan_move(now, goal), bind)
         except (StepError, NotRecordedError) as error:
             return self._could_not(device, cause, str(error).removeprefix(f"{device.address}: "))
         if after.binding != goal:
@@ -216,18 +217,19 @@ class Switch:
         *,
         expected: Binding | None = None,
     ) -> Observed:
-        assert self.before is not None
         self._aim = aim
         self.enter(Phase.SWITCHING)
-        after = await self._move_on_record(device, plan(now), self.before, expected=expected)
+        limit = self._limit(self.host.timeouts.bind)
+        after = await self._move_on_record(device, plan(now), limit, expected=expected)
         self.enter(Phase.VERIFYING)
         return after
 
     async def _move_on_record(
-        self, device: Device, steps: tuple[Step, ...], before: Binding, *, expected: Binding | None = None
+        self, device: Device, steps: tuple[Step, ...], timeout: float, *, expected: Binding | None = None
     ) -> Observed:
+        assert self.before is not None
         self._written |= {step.value for step in steps if step.action is Action.OVERRIDE}
-        record = self._make_record(device, self._aim, before)
+        record = self._make_record(device, self._aim, self.before)
 
         def begun(pid: int) -> None:
             try:
@@ -236,8 +238,9 @@ class Switch:
                 raise NotRecordedError(device, error) from error
             self.touched = True
 
-        limit = self._limit(self.host.timeouts.bind)
-        return await move(self.host, device, steps, limit, expected=expected, begun=begun, watch=self._watch)
+        return await move(
+            self.host, device, steps, timeout, expected=expected, begun=begun, watch=self._watch
+        )
 
     def _make_record(self, device: Device, aim: Aim, before: Binding) -> Record:
         kept = find_record(self.host.ledger, device)
