@@ -1,0 +1,36 @@
+"""Who uses a device."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Use(StrEnum):
+    """How a device is used."""
+
+    ROOT = "root"  # the root file system, or what the running system can't do without
+    MOUNT = "mount"
+    SWAP = "swap"
+    HOLDER = "holder"  # dm, md, bcache, multipath, LVM, a zpool: another block device or pool is made of it
+    OPEN = "open"  # a process has a node of it open
+    ROUTE = "route"
+    ADDRESS = "address"
+    PORT = "port"  # of a bond, bridge or team
+    NETWORK_STORAGE = "network storage"
+    DISPLAY = "display"
+    VFS = "vfs"
+    BRIDGE = "bridge"
+    GUEST = "guest"  # a process holds its VFIO group or device
+
+
+# Not even `force` helps: the kernel would refuse, or nothing on this host would go on.
+UNFORCEABLE = frozenset({Use.ROOT, Use.VFS, Use.BRIDGE})
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One use of a device. `what` is for people: `/mnt/data on nvme0n1p2`, `default route via eth0`,
+    `qemu-system-x86 (pid 812) holds /dev/vfio/14`. `pid` is the process that holds it, where one does."""
+
+    use: Use
+    what: str
+    pid: int | None = None
