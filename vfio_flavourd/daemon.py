@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -17,11 +18,12 @@ from .doors.uevents import UeventDoor
 from .doors.varlink import ManagerService, VarlinkDoor
 from .engine.changes import Changes
 from .engine.engine import Engine
-from .engine.host import Host, Timeouts
+from .engine.host import Host, PolicyInForce
 from .engine.ledger import Ledger
 from .kernel.hands import Hands
 from .kernel.index import ModuleIndex
 from .kernel.modules import Modules
+from .kernel.occupancy import Occupancy
 from .kernel.sysfs import Sysfs
 from .kernel.udev_database import UdevDatabase
 from .kernel.uevents import Uevents
@@ -29,6 +31,7 @@ from .kernel.uevents import Uevents
 _log = logging.getLogger(__name__)
 
 STATE = Path("/run/vfio-flavourd")
+LASTING_STATE = Path("/var/lib/vfio-flavourd")
 
 # A switch that is under way when the service stops is given this long (seconds) to come to its end.
 _GRACE = 5.0
@@ -48,7 +51,11 @@ class Daemon:
             index=self._index,
             ledger=Ledger(STATE / "devices"),
             changes=Changes(),
-            timeouts=Timeouts(),
+            occupancy=Occupancy(),
+            policy=PolicyInForce(),
+            release=os.uname().release,
+            state=STATE,
+            lasting_state=LASTING_STATE,
         )
         self._engine = Engine(self._host)
         self._uevents = Uevents()
@@ -72,6 +79,7 @@ class Daemon:
             varlink.listen(sock, writes=name == "control")
         uevents = UeventDoor(self._engine, self._uevents, self._database, STATE / "last-wish")
         uevents.open()
+        self._engine.reconciler.start()
         # What is there now stays: no collection needs to look at it again.
         gc.collect()
         gc.freeze()

@@ -3,10 +3,12 @@
 host  {"id": 1, "op": "run", "command": "…"}       with bash, as many at once as are asked for
       {"id": 1, "op": "kill", "signal": 9}         the command's whole process group
       {"id": 2, "op": "write", "path": "…", "data": base64, "append": false, "mode": 420}
+      {"id": 3, "op": "read", "path": "…", "offset": 0, "size": 65536}
 guest {"hello": 1}
       {"id": 1, "stream": "stdout", "data": "…"}   as it comes
       {"id": 1, "rc": 0, "duration": 0.1}          seconds from the start to the exit
       {"id": 2, "rc": 0}                           or the errno of the write
+      {"id": 3, "rc": 0, "data": base64}           likewise; shorter than asked for at the end
 """
 
 import base64
@@ -43,6 +45,8 @@ class Agent:
                 threading.Thread(target=self._run, kwargs=order, daemon=True).start()
             case "write":
                 self._write(**order)
+            case "read":
+                self._read(**order)
             case "kill":
                 self._kill(**order)
 
@@ -114,6 +118,16 @@ class Agent:
             self._send(id=id, rc=error.errno)
         else:
             self._send(id=id, rc=0)
+
+    def _read(self, id: int, path: str, offset: int, size: int) -> None:
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            self._send(id=id, rc=error.errno)
+        else:
+            self._send(id=id, rc=0, data=base64.b64encode(data).decode())
 
     def _send(self, **message: object) -> None:
         data = json.dumps(message).encode() + b"\n"

@@ -14,7 +14,7 @@ from .errors import RigError
 
 # Under software emulation a single python3 takes the better part of a second.
 COMMAND_TIMEOUT = 60.0
-PUSH_CHUNK = 128 * 1024
+FILE_CHUNK = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class CommandTimeout(RigError):
 @dataclass(slots=True)
 class _State:
     text: dict[str, str] = field(default_factory=lambda: {"stdout": "", "stderr": ""})
+    data: bytes = b""
     rc: int | None = None
     duration: float = 0.0
 
@@ -62,6 +63,10 @@ class Pending:
     @property
     def stdout(self) -> str:
         return self._state.text["stdout"]
+
+    @property
+    def data(self) -> bytes:
+        return self._state.data
 
     def wait(self, timeout: float = COMMAND_TIMEOUT) -> Result:
         if not self._channel.wait(lambda: self.done, timeout):
@@ -86,6 +91,7 @@ class Pending:
             self._state.text[message["stream"]] += message["data"]
         else:
             self._state.duration = message.get("duration", 0.0)
+            self._state.data = base64.b64decode(message.get("data", ""))
             self._state.rc = message["rc"]
 
 
@@ -114,13 +120,25 @@ class Channel:
 
     def push(self, local: Path, remote: str, timeout: float) -> None:
         data, mode = local.read_bytes(), local.stat().st_mode & 0o777
-        for start in range(0, max(len(data), 1), PUSH_CHUNK):
-            chunk = base64.b64encode(data[start : start + PUSH_CHUNK]).decode()
+        for start in range(0, max(len(data), 1), FILE_CHUNK):
+            chunk = base64.b64encode(data[start : start + FILE_CHUNK]).decode()
             order = self._order(
                 f"write {remote}", op="write", path=remote, data=chunk, append=start > 0, mode=mode
             )
             if (rc := order.wait(timeout).rc) != 0:
                 raise RigError(f"pushing '{local}' to '{remote}': errno {rc}")
+
+    def pull(self, remote: str, local: Path, timeout: float) -> None:
+        with local.open("wb") as file:
+            while True:
+                order = self._order(
+                    f"read {remote}", op="read", path=remote, offset=file.tell(), size=FILE_CHUNK
+                )
+                if (rc := order.wait(timeout).rc) != 0:
+                    raise RigError(f"pulling '{remote}': errno {rc}")
+                if not order.data:
+                    return
+                file.write(order.data)
 
     def send(self, **message: object) -> None:
         with self._sending:

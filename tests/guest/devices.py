@@ -96,6 +96,17 @@ ROLES = {
             bus="pair_bridge",
             group_of="pair_bridge",
         ),
+        # In one group with those, whose best driver is vfio-pci.
+        Role(
+            "pair2",
+            "0000:04:02.0",
+            "8086:10d3",
+            "e1000e",
+            "e1000e",
+            ("vft-good-vfio-pci",),
+            bus="pair_bridge",
+            group_of="pair_bridge",
+        ),
     )
 }
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from .errors import RigError
 
-BOOT_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux"}
+BOOT_PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "setpriv": "util-linux",
+}
 BUILD_PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "unshare": "util-linux"}
 
 KEYRINGS = Path("/usr/share/keyrings")

@@ -20,42 +20,44 @@ from .qmp import Qmp
 
 # 40 s on two idle cores without KVM; a busy machine takes several times as long.
 BOOT_TIMEOUT = 300.0
+# An orderly shutdown takes 5 to 10 s; one that waits for a service's stop takes that long more.
+SHUTDOWN_TIMEOUT = 180.0
+UPDATE_TIMEOUT = 600.0
 KERNEL_ARGUMENTS = "root=/dev/vda rw console=ttyS0 intel_iommu=on panic=-1 quiet"
 NVME_SIZE = 64 * 1024 * 1024
 CONSOLE_LOGS_KEPT = 20
 
 
 class Guest:
-    """`with Guest(image) as guest:` boots it and ends it; nothing in it outlives that."""
+    """`with Guest(image) as guest:` boots it and ends it; nothing in it outlives that.
+
+    What it writes to its disks stays for as long as the Guest lives, so also when it reboots.
+    """
 
     def __init__(self, image: Image, *, memory_mib: int = 2048, boot_timeout: float = BOOT_TIMEOUT) -> None:
         self.image = image
+        self.initrd = image.initrd
+        """What the next boot uses."""
         self.memory_mib = memory_mib
         self.boot_timeout = boot_timeout
         self.boot_seconds = 0.0
+        """Of the last boot, as the next two."""
         self.state = ""
         """What `systemctl is-system-running` said after the boot."""
         self.modules_at_boot: frozenset[str] = frozenset()
         self.console = _console_log(image.release.name)
-        self._closing = contextlib.ExitStack()
+        self._life = contextlib.ExitStack()
+        self._connections = contextlib.ExitStack()
         self._qemu: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         host.require_for_boot()
-        started = time.monotonic()
         try:
-            self._start_qemu()
-            if not self._channel.wait_hello(self.boot_timeout):
-                raise RigError(f"no word from the guest's agent within {self.boot_timeout} s")
-            ready = "systemctl is-system-running --wait; udevadm settle"
-            self.state = self.run(ready, timeout=self.boot_timeout, check=False).stdout.strip()
-            self.modules_at_boot = self.loaded_modules()
-        except BaseException as error:
+            self._make_disks()
+            self._boot()
+        except BaseException:
             self.close()
-            if isinstance(error, RigError):
-                raise RigError(f"the guest did not boot: {error}\n{self.console_tail()}") from error
             raise
-        self.boot_seconds = time.monotonic() - started
         return self
 
     def __exit__(
@@ -64,10 +66,27 @@ class Guest:
         self.close()
 
     def close(self) -> None:
-        if self._qemu is not None:
-            self._qemu.kill()
-            self._qemu.wait()
-        self._closing.close()
+        self._end_qemu()
+        self._life.close()
+
+    def reboot(self, *, power_cut: bool = False, initrd: Path | None = None) -> None:
+        """Boots it anew from the same disks; `initrd` stays the one to use from then on.
+
+        A power cut loses what the guest has not yet made its disk write down: neither its page cache
+        nor what it sent without a flush. Devices that were plugged in while it ran are gone afterwards.
+        """
+        if not power_cut:
+            self._shut_down()
+        self._end_qemu()
+        self.initrd = initrd or self.initrd
+        self._boot()
+
+    def update_initramfs(self) -> float:
+        """Makes the initramfs anew in the guest, for its next boots too; returns the guest's seconds."""
+        done = self.run("update-initramfs -u", timeout=UPDATE_TIMEOUT)
+        self.initrd = self._scratch / "initrd.img"
+        self.pull(self.run("echo /boot/initrd.img-$(uname -r)").stdout.strip(), self.initrd)
+        return done.duration
 
     def run(self, command: str, *, timeout: float = COMMAND_TIMEOUT, check: bool = True) -> Result:
         result = self.start(command).wait(timeout)
@@ -86,6 +105,9 @@ class Guest:
 
     def push(self, local: Path, remote: str, *, timeout: float = COMMAND_TIMEOUT) -> None:
         self._channel.push(local, remote, timeout)
+
+    def pull(self, remote: str, local: Path, *, timeout: float = COMMAND_TIMEOUT) -> None:
+        self._channel.pull(remote, local, timeout)
 
     def qmp(self, command: str, **arguments: object) -> Any:
         return self._qmp.execute(command, arguments)
@@ -113,6 +135,47 @@ class Guest:
         tail = "\n".join(text.splitlines()[-lines:])
         return f"--- end of '{self.console}':\n{tail}"
 
+    def _make_disks(self) -> None:
+        directory = self._life.enter_context(tempfile.TemporaryDirectory(prefix="guest-"))
+        self._scratch = Path(directory)
+        self._root = self._scratch / "root.qcow2"
+        self._nvme = self._scratch / "nvme.img"
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.image.disk, self._root]
+        subprocess.run(create, check=True)
+        self._nvme.touch()
+        os.truncate(self._nvme, NVME_SIZE)
+
+    def _boot(self) -> None:
+        started = time.monotonic()
+        try:
+            self._start_qemu()
+            if not self._channel.wait_hello(self.boot_timeout):
+                raise RigError(f"no word from the guest's agent within {self.boot_timeout} s")
+            ready = "systemctl is-system-running --wait; udevadm settle"
+            self.state = self.run(ready, timeout=self.boot_timeout, check=False).stdout.strip()
+            self.modules_at_boot = self.loaded_modules()
+        except RigError as error:
+            raise RigError(f"the guest did not boot: {error}\n{self.console_tail()}") from error
+        self.boot_seconds = time.monotonic() - started
+
+    def _shut_down(self) -> None:
+        """With -no-reboot QEMU ends where the machine would start again."""
+        assert self._qemu is not None
+        self.start("systemctl reboot")
+        try:
+            self._qemu.wait(SHUTDOWN_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise RigError(
+                f"the guest did not shut down within {SHUTDOWN_TIMEOUT} s\n{self.console_tail()}"
+            ) from None
+
+    def _end_qemu(self) -> None:
+        if self._qemu is not None:
+            self._qemu.kill()
+            self._qemu.wait()
+            self._qemu = None
+        self._connections.close()
+
     def _start_qemu(self) -> None:
         # Connected before QEMU starts: no path to wait for, and QEMU's death is an end of file.
         agent, agent_of_qemu = socket.socketpair()
@@ -126,16 +189,12 @@ class Guest:
                 stderr=log,
             )
         self._channel = Channel(agent)
-        self._closing.callback(self._channel.close)
-        self._closing.callback(control.close)
+        self._connections.callback(self._channel.close)
+        self._connections.callback(control.close)
         self._qmp = Qmp(control)
-        self._closing.callback(self._qmp.close)
+        self._connections.callback(self._qmp.close)
 
     def _command(self, agent_fd: int, control_fd: int) -> list[str]:
-        scratch = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="guest-"))
-        nvme = Path(scratch) / "nvme.img"
-        nvme.touch()
-        os.truncate(nvme, NVME_SIZE)
         return [
             # A guest never outlives the tests, even if they are killed.
             "setpriv", "--pdeathsig", "KILL", "--",
@@ -144,13 +203,15 @@ class Guest:
             "-machine", "q35,sata=off,smbus=off", "-accel", "tcg,thread=multi", "-cpu", "max",
             "-smp", "2", "-m", str(self.memory_mib),
             "-nodefaults", "-display", "none", "-no-reboot",
-            "-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd),
+            "-kernel", str(self.image.kernel), "-initrd", str(self.initrd),
             "-append", KERNEL_ARGUMENTS,
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
             "-chardev", f"socket,id=control,fd={control_fd}", "-mon", "chardev=control,mode=control",
             "-chardev", f"socket,id=agent,fd={agent_fd}",
-            "-drive", f"file={self.image.disk},if=none,id=root,format=raw,snapshot=on",
-            "-drive", f"file={nvme},if=none,id=nvme,format=raw",
+            # With "unsafe" a flush gets as far as this machine's page cache, which is as far as it
+            # must get to survive QEMU.
+            "-drive", f"file={self._root},if=none,id=root,format=qcow2,cache=unsafe",
+            "-drive", f"file={self._nvme},if=none,id=nvme,format=raw,cache=unsafe",
             "-device", "intel-iommu,intremap=off,caching-mode=on",
             *qemu_devices(),
             "-device", "virtserialport,bus=agent.0,chardev=agent,name=guest.agent",

@@ -10,15 +10,19 @@ import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vfio_flavourd.engine.changes import Changes
 from vfio_flavourd.engine.engine import Engine
-from vfio_flavourd.engine.host import Host, Timeouts
+from vfio_flavourd.engine.host import Host, PolicyInForce
 from vfio_flavourd.engine.ledger import Ledger
 from vfio_flavourd.kernel.hands import Blocked, Guard, Operation, Result
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.modules import Modules
 from vfio_flavourd.kernel.sysfs import Sysfs
+from vfio_flavourd.model.device import Device
+from vfio_flavourd.model.occupancy import Use, User
+from vfio_flavourd.model.policy import Policy, Settings
 
 RELEASE = "6.12.0-fake"
 GENERIC_ALIAS = "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci"
@@ -88,12 +92,14 @@ class FakeKernel:
         self.writes: list[str] = []
         self.crash_after: int | None = None
         self.batch_goes_on = False
+        self.users: dict[str, tuple[User, ...]] = {}
+        self.group_holders: dict[int, tuple[User, ...]] = {}
         self._vfio_devices = 0
         self._processes = 1000
         self._exits: dict[int, list[asyncio.Future[None]]] = {}
         for path in ("bus/pci/devices", "bus/pci/drivers", "module"):
             (root / "sys" / path).mkdir(parents=True)
-        for path in (f"lib/modules/{RELEASE}", "run"):
+        for path in (f"lib/modules/{RELEASE}", "run", "var/lib"):
             (root / path).mkdir(parents=True)
         self.write_index([])
         vfio_pci = FakeDriver("vfio-pci", "vfio_pci", vfio=True)
@@ -129,6 +135,9 @@ class FakeKernel:
             (path / name).write_text(value + "\n", encoding="ascii")
         if group is not None:
             (self.root / f"sys/kernel/iommu_groups/{group}").mkdir(parents=True, exist_ok=True)
+            members = self.root / f"sys/kernel/iommu_groups/{group}/devices"
+            members.mkdir(parents=True, exist_ok=True)
+            (members / address).symlink_to(path)
             (path / "iommu_group").symlink_to(self.root / f"sys/kernel/iommu_groups/{group}")
         (self.root / "sys/bus/pci/devices" / address).symlink_to(path)
         return made
@@ -136,6 +145,8 @@ class FakeKernel:
     def remove_device(self, device: FakeDevice) -> None:
         device.removed = True
         (self.root / "sys/bus/pci/devices" / device.address).unlink()
+        if device.group is not None:
+            (self.root / f"sys/kernel/iommu_groups/{device.group}/devices" / device.address).unlink()
         path = self.path(device)
         path.rename(self.root / f"gone-{device.address}-{path.stat().st_ino}")
         del self.devices[device.address]
@@ -459,6 +470,21 @@ class FakeHands:
         return self._kernel.await_exit(pid)
 
 
+class FakeOccupancy:
+    """`Occupancy`, as the test says; a bridge is in use by what is behind it."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+
+    def find_users(self, device: Device) -> tuple[User, ...]:
+        if device.is_bridge:
+            return (User(Use.BRIDGE, "a bridge"),)
+        return self._kernel.users.get(str(device.address), ())
+
+    def find_group_holders(self, iommu_group: int) -> tuple[User, ...]:
+        return self._kernel.group_holders.get(iommu_group, ())
+
+
 class PassingLedger(Ledger):
     """A test has many daemons, one after the other: each one's records are closed with it."""
 
@@ -475,11 +501,21 @@ class PassingLedger(Ledger):
         self.close()
 
 
-def make_host(kernel: FakeKernel, **timeouts: float) -> Host:
+def make_host(
+    kernel: FakeKernel,
+    policy: Policy | None = None,
+    *,
+    load: float = 1.0,
+    bind: float = 1.0,
+    group: float = 1.0,
+    release: str = "6.12.0",
+) -> Host:
     sysfs = Sysfs(str(kernel.root))
     hands = FakeHands(kernel)
     ledger = PassingLedger(kernel.root / "run/devices")
     ledger.load()
+    if policy is None:
+        policy = Policy(defaults=Settings(load_timeout=load, bind_timeout=bind))
     return Host(
         sysfs=sysfs,
         hands=hands,  # type: ignore[arg-type]
@@ -487,9 +523,20 @@ def make_host(kernel: FakeKernel, **timeouts: float) -> Host:
         index=ModuleIndex(kernel.root, RELEASE),
         ledger=ledger,
         changes=Changes(),
-        timeouts=Timeouts(**{"load": 1.0, "bind": 1.0, "group": 1.0, **timeouts}),
+        occupancy=FakeOccupancy(kernel),  # type: ignore[arg-type]
+        policy=PolicyInForce(policy),
+        release=release,
+        state=kernel.root / "run",
+        lasting_state=kernel.root / "var/lib",
+        root=kernel.root,
+        turn_timeout=group,
     )
 
 
-def make_engine(kernel: FakeKernel, **timeouts: float) -> Engine:
-    return Engine(make_host(kernel, **timeouts))
+def make_engine(kernel: FakeKernel, policy: Policy | None = None, **options: Any) -> Engine:
+    return Engine(make_host(kernel, policy, **options))
+
+
+def pending(engine: Engine) -> set["asyncio.Task[None]"]:
+    """What goes on in the background."""
+    return engine._quarantine._tasks | engine._releases | set(engine.reconciler._tasks.values())

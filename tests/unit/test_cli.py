@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import RELEASE, FakeDriver, FakeKernel, make_engine
+from fake_kernel import RELEASE, FakeDriver, FakeKernel, make_engine, pending
 
 from vfio_flavourd.cli import resolve
 from vfio_flavourd.cli.main import main
@@ -148,8 +148,8 @@ def test_list_is_the_default_and_has_a_line_for_each_device(host: Host, argv: li
     said = host.say(*argv)
     assert (said.status, said.err) == (0, "")
     header, first, second = said.out.splitlines()
-    assert header.split() == ["DEVICE", "FLAVOUR", "DRIVER", "BEST", "CANDIDATE", "GROUP", "NAME"]
-    assert first.split() == [DEVICE, "native", "e1000e", "vfio_pci", "7", "Intel", "Corporation", "82574L"]
+    assert header.split() == ["DEVICE", "FLAVOUR", "DRIVER", "BEST", "CANDIDATE", "GROUP", "RULE", "NAME"]
+    assert first.split() == [DEVICE, "native", "e1000e", "vfio_pci", "7", "-", "Intel", "Corporation", "82574L"]
     assert second.split()[:5] == ["0000:02:00.0", "native", "-", "vfio_pci", "-"]
     assert host.kernel.writes == []
 
@@ -230,7 +230,7 @@ def test_show_of_a_stuck_device_says_so_and_by_whom(host: Host) -> None:
                 for argv in (["set", DEVICE, "vfio"], ["list"], ["show", DEVICE], ["set", DEVICE, "native"])
             ]
             native.remove_blocks.set()
-            await asyncio.gather(*engine._tasks)
+            await asyncio.gather(*pending(engine))
             return statuses
 
     assert asyncio.run(run()) == [75, 0, 0, 75]

@@ -26,6 +26,7 @@ from vfio_flavourd.doors.fs.tree import FILES, ROOT, Node, Place, find_place
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
+from vfio_flavourd.model.flavour import parse_flavour
 
 DEVICE = "0000:01:00.0"
 CONTEXT = SimpleNamespace(pid=os.getpid(), uid=0, gid=0, umask=0)
@@ -91,9 +92,10 @@ class FakeClient:
         if daemon.error is not None:
             raise daemon.error
         if method == "SetFlavour":
+            parse_flavour(parameters["flavour"])
             daemon.flavour = parameters["flavour"]
             return {"outcome": {}}
-        return {"device": {"flavour": daemon.flavour}}
+        return {"device": {"flavour": daemon.flavour}, "flavours": ["native", "vfio"]}
 
 
 class Mounted:
@@ -234,7 +236,7 @@ def test_a_write_of_anything_else_is_einval_and_last_error_says_what_is_allowed(
         return await mounted.cat("last_error")
 
     told = run(talk())
-    assert mounted.daemon.calls == []
+    assert mounted.daemon.flavour == "native"
     assert told.endswith("\n")
     line = told.removesuffix("\n")
     assert line.isprintable()

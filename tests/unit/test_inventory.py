@@ -10,7 +10,7 @@ from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
 from vfio_flavourd.kernel.inventory import read_device, read_devices
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import PciAddress, parse_address
-from vfio_flavourd.model.device import Device
+from vfio_flavourd.model.device import ENABLE_VFIO, Device
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour
 
@@ -74,21 +74,21 @@ def test_a_driver_in_the_kernel_itself_has_no_module(kernel: FakeKernel) -> None
     kernel.register(builtin)
     device = read(kernel)
     assert (device.driver, device.driver_module) == ("pcieport", None)
-    assert flavour(kernel) is Flavour.NATIVE
+    assert flavour(kernel) == Flavour.NATIVE
 
 
 def test_the_flavour_of_a_device_on_a_native_driver_and_of_one_without_is_native(kernel: FakeKernel) -> None:
     made = kernel.add_device()
-    assert flavour(kernel) is Flavour.NATIVE
+    assert flavour(kernel) == Flavour.NATIVE
     kernel.add_native(made)
-    assert flavour(kernel) is Flavour.NATIVE
+    assert flavour(kernel) == Flavour.NATIVE
 
 
 def test_the_flavour_of_a_device_on_vfio_pci_is_vfio_though_no_alias_names_it(kernel: FakeKernel) -> None:
     made = kernel.add_device()
     give_to(kernel, made, kernel.modules["vfio_pci"].drivers[0])
     assert read(kernel).vfio_device == "vfio0"
-    assert flavour(kernel) is Flavour.VFIO
+    assert flavour(kernel) == Flavour.VFIO
 
 
 def test_the_flavour_of_a_device_on_a_variant_is_vfio_by_its_modules_alias(kernel: FakeKernel) -> None:
@@ -103,17 +103,17 @@ def test_the_flavour_of_a_device_on_a_variant_is_vfio_by_its_modules_alias(kerne
     kernel.remove_vfio_device(made)  # it is being made ready still
     device = read(kernel)
     assert (device.driver, device.driver_module, device.vfio_device) == ("good-vfio-pci", "good_vfio", None)
-    assert flavour(kernel) is Flavour.VFIO
+    assert flavour(kernel) == Flavour.VFIO
 
 
 def test_the_flavour_of_a_device_whose_driver_changed_its_personality_is_vfio(kernel: FakeKernel) -> None:
     made = kernel.add_device()
     kernel.add_native(made, "chameleon")
     kernel.add_personality(made)
-    assert read(kernel).personality == "enable_vfio"
-    assert flavour(kernel) is Flavour.NATIVE
+    assert read(kernel).personality == ENABLE_VFIO
+    assert flavour(kernel) == Flavour.NATIVE
     kernel.add_vfio_device(made)
-    assert flavour(kernel) is Flavour.VFIO
+    assert flavour(kernel) == Flavour.VFIO
 
 
 def test_a_personality_without_a_driver_is_none(kernel: FakeKernel) -> None:
@@ -131,8 +131,8 @@ def test_what_may_block_its_reader_is_never_opened(kernel: FakeKernel) -> None:
             os.mkfifo(kernel.path(made) / name)
     engine = make_engine(kernel)
     assert [str(status.device.address) for status in engine.devices()] == ["0000:01:00.0", "0000:02:00.0"]
-    assert engine.device(ADDRESS).flavour is Flavour.NATIVE
-    assert engine.device(ADDRESS).flavour is Flavour.NATIVE
+    assert engine.device(ADDRESS).flavour == Flavour.NATIVE
+    assert engine.device(ADDRESS).flavour == Flavour.NATIVE
 
 
 def test_all_devices_come_by_their_addresses(kernel: FakeKernel) -> None:

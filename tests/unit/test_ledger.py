@@ -18,7 +18,7 @@ from vfio_flavourd.kernel.inventory import read_device
 from vfio_flavourd.kernel.processes import Worker
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import PciAddress, parse_address
-from vfio_flavourd.model.device import Binding, Identity
+from vfio_flavourd.model.device import ENABLE_VFIO, Binding, Identity
 from vfio_flavourd.model.flavour import Flavour
 
 ADDRESS = parse_address("0000:01:00.0")
@@ -45,13 +45,14 @@ records = st.builds(
     address=addresses,
     identity=st.builds(Identity, numbers, numbers, numbers, numbers, numbers, st.integers(0, 2**63)),
     origin=bindings,
-    origin_flavour=st.sampled_from(Flavour),
+    origin_flavour=st.sampled_from([Flavour.NATIVE, Flavour.VFIO]),
     origin_module=names,
-    flavour=st.sampled_from(Flavour),
+    flavour=st.sampled_from([Flavour.NATIVE, Flavour.VFIO]),
     binding=bindings,
-    personality=st.none() | st.just("enable_vfio"),
+    personality=st.none() | st.just(ENABLE_VFIO),
     switching=st.booleans(),
     worker=st.none() | st.builds(Worker, st.integers(1, 2**22), st.integers(0, 2**63)),
+    together=st.lists(addresses, max_size=3).map(tuple),
 )
 
 
@@ -62,7 +63,7 @@ def directory(tmp_path: Path) -> Path:
 
 def load(directory: Path) -> Ledger:
     ledger = PassingLedger(directory)
-    assert ledger.load() == []
+    assert ledger.load() == {}
     return ledger
 
 
@@ -155,7 +156,9 @@ def written() -> bytes:
         spoil_with(identity=None),
         spoil_with(origin=None),
         spoil_with(origin={"driver": "e1000e", "override": None, "more": 1}),
-        spoil_with(flavour="vfoi"),
+        spoil_with(flavour=5),
+        spoil_with(together=["../../x"]),
+        spoil_with(personality="enable_vfio"),
         spoil_with(worker=5),
     ],
 )
@@ -167,12 +170,12 @@ def test_a_record_that_cannot_be_read_is_reported_and_set_aside_and_the_others_a
     path = directory / f"{ADDRESS}.json"
     path.write_bytes(data)
     ledger = PassingLedger(directory)
-    (complaint,) = ledger.load()
+    (complaint,) = ledger.load().values()
     assert str(path) in complaint
     assert len(complaint.splitlines()) == 1
     assert ledger.all() == (other,)
     assert path.with_suffix(".corrupt").read_bytes() == data
-    assert PassingLedger(directory).load() == []
+    assert PassingLedger(directory).load() == {}
 
 
 @settings(deadline=None, max_examples=60)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDriver, FakeKernel, PassingLedger, make_engine
+from fake_kernel import FakeDriver, FakeKernel, PassingLedger, make_engine, pending
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -89,7 +89,7 @@ class Switching(RuleBasedStateMachine):
         self._check(address, before, told, Flavour.NATIVE)
         if isinstance(told, FlavourError) or not told.changed:
             return
-        if origin is not None and flavour_of(origin) is Flavour.NATIVE:
+        if origin is not None and flavour_of(origin) == Flavour.NATIVE:
             assert told.driver == origin[0]
             assert self._has(address) == origin
         else:
@@ -136,8 +136,8 @@ class Switching(RuleBasedStateMachine):
         async def restart() -> None:
             self.engine = make_engine(self.kernel)
             await self.engine.recover()
-            while self.engine._tasks:
-                await asyncio.wait(self.engine._tasks)
+            while pending(self.engine):
+                await asyncio.wait(pending(self.engine))
 
         asyncio.run(restart())
         for address, had in before.items():
@@ -170,12 +170,12 @@ class Switching(RuleBasedStateMachine):
                 assert (record is not None) == (address in self.origin)
             if record is not None:
                 assert (record.origin.driver, record.origin.override) == self.origin[address]
-                assert record.origin_flavour is flavour_of(self.origin[address])
+                assert record.origin_flavour == flavour_of(self.origin[address])
 
     @invariant()
     def the_records_on_disk_are_those_in_memory(self) -> None:
         on_disk = PassingLedger(self.kernel.root / "run/devices")
-        assert on_disk.load() == []
+        assert on_disk.load() == {}
         assert set(on_disk.all()) == set(self.engine._host.ledger.all())
 
     # how
@@ -209,17 +209,17 @@ class Switching(RuleBasedStateMachine):
             else:
                 assert now == before, told
             return
-        assert told.flavour is flavour is flavour_of(now)
+        assert told.flavour == flavour == flavour_of(now)
         assert told.driver == now[0]
         assert told.vfio_device == self.engine.device(parse_address(address)).device.vfio_device
-        assert (told.vfio_device is not None) == (flavour is Flavour.VFIO)
+        assert (told.vfio_device is not None) == (flavour == Flavour.VFIO)
         if not told.changed:
             assert now == before
             return
         self.broken.discard(address)
         if self.origin.setdefault(address, before) == now:
             del self.origin[address]
-        if flavour is Flavour.VFIO and address in self.origin:
+        if flavour == Flavour.VFIO and address in self.origin:
             assert now[1] == told.driver
 
 

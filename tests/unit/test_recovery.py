@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, PassingLedger, make_engine, make_host
+from fake_kernel import (
+    Crash,
+    FakeDevice,
+    FakeDriver,
+    FakeKernel,
+    PassingLedger,
+    make_engine,
+    make_host,
+    pending,
+)
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
@@ -39,8 +48,8 @@ def on_disk(kernel: FakeKernel) -> list[str]:
 
 async def settled(engine: Engine) -> None:
     """What `recover` started of its own has come to its end."""
-    while engine._tasks:
-        await asyncio.wait(engine._tasks)
+    while pending(engine):
+        await asyncio.wait(pending(engine))
 
 
 async def restart(kernel: FakeKernel, **timeouts: float) -> Engine:
@@ -244,27 +253,27 @@ async def _check_recovered(kernel: FakeKernel, device: FakeDevice, scenario: Sce
     if record is not None:
         assert not record.switching
         assert record.worker is None
-        assert record.flavour is status.flavour
+        assert record.flavour == status.flavour
         assert (record.origin.driver, record.origin.override) == scenario.origin
         if record.personality is None:
             assert (record.binding.driver, record.binding.override) == has(device)
     first_flavour = Flavour.VFIO if scenario.origin == VFIO else Flavour.NATIVE
-    as_it_was = has(device) == scenario.origin and status.flavour is first_flavour
+    as_it_was = has(device) == scenario.origin and status.flavour == first_flavour
     assert (record is None) == as_it_was, "nothing on record means that nothing was changed"
     await reset(engine)
     assert has(device) == scenario.origin, f"after a reset it has {has(device)}"
-    assert engine.device(ADDRESS).flavour is first_flavour
+    assert engine.device(ADDRESS).flavour == first_flavour
     assert on_disk(kernel) == []
 
 
-@pytest.mark.parametrize("name", [name for name, each in SCENARIOS.items() if each.flavour is Flavour.VFIO])
+@pytest.mark.parametrize("name", [name for name, each in SCENARIOS.items() if each.flavour == Flavour.VFIO])
 def test_killed_at_any_step_a_device_can_be_switched_afterwards_as_before(tmp_path: Path, name: str) -> None:
     scenario = SCENARIOS[name]
     failures = Failures()
 
     async def back_and_forth(kernel: FakeKernel, device: FakeDevice) -> None:
         engine = await restart(kernel)
-        assert (await ask(engine, Flavour.VFIO)).flavour is Flavour.VFIO
+        assert (await ask(engine, Flavour.VFIO)).flavour == Flavour.VFIO
         await ask(engine, Flavour.NATIVE)
         assert has(device) == scenario.origin, f"it has {has(device)}"
         assert on_disk(kernel) == []
@@ -398,7 +407,7 @@ def test_a_device_that_an_earlier_worker_still_writes_to_is_stuck_and_others_are
         with pytest.raises(FlavourError, match="has not returned"):
             await ask(first, Flavour.VFIO)
         # That daemon is killed now: nobody waits for its worker any more, which goes on.
-        for task in first._tasks:
+        for task in pending(first):
             task.cancel()
         kernel.writes.clear()
 
@@ -523,7 +532,7 @@ def test_a_switch_whose_end_finds_no_room_on_disk_is_told_and_comes_to_an_end_la
             outcome = await ask(engine, Flavour.VFIO)
         except FlavourError as error:
             told = str(error)
-            assert engine.history[-1][1].error == told
+            assert engine.attempts.history[-1][1].error == told
         else:
             assert (outcome.driver, outcome.flavour) == ("vfio-pci", Flavour.VFIO)
 

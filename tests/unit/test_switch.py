@@ -11,6 +11,7 @@ from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepReport
+from vfio_flavourd.model.policy import OthersInGroup
 
 VARIANT_ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
 BOARD_ALIAS = "vfio_pci:v00008086d000010D3sv00001AF4sd00001100bc*sc*i*"
@@ -404,7 +405,7 @@ def test_reset_restores_what_others_had_set_up_even_if_that_was_vfio(kernel: Fak
     async def reset() -> Outcome:
         return await engine.reset(Request(parse_address(device.address), Flavour.NATIVE), lambda _: None)
 
-    assert asyncio.run(reset()).flavour is Flavour.VFIO
+    assert asyncio.run(reset()).flavour == Flavour.VFIO
     assert has(device) == ("vfio-pci", "vfio-pci")
     assert not list((kernel.root / "run/devices").glob("*.json"))
 
@@ -420,7 +421,7 @@ def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_l
     async def run() -> None:
         native.remove_blocks = asyncio.Event()
         engine = make_engine(kernel, bind=0.1, group=0.1)
-        request = Request(parse_address(device.address), Flavour.VFIO)
+        request = Request(parse_address(device.address), Flavour.VFIO, others=OthersInGroup.IGNORE)
         with pytest.raises(FlavourError) as caught:
             await engine.set_flavour(request, lambda _: None)
         assert caught.value.errno == errno.ETIMEDOUT

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from fake_kernel import FakeDriver, FakeKernel, make_engine
+from fake_kernel import FakeDriver, FakeKernel, make_engine, pending
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +16,7 @@ from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.device import Binding
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Request, StepReport
+from vfio_flavourd.model.policy import OthersInGroup
 from vfio_flavourd.model.plan import Action, Step, plan_move, plan_release
 from vfio_flavourd.model.transition import LAST, MOVES, Phase, check_move
 
@@ -37,9 +38,10 @@ def test_a_move_is_legal_exactly_when_it_stands_in_the_table(now: Phase, then: P
             check_move(now, then)
 
 
-def test_every_phase_has_its_row_and_a_switch_that_is_over_stays_so() -> None:
+def test_every_phase_has_its_row_and_a_switch_that_is_over_stays_so_or_is_taken_back() -> None:
     assert set(MOVES) == set(Phase)
-    assert {phase for phase in Phase if not MOVES[phase]} == LAST | {Phase.STUCK}
+    assert {phase for phase in Phase if not MOVES[phase]} == {Phase.FAILED, Phase.STUCK}
+    assert MOVES[Phase.DONE] == {Phase.UNDOING}
 
 
 def test_every_phase_can_be_reached_and_left_for_an_end() -> None:
@@ -65,16 +67,16 @@ class Story:
     def variant(self, *drivers: FakeDriver, name: str = "good_vfio", **traits: object) -> None:
         self.kernel.add_module(*drivers, name=name, alias=ALIAS, **traits)
 
-    def ask(self, flavour: Flavour, *drivers: str) -> None:
+    def ask(self, flavour: Flavour, *drivers: str, others: OthersInGroup | None = None) -> None:
         async def run() -> None:
             engine = make_engine(self.kernel, bind=0.05, load=0.05, group=0.05)
             try:
-                await engine.set_flavour(Request(ADDRESS, flavour, drivers), lambda _: None)
+                await engine.set_flavour(Request(ADDRESS, flavour, drivers, others=others), lambda _: None)
             except FlavourError:
                 pass
             if self.blocks is not None:
                 self.blocks.set()
-                await asyncio.gather(*engine._tasks)
+                await asyncio.gather(*pending(engine))
 
         asyncio.run(run())
 
@@ -131,6 +133,13 @@ def all_refuse(story: Story) -> None:
     story.kernel.add_native(story.device)
     story.refuse()
     story.ask(Flavour.VFIO)
+
+
+def another_of_the_group_refuses(story: Story) -> None:
+    story.variant(FakeDriver("good", "good_vfio", vfio=True))
+    story.kernel.add_device("0000:01:00.1", device=0x1000)
+    story.refuse()
+    story.ask(Flavour.VFIO, others=OthersInGroup.TOGETHER)
 
 
 def two_drivers_of_one_module(story: Story) -> None:
@@ -230,6 +239,7 @@ def cannot_be_recorded(story: Story) -> None:
 
 
 STORIES: dict[Callable[[Story], None], set[Move]] = {
+    another_of_the_group_refuses: {(Phase.DONE, Phase.UNDOING), (Phase.UNDOING, Phase.FAILED)},
     plain: {
         (Phase.WAITING, Phase.LOADING),
         (Phase.LOADING, Phase.SWITCHING),

@@ -168,7 +168,7 @@ def test_wishes_that_came_while_nobody_listened_are_taken_up_the_oldest_first(ho
         door = host.door(engine, wish("native", 102), wish("vfio", 101))
         door.open()
         await fulfilled(door)
-        assert [str(attempt.flavour) for _, attempt in engine.history] == ["vfio", "native"]
+        assert [str(attempt.flavour) for _, attempt in engine.attempts.history] == ["vfio", "native"]
 
     host.run(talk)
     assert driver(host.device) == "e1000e"
@@ -267,7 +267,7 @@ def test_the_events_of_a_switch_start_no_other(host: Host) -> None:
         host.kernel.write = write  # type: ignore[method-assign]
         door.receive(wish("vfio"))
         await fulfilled(door)
-        assert len(engine.history) == 1
+        assert len(engine.attempts.history) == 1
         assert seqnum >= 115
 
     host.run(talk)

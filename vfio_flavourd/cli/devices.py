@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import sys
 import time
 from typing import Any
 
@@ -22,9 +23,10 @@ from .output import (
 
 
 def list_devices(arguments: argparse.Namespace) -> int:
-    devices = asyncio.run(_ask("List"))["devices"]
+    answer = asyncio.run(_ask("List"))
+    devices = answer["devices"]
     if arguments.json:
-        print_json({"devices": devices})
+        print_json({"devices": devices, "policy_trouble": answer["policy_trouble"]})
         return 0
     rows = [
         (
@@ -33,20 +35,37 @@ def list_devices(arguments: argparse.Namespace) -> int:
             device.get("driver") or "-",
             device["resolution"].get("winner") or "-",
             text(device.get("iommu_group")),
+            _tell_rule(device),
             printable(device["name"] or device["ids"]),
         )
         for device in devices
     ]
     print_table(
-        ("DEVICE", "FLAVOUR", "DRIVER", "BEST CANDIDATE", "GROUP", "NAME"), rows, color=arguments.color
+        ("DEVICE", "FLAVOUR", "DRIVER", "BEST CANDIDATE", "GROUP", "RULE", "NAME"), rows, color=arguments.color
     )
+    _tell_trouble(answer)
     return 0
 
 
+def _tell_rule(device: dict[str, Any]) -> str:
+    if device.get("wish"):
+        return f"by hand: {device['wish']}"
+    return printable(device.get("rule") or "-")
+
+
+def _tell_trouble(answer: dict[str, Any]) -> None:
+    if answer["policy_trouble"]:
+        print(
+            f"flavourctl: the policy on disk is not in force: {printable(answer['policy_trouble'])}",
+            file=sys.stderr,
+        )
+
+
 def show_device(arguments: argparse.Namespace) -> int:
-    device = asyncio.run(_ask("Get", device=arguments.device))["device"]
+    answer = asyncio.run(_ask("Get", device=arguments.device, users=True))
+    device = answer["device"]
     if arguments.json:
-        print_json({"device": device})
+        print_json({"device": device, "policy_trouble": answer["policy_trouble"]})
         return 0
     bold, dim, red, green, off = (BOLD, DIM, RED, GREEN, OFF) if arguments.color else ("",) * 5
     print(f"{bold}{device['device']}{off} {printable(device['name'])} [{device['ids']}]")
@@ -69,6 +88,9 @@ def show_device(arguments: argparse.Namespace) -> int:
                 f"{device['driver']} becomes a VFIO driver by its attribute {device['personality']}",
             )
         )
+    rows.append(("policy", _describe_policy(device)))
+    rows += [("note", printable(remark)) for remark in device["remarks"]]
+    rows += [("used by", printable(user["what"])) for user in device["users"]]
     print_facts(rows)
     print("candidates:")
     print_candidates(device["resolution"])
@@ -86,10 +108,20 @@ def show_device(arguments: argparse.Namespace) -> int:
                 f"  {dim}{step['started'] * 1000:8.1f} ms{off} {step['what']} "
                 f"{dim}{step['duration'] * 1000:.1f} ms{off}{trouble}"
             )
+    _tell_trouble(answer)
     return 0
 
 
-async def _ask(method: str, **parameters: str) -> dict[str, Any]:
+def _describe_policy(device: dict[str, Any]) -> str:
+    said = printable(device["policy_reason"])
+    if device.get("policy_flavour"):
+        said = f"{device['policy_flavour']}, by {said}"
+    if device.get("wish"):
+        said = f"{device['wish']} by hand, until flavourctl reset {device['device']}; the policy: {said}"
+    return said
+
+
+async def _ask(method: str, **parameters: Any) -> dict[str, Any]:
     client = await connect(writes=False)
     try:
         return await client.call(method, **parameters)

@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     switch = verbs.add_parser("set", parents=[common], help="give a device a flavour")
     switch.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
-    switch.add_argument("flavour", metavar="FLAVOUR", help="native or vfio")
+    switch.add_argument("flavour", metavar="FLAVOUR", help="native, vfio, or one of the policy's own")
     switch.add_argument(
         "--driver",
         action="append",
@@ -87,10 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     switch.add_argument("--dry-run", action="store_true", help="say what would be done, step by step")
     switch.add_argument("--strict", action="store_true", help="exit with 4 when the generic driver had to do")
+    switch.add_argument("--persist", action="store_true", help="also after the next boot, until reset (root)")
     _add_waiting(switch)
 
     reset = verbs.add_parser(
-        "reset", parents=[common], help="back to the driver and override that were there before"
+        "reset", parents=[common], help="back to what the policy says, or to what was there before"
     )
     reset.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
     _add_waiting(reset)
@@ -98,6 +99,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_waiting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="take it though it is in use (root)")
+    parser.add_argument(
+        "--group",
+        choices=("refuse", "together", "ignore"),
+        help="when others in its IOMMU group aren't on VFIO: refuse, switch all together, or ignore them",
+    )
     parser.add_argument("--timeout", type=_parse_seconds, metavar="S", help="give up after so many seconds")
     parser.add_argument("--no-wait", action="store_true", help="return when the daemon has taken it up")
 

@@ -16,10 +16,8 @@ _FELL_BACK = 4
 def switch(arguments: argparse.Namespace) -> int:
     # Refused here already, so that a typo needs no daemon.
     device = str(parse_address(arguments.device))
-    if arguments.verb == "set":
-        parse_flavour(arguments.flavour)
-        if arguments.dry_run:
-            return asyncio.run(_plan(arguments, device))
+    if arguments.verb == "set" and arguments.dry_run:
+        return asyncio.run(_plan(arguments, device))
     outcome = asyncio.run(_switch(arguments, device))
     if outcome is None:
         print(f"{device}: taken up; flavourctl show {device} tells what becomes of it", file=sys.stderr)
@@ -36,13 +34,21 @@ def switch(arguments: argparse.Namespace) -> int:
 async def _switch(arguments: argparse.Namespace, device: str) -> dict[str, Any] | None:
     """The outcome; None with --no-wait."""
     client = await connect(writes=True)
-    parameters: dict[str, Any] = {"device": device, "timeout": arguments.timeout}
+    parameters: dict[str, Any] = {
+        "device": device,
+        "timeout": arguments.timeout,
+        "force": arguments.force or None,
+        "group": arguments.group,
+    }
     method = "Reset"
     if arguments.verb == "set":
         method = "SetFlavour"
         parameters |= {"flavour": arguments.flavour, "drivers": arguments.driver}
+        parameters["persist"] = arguments.persist or None
     try:
         if arguments.no_wait:
+            if "flavour" in parameters:  # nobody would hear of a typo
+                parse_flavour(arguments.flavour, (await client.call("Get", device=device))["flavours"])
             await client.send(method, **parameters)
             return None
         outcome: dict[str, Any] = {}
@@ -59,7 +65,14 @@ async def _switch(arguments: argparse.Namespace, device: str) -> dict[str, Any] 
 async def _plan(arguments: argparse.Namespace, device: str) -> int:
     client = await connect(writes=False)
     try:
-        answer = await client.call("Plan", device=device, flavour=arguments.flavour, drivers=arguments.driver)
+        answer = await client.call(
+            "Plan",
+            device=device,
+            flavour=arguments.flavour,
+            drivers=arguments.driver,
+            force=arguments.force or None,
+            group=arguments.group,
+        )
     finally:
         client.close()
     if arguments.json:
@@ -75,8 +88,15 @@ def _tell(outcome: dict[str, Any]) -> str:
         return (
             f"{device}: {outcome['flavour']} by {outcome.get('driver') or 'no driver'}: {outcome['reason']}"
         )
-    before, after = outcome.get("previous_driver") or "no driver", outcome.get("driver") or "no driver"
-    line = f"{device}: {before} -> {after} in {outcome['duration'] * 1000:.0f} ms"
+    line = f"{device}: {_tell_drivers(outcome)} in {outcome['duration'] * 1000:.0f} ms"
     if node := outcome.get("group_node"):
         line += f", {node}"
-    return f"{line}\n  {printable(outcome['reason'])}"
+    lines = [line, f"  {printable(outcome['reason'])}"]
+    lines += [f"  taken by force from: {printable(user['what'])}" for user in outcome["forced"]]
+    for other in outcome["others"]:
+        lines.append(f"  with it {other['device']}: {_tell_drivers(other)}: {printable(other['reason'])}")
+    return "\n".join(lines)
+
+
+def _tell_drivers(outcome: dict[str, Any]) -> str:
+    return f"{outcome.get('previous_driver') or 'no driver'} -> {outcome.get('driver') or 'no driver'}"

@@ -11,8 +11,9 @@ from typing import TypedDict
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
 from ..model.aliases import Candidate, Resolution
-from ..model.errors import FlavourError
+from ..model.errors import FlavourError, InvalidPolicyError
 from ..model.flavour import Attempt, DeviceStatus, Outcome, StepReport
+from ..model.occupancy import User
 
 NAME = "io.vfioflavour.Manager"
 CONTROL_SOCKET = f"/run/vfio-flavourd/{NAME}"
@@ -57,6 +58,26 @@ class AttemptInfo:
 
 
 @dataclass(frozen=True)
+class MemberInfo:
+    """Another device of the IOMMU group, switched with the one that was asked for."""
+
+    device: str
+    flavour: str
+    driver: str | None
+    previous_driver: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class UserInfo:
+    """Who uses a device; pid is the process that holds it, where one does."""
+
+    use: str
+    what: str
+    pid: int | None
+
+
+@dataclass(frozen=True)
 class OutcomeInfo:
     device: str
     flavour: str
@@ -69,6 +90,8 @@ class OutcomeInfo:
     duration: float
     changed: bool
     steps: list[StepInfo]
+    forced: list[UserInfo]
+    others: list[MemberInfo]
 
 
 @dataclass(frozen=True)
@@ -89,6 +112,27 @@ class DeviceInfo:
     stuck: str
     resolution: ResolutionInfo
     last: AttemptInfo | None
+    rule: str | None
+    policy_flavour: str | None
+    policy_reason: str
+    wish: str | None
+    remarks: list[str]
+    users: list[UserInfo]
+
+
+class Listing(TypedDict):
+    """policy_trouble says why the policy on disk is not the one in force, and is empty otherwise."""
+
+    devices: list[DeviceInfo]
+    policy_trouble: str
+
+
+class Shown(TypedDict):
+    """flavours are all that a device can be asked to have."""
+
+    device: DeviceInfo
+    flavours: list[str]
+    policy_trouble: str
 
 
 class Progress(TypedDict):
@@ -148,6 +192,12 @@ class NotPermitted(TypedVarlinkErrorReply, interface=NAME):
     Parameters = _Told
 
 
+class InvalidPolicy(TypedVarlinkErrorReply, interface=NAME):
+    """The policy's files can't be taken; the one in force stays (EINVAL)."""
+
+    Parameters = _Told
+
+
 class Failed(TypedVarlinkErrorReply, interface=NAME):
     """Anything else; the message has the whole story (EIO)."""
 
@@ -171,16 +221,17 @@ class Manager(VarlinkInterface, name=NAME):
     line that says what was being done to what, and a hint.
     """
 
-    errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, Failed)
+    errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
 
-    @varlinkmethod(return_parameter="devices")
-    def List(self) -> list[DeviceInfo]:
-        """All PCI devices, by address."""
+    @varlinkmethod
+    def List(self) -> Listing:
+        """All PCI devices, by address. Who uses them is not looked for here."""
         raise NotImplementedError
 
-    @varlinkmethod(return_parameter="device")
-    def Get(self, *, device: str) -> DeviceInfo:
-        """One device, with its candidates and what came of the last attempt."""
+    @varlinkmethod
+    async def Get(self, *, device: str, users: bool | None = None) -> Shown:
+        """One device, with its candidates and what came of the last attempt; who uses it is looked for where
+        users is true."""
         raise NotImplementedError
 
     @varlinkmethod(return_parameter="resolution")
@@ -189,24 +240,51 @@ class Manager(VarlinkInterface, name=NAME):
         raise NotImplementedError
 
     @varlinkmethod(return_parameter="steps")
-    async def Plan(self, *, device: str, flavour: str, drivers: list[str] | None = None) -> list[str]:
+    async def Plan(
+        self,
+        *,
+        device: str,
+        flavour: str,
+        drivers: list[str] | None = None,
+        force: bool | None = None,
+        group: str | None = None,
+    ) -> list[str]:
         """What SetFlavour would do, without doing it."""
         raise NotImplementedError
 
     @varlinkmethod(delay_generator=False)
     async def SetFlavour(
-        self, *, device: str, flavour: str, drivers: list[str] | None = None, timeout: float | None = None
+        self,
+        *,
+        device: str,
+        flavour: str,
+        drivers: list[str] | None = None,
+        timeout: float | None = None,
+        force: bool | None = None,
+        group: str | None = None,
+        persist: bool | None = None,
     ) -> AsyncIterator[Progress]:
-        """Give a device a flavour (native or vfio). The reply comes when it has it; with the more flag,
-        each step is told as it happens. drivers are tried in their order instead of what resolution
-        finds; timeout is in seconds. A caller that hangs up ends a switch that has touched nothing yet.
+        """Give a device a flavour (native, vfio, or one of the policy's own). The reply comes when it has it;
+        with the more flag, each step is told as it happens. drivers are tried in their order instead of what
+        the policy or resolution finds; timeout is in seconds. force takes a device that is in use; group
+        (refuse, together or ignore) stands above the policy's word on the others in its IOMMU group; persist
+        has the wish outlive the boot. force and persist are root's. A caller that hangs up ends a switch
+        that has touched nothing yet.
         """
         raise NotImplementedError
         yield
 
     @varlinkmethod(delay_generator=False)
-    async def Reset(self, *, device: str, timeout: float | None = None) -> AsyncIterator[Progress]:
-        """Back to the driver and the driver_override that were there before the first switch."""
+    async def Reset(
+        self,
+        *,
+        device: str,
+        timeout: float | None = None,
+        force: bool | None = None,
+        group: str | None = None,
+    ) -> AsyncIterator[Progress]:
+        """Drop what was asked for by hand: back to what the policy says, or else to the driver and the
+        driver_override that were there before the first switch."""
         raise NotImplementedError
         yield
 
@@ -223,19 +301,21 @@ class Manager(VarlinkInterface, name=NAME):
 
     @varlinkmethod
     def Reload(self) -> None:
-        """Read the module index and modprobe.d again."""
+        """Read the policy, the module index and modprobe.d again, and apply what differs. For root."""
         raise NotImplementedError
 
 
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
-    kind = _BY_ERRNO.get(error.errno, Failed)
+    invalid = isinstance(error, InvalidPolicyError)
+    kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
     return kind(errno=error.errno, message=str(error), hint=error.hint)
 
 
 def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
     """What a client makes of an error reply."""
     message, hint, code = parameters.get("message"), parameters.get("hint"), parameters.get("errno")
-    return FlavourError(
+    kind = InvalidPolicyError if name == f"{NAME}.InvalidPolicy" else FlavourError
+    return kind(
         message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
         errno=code if isinstance(code, int) else errno.EIO,
         hint=hint if isinstance(hint, str) else "",
@@ -290,10 +370,25 @@ def render_outcome(outcome: Outcome) -> OutcomeInfo:
         duration=outcome.duration,
         changed=outcome.changed,
         steps=[render_step(step) for step in outcome.steps],
+        forced=[render_user(user) for user in outcome.forced],
+        others=[
+            MemberInfo(
+                device=str(other.address),
+                flavour=str(other.flavour),
+                driver=other.driver,
+                previous_driver=other.previous_driver,
+                reason=other.reason,
+            )
+            for other in outcome.others
+        ],
     )
 
 
-def render_device(status: DeviceStatus, name: str) -> DeviceInfo:
+def render_user(user: User) -> UserInfo:
+    return UserInfo(str(user.use), user.what, user.pid)
+
+
+def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ()) -> DeviceInfo:
     device = status.device
     address = str(device.address)
     return DeviceInfo(
@@ -308,9 +403,15 @@ def render_device(status: DeviceStatus, name: str) -> DeviceInfo:
         iommu_group=device.iommu_group,
         vfio_device=device.vfio_device,
         group_node=find_group_node(device.iommu_group, device.vfio_device),
-        personality=device.personality,
+        personality=None if device.personality is None else device.personality.attribute,
         phase=str(status.phase) if status.phase else None,
         stuck=status.stuck,
         resolution=render_resolution(status.resolution),
         last=render_attempt(address, status.last) if status.last else None,
+        rule=status.decision.rule.name if status.decision.rule is not None else None,
+        policy_flavour=status.decision.flavour,
+        policy_reason=status.decision.reason,
+        wish=None if status.wish is None else str(status.wish),
+        remarks=list(status.remarks),
+        users=[render_user(user) for user in users],
     )

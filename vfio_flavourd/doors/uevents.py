@@ -44,6 +44,8 @@ class UeventDoor:
         self._engine.notice(event.address)
         if event.action == "remove":
             self._engine.forget(event.address)
+        elif event.action in ("add", "bind"):
+            self._engine.reconciler.consider(event.address)
         address = str(event.address)
         # By device: udev may pass on the events of two devices in another order than the kernel's.
         if event.wish is None or event.seqnum <= self._last.get(address, 0):
@@ -64,7 +66,7 @@ class UeventDoor:
 
     async def _fulfil(self, event: Uevent, wish: str) -> None:
         try:
-            request = Request(event.address, parse_flavour(wish), requester=f"uevent {event.seqnum}")
+            request = Request(event.address, parse_flavour(wish, self._engine.flavours), requester=f"uevent {event.seqnum}")
         except FlavourError as error:
             _log.error(
                 "%s: a uevent asks for a flavour: %s (%s), ignoring",

@@ -31,9 +31,10 @@ from ..engine.engine import Engine
 from ..model.address import PciAddress, parse_address
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Outcome, Request, StepReport, parse_flavour
+from ..model.flavour import Attempt, Flavour, Outcome, Request, StepReport, parse_flavour
+from ..model.policy import OthersInGroup
 from . import interface
-from .interface import AttemptInfo, DeviceInfo, Event, Progress, ResolutionInfo
+from .interface import AttemptInfo, Event, Listing, Progress, ResolutionInfo, Shown
 
 _log = logging.getLogger(__name__)
 
@@ -76,19 +77,25 @@ class ManagerService(interface.Manager):
         # The words that are for callers stand at the interface.
         return interface.Manager.render_interface_description(comments=comments)
 
-    @varlinkmethod(return_parameter="devices")
-    def List(self) -> list[DeviceInfo]:
+    @varlinkmethod
+    def List(self) -> Listing:
         with _translated():
-            return [
+            devices = [
                 interface.render_device(status, self._find_name(status.device))
                 for status in self._engine.devices()
             ]
+            return Listing(devices=devices, policy_trouble=self._engine.policy_trouble)
 
-    @varlinkmethod(return_parameter="device")
-    def Get(self, *, device: str) -> DeviceInfo:
+    @varlinkmethod
+    async def Get(self, *, device: str, users: bool | None = None) -> Shown:
         with _translated():
             status = self._engine.device(parse_address(device))
-            return interface.render_device(status, self._find_name(status.device))
+            found = await self._engine.find_users(status.device) if users else ()
+            return Shown(
+                device=interface.render_device(status, self._find_name(status.device), found),
+                flavours=[str(flavour) for flavour in self._engine.flavours],
+                policy_trouble=self._engine.policy_trouble,
+            )
 
     @varlinkmethod(return_parameter="resolution")
     def Resolve(self, *, modalias: str) -> ResolutionInfo:
@@ -96,39 +103,83 @@ class ManagerService(interface.Manager):
             return interface.render_resolution(self._engine.resolve(modalias))
 
     @varlinkmethod(return_parameter="steps")
-    async def Plan(self, *, device: str, flavour: str, drivers: list[str] | None = None) -> list[str]:
+    async def Plan(
+        self,
+        *,
+        device: str,
+        flavour: str,
+        drivers: list[str] | None = None,
+        force: bool | None = None,
+        group: str | None = None,
+    ) -> list[str]:
         with _translated():
-            return self._engine.plan(
-                Request(parse_address(device), parse_flavour(flavour), tuple(drivers or ()))
+            return await self._engine.plan(
+                Request(
+                    parse_address(device),
+                    parse_flavour(flavour, self._engine.flavours),
+                    tuple(drivers or ()),
+                    force=bool(force),
+                    others=_parse_group(group),
+                )
             )
 
     @varlinkmethod(delay_generator=False)
     async def SetFlavour(
-        self, *, device: str, flavour: str, drivers: list[str] | None = None, timeout: float | None = None
+        self,
+        *,
+        device: str,
+        flavour: str,
+        drivers: list[str] | None = None,
+        timeout: float | None = None,
+        force: bool | None = None,
+        group: str | None = None,
+        persist: bool | None = None,
     ) -> AsyncIterator[Progress]:
         with _translated():
+            peer = _allow_write()
+            if force or persist:
+                _allow_root("taking a device by force" if force else "a wish that lasts")
             request = Request(
                 parse_address(device),
-                parse_flavour(flavour),
+                parse_flavour(flavour, self._engine.flavours),
                 tuple(drivers or ()),
                 timeout,
-                str(_allow_write()),
+                str(peer),
+                force=bool(force),
+                others=_parse_group(group),
+                persist=bool(persist),
             )
             async for progress in _follow(request, self._engine.set_flavour):
                 yield progress
 
     @varlinkmethod(delay_generator=False)
-    async def Reset(self, *, device: str, timeout: float | None = None) -> AsyncIterator[Progress]:
+    async def Reset(
+        self,
+        *,
+        device: str,
+        timeout: float | None = None,
+        force: bool | None = None,
+        group: str | None = None,
+    ) -> AsyncIterator[Progress]:
         with _translated():
+            peer = _allow_write()
+            if force:
+                _allow_root("taking a device by force")
             request = Request(
-                parse_address(device), parse_flavour("native"), (), timeout, str(_allow_write())
+                parse_address(device),
+                Flavour.NATIVE,
+                (),
+                timeout,
+                str(peer),
+                force=bool(force),
+                others=_parse_group(group),
             )
             async for progress in _follow(request, self._engine.reset):
                 yield progress
 
     @varlinkmethod(return_parameter="attempts")
     def History(self) -> list[AttemptInfo]:
-        return [interface.render_attempt(str(address), attempt) for address, attempt in self._engine.history]
+        return [interface.render_attempt(str(address), attempt) for address, attempt in self._engine.attempts.history]
 
     @varlinkmethod(delay_generator=False)
     async def Monitor(self) -> AsyncIterator[Event]:
@@ -144,19 +195,19 @@ class ManagerService(interface.Manager):
             try:
                 queue.put_nowait(event)
             except asyncio.QueueFull:
-                self._engine.listeners.discard(listen)
+                self._engine.attempts.listeners.discard(listen)
 
-        self._engine.listeners.add(listen)
+        self._engine.attempts.listeners.add(listen)
         try:
-            while listen in self._engine.listeners or not queue.empty():
+            while listen in self._engine.attempts.listeners or not queue.empty():
                 yield await queue.get()
         finally:
-            self._engine.listeners.discard(listen)
+            self._engine.attempts.listeners.discard(listen)
 
     @varlinkmethod
     def Reload(self) -> None:
         with _translated():
-            _allow_write()
+            _allow_root("reloading the policy")
             self._reload()
 
 
@@ -199,6 +250,25 @@ def _allow_write() -> Peer:
             hint="root and the members of the group vfio-flavour may switch devices",
         )
     return peer
+
+
+def _allow_root(what: str) -> None:
+    peer = _allow_write()
+    if peer.uid != 0:
+        raise FlavourError(f"{what} is for root only", errno=errno.EACCES, hint="use sudo")
+
+
+def _parse_group(text: str | None) -> OthersInGroup | None:
+    """Raises FlavourError (EINVAL)."""
+    if text is None:
+        return None
+    try:
+        return OthersInGroup(text)
+    except ValueError:
+        allowed = ", ".join(OthersInGroup)
+        raise FlavourError(
+            f"group can't be {text[:64]!r}", errno=errno.EINVAL, hint=f"allowed: {allowed}"
+        ) from None
 
 
 # Methods that answer once, or step by step where the caller asks for more.

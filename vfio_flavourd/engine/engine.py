@@ -4,37 +4,32 @@ import asyncio
 import errno
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-from ..kernel.inventory import DEVICES, read_device, read_devices
-from ..kernel.processes import is_alive
+from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
-from ..model.aliases import AliasTable, Resolution
+from ..model.aliases import Resolution
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, DeviceStatus, Flavour, Outcome, Request, StepReport, find_flavour
+from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport
+from ..model.occupancy import User
+from ..model.policy import VFIO, Decision, FlavourKind
 from ..model.transition import Phase
+from .attempts import Attempts
 from .forecast import forecast
+from .guards import Verdict, judge
 from .host import Host
 from .ledger import Record, find_record
 from .moves import StuckError
-from .recovery import converge
+from .quarantine import Quarantine, describe_holders
+from .reconcile import Reconciler
 from .switch import Switch, Way
 from .to_native import restore, to_native
 from .to_vfio import to_vfio
+from .together import Member, run_together
 
 _log = logging.getLogger(__name__)
-
-# Attempts kept for `history`.
-_HISTORY = 256
-
-# Seconds after the end of an attempt until it is in the log; the answer is sent in less.
-_LOG_DELAY = 0.05
-
-Listener = Callable[[PciAddress, Attempt | StepReport], None]
 
 
 class Engine:
@@ -43,28 +38,40 @@ class Engine:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._turns: dict[str, asyncio.Lock] = {}
-        self._running: dict[PciAddress, Switch] = {}
-        self._stuck: dict[PciAddress, str] = {}
-        self._last: dict[PciAddress, Attempt] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
-        self._unlogged: deque[Callable[[], None]] = deque()
-        self.history: deque[tuple[PciAddress, Attempt]] = deque(maxlen=_HISTORY)
-        self.listeners: set[Listener] = set()
+        self._releases: set[asyncio.Task[None]] = set()
+        self._quarantine = Quarantine(host, self._find_turn)
+        self.attempts = Attempts(host.sysfs)
+        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
 
     # looking
 
+    @property
+    def flavours(self) -> tuple[Flavour, ...]:
+        return self._host.policy.flavours
+
+    @property
+    def policy_trouble(self) -> str:
+        """Why the policy on disk is not the one in force; empty when it is."""
+        return self._host.policy.trouble
+
     def devices(self) -> list[DeviceStatus]:
-        table = self._host.index.table()
-        return [self._status(device, table) for device in read_devices(self._host.sysfs)]
+        return [self._status(device) for device in self._host.read_devices()]
 
     def device(self, address: PciAddress) -> DeviceStatus:
         """Raises FlavourError (ENODEV)."""
-        return self._status(read_device(self._host.sysfs, address), self._host.index.table())
+        return self._status(self._host.read_device(address))
+
+    async def find_users(self, device: Device) -> tuple[User, ...]:
+        """Who uses a device; nobody is looked for while the kernel holds it."""
+        if self._quarantine.find(device.address):
+            return ()
+        return await asyncio.to_thread(self._host.occupancy.find_users, device)
 
     def resolve(self, modalias: str) -> Resolution:
         """Raises FlavourError (EINVAL) for anything that is not a PCI modalias."""
-        return self._host.resolve(modalias)
+        return self._host.resolve(modalias, VFIO)
 
     def notice(self, address: PciAddress) -> None:
         """A uevent of this device has come."""
@@ -73,6 +80,7 @@ class Engine:
     def notice_all(self) -> None:
         """Events were lost: whoever waits for a device looks again."""
         self._host.changes.notice_all()
+        self.reconciler.consider_all()
 
     def needs_no_events(self) -> bool:
         """A switch is under way, and nobody waits for a device to change."""
@@ -81,36 +89,45 @@ class Engine:
     def forget(self, address: PciAddress) -> None:
         """The device was removed. A running switch finds that out by itself."""
         record = self._host.ledger.find(address)
-        if record is not None and address not in self._running and address not in self._stuck:
+        if record is not None and not self._is_in_work(address):
             self._check_held(record)
         if not self._host.sysfs.exists(f"{DEVICES}/{address}"):
-            self._last.pop(address, None)
+            self.attempts.forget(address)
+            self.reconciler.forget(address)
 
-    def plan(self, request: Request) -> list[str]:
+    async def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
-        device = read_device(self._host.sysfs, request.address)
-        return forecast(self._host, device, request)
+        return await forecast(self._host, self._host.read_device(request.address), request)
 
     # switching
 
     async def set_flavour(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
-        return await self._take(request, report, to_vfio if request.flavour is Flavour.VFIO else to_native)
+        outcome = await self._take(request, report, to_native if request.flavour == Flavour.NATIVE else to_vfio)
+        if request.by_hand:
+            self.reconciler.keep_wish(request)
+        return outcome
 
     async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
-        """Back to what was there before the first switch. Raises FlavourError."""
+        """Drop the wish that was made by hand: back to what the policy says, or else to what was there before
+        the first switch. Raises FlavourError."""
+        self.reconciler.drop_wish(request.address)
+        decision = self._host.decide(self._host.read_device(request.address))
+        if decision.flavour is not None:
+            request = replace(request, flavour=Flavour(decision.flavour), by_hand=False)
+            return await self.set_flavour(request, report)
         return await self._take(request, report, restore)
 
     async def _take(self, request: Request, report: Callable[[StepReport], None], way: Way) -> Outcome:
-        switch = Switch(self._host, request, self._fan_out(request, report))
-        task = asyncio.create_task(self._run(request, switch, way))
+        work = _Work(request, self.attempts.fan_out(request.address, report), way)
+        task = asyncio.create_task(self._run(work))
         self._switches.add(task)
         task.add_done_callback(self._switches.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if switch.touched:
+            if work.is_touched:
                 _log.info(
                     "%s: the one who asked has gone, carrying the switch to its end",
                     request.address,
@@ -121,47 +138,84 @@ class Engine:
                 task.cancel()
             raise
 
-    async def _run(self, request: Request, switch: Switch, way: Way) -> Outcome:
-        address = request.address
-        started = time.time()
+    async def _run(self, work: "_Work") -> Outcome:
         try:
-            outcome = await self._in_turn(request, switch, way)
+            outcome = await self._in_turn(work)
         except FlavourError as error:
-            self._conclude(request, switch, started, "", error)
+            work.conclude(self.attempts, error=error)
             raise
         except asyncio.CancelledError:
-            cancelled = FlavourError(
-                f"{address}: given up by the one who asked, nothing was touched", errno=errno.EINTR
+            work.conclude(
+                self.attempts,
+                error=FlavourError(
+                    f"{work.request.address}: given up by the one who asked, nothing was touched",
+                    errno=errno.EINTR,
+                ),
             )
-            self._conclude(request, switch, started, "", cancelled)
             raise
-        self._conclude(request, switch, started, outcome.reason, None, outcome)
+        work.conclude(self.attempts, outcome=outcome)
         return outcome
 
-    async def _in_turn(self, request: Request, switch: Switch, way: Way) -> Outcome:
-        address = request.address
-        if address in self._stuck:
-            raise FlavourError(
-                f"{address}: stuck: {self._stuck[address]}",
-                errno=errno.EBUSY,
-                hint="it is finished or undone by itself when the kernel lets go",
-            )
+    async def _in_turn(self, work: "_Work") -> Outcome:
+        address = work.request.address
+        self._quarantine.check(address)
         turn = self._find_turn(address)
-        await self._wait_for_turn(turn, request)
-        keep_turn = False
+        await self._wait_for_turn(turn, work.request)
+        stuck: list[asyncio.Task[None]] = []
         try:
-            device = read_device(self._host.sysfs, address)
-            self._running[address] = switch
-            return await switch.run(device, way)
-        except StuckError as error:
-            keep_turn = True
-            self._stuck[address] = _describe_stuck(error, address)
-            self._spawn(self._outlast(address, error.blocked.finished, turn))
-            raise
+            device = self._host.read_device(address)
+            members = await self._prepare(work, device)
+
+            def quarantine(held: Device, error: StuckError) -> None:
+                users = self._running[held.address][1]
+                stuck.append(self._quarantine.take(held, error, users))
+
+            for member in members:
+                self._running[member.device.address] = (member.switch, work.verdict.forced)
+            outcomes = await run_together(members, quarantine)
+            return work.describe(outcomes)
         finally:
-            self._running.pop(address, None)
-            if not keep_turn:
+            for member in work.members:
+                self._running.pop(member.device.address, None)
+            if stuck:
+                release = asyncio.create_task(_release_after(turn, stuck))
+                self._releases.add(release)
+                release.add_done_callback(self._releases.discard)
+            else:
                 turn.release()
+
+    async def _prepare(self, work: "_Work", device: Device) -> list[Member]:
+        """Who is switched, after all guards. Raises FlavourError."""
+        request, decision = work.request, self._host.decide(device)
+        work.rule = decision.rule.name if decision.rule is not None else ""
+        if not self._is_settled(device, work):
+            try:
+                work.verdict = await judge(self._host, device, request, decision.settings)
+            except FlavourError:
+                work.add(self._host, device, decision, request, ()).switch.enter(Phase.FAILED)
+                raise
+        others = work.verdict.others
+        together = tuple(each.address for each in (device, *others)) if others else ()
+        work.add(self._host, device, decision, request, together)
+        for other in others:
+            own = replace(request, address=other.address, drivers=(), by_hand=False)
+            work.add(self._host, other, self._host.decide(other), own, together)
+        return work.members
+
+    def _is_settled(self, device: Device, work: "_Work") -> bool:
+        """Whether nothing will be touched, so that nobody needs to be asked."""
+        if work.way is restore:
+            return find_record(self._host.ledger, device) is None
+        request = work.request
+        if self._host.find_flavour(device) != request.flavour:
+            return False
+        if not request.drivers or request.flavour == Flavour.NATIVE:
+            return True
+        first = request.drivers[0].replace("-", "_")
+        return device.driver is not None and first in (device.driver.replace("-", "_"), device.driver_module)
+
+    def _is_in_work(self, address: PciAddress) -> bool:
+        return address in self._running or bool(self._quarantine.find(address))
 
     def _find_turn(self, address: PciAddress) -> asyncio.Lock:
         """The turn of its IOMMU group; a device without one shares its turn with nobody."""
@@ -169,7 +223,7 @@ class Engine:
         return self._turns.setdefault(str(address) if group is None else f"group {group}", asyncio.Lock())
 
     async def _wait_for_turn(self, turn: asyncio.Lock, request: Request) -> None:
-        limit = self._host.timeouts.group
+        limit = self._host.turn_timeout
         if request.timeout is not None:
             limit = min(limit, request.timeout)
         try:
@@ -185,167 +239,119 @@ class Engine:
     async def settle(self, grace: float) -> None:
         """Let the running switches come to their end, for `grace` seconds at most. What is left then is
         finished by the worker that is at it, and taken up by the next daemon."""
+        self.reconciler.stop()
         if self._switches:
             await asyncio.wait(self._switches, timeout=grace)
-        self._log_ends()
-
-    # the stuck ones
-
-    async def _outlast(self, address: PciAddress, finished: Awaitable[object], turn: asyncio.Lock) -> None:
-        """Bring a device to its end when the kernel has let go, however often it takes hold again."""
-        fields = {"PCI_ADDRESS": str(address)}
-        try:
-            while True:
-                with suppress(FlavourError):  # a worker that died has let go as well
-                    await finished
-                record = self._host.ledger.find(address)
-                try:
-                    said = await converge(self._host, record) if record else "nothing is on record for it"
-                except StuckError as error:
-                    self._stuck[address] = _describe_stuck(error, address)
-                    finished = error.blocked.finished
-                    continue
-                except FlavourError as error:
-                    _log.error("%s", error, extra=fields)
-                    return
-                _log.warning(
-                    "%s: a switch that was cut off or stuck is at its end: %s", address, said, extra=fields
-                )
-                return
-        finally:
-            del self._stuck[address]
-            turn.release()
+        self.attempts.log()
 
     async def recover(self) -> None:
-        """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
-        for complaint in self._host.ledger.load():
-            _log.warning("%s", complaint)
+        """Take up what an earlier daemon of this boot left."""
+        await self._quarantine.recover()
         for record in self._host.ledger.all():
-            if not record.switching:
+            if not record.is_open:
                 self._check_held(record)
-                continue
-            finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if record.worker is not None and is_alive(self._host.sysfs, record.worker):
-                self._stuck[record.address] = (
-                    f"process {record.worker.pid} of an earlier daemon is in the kernel with it"
-                )
-                finished = self._host.hands.await_exit(record.worker.pid)
-            else:
-                self._stuck[record.address] = "a switch that was cut off is being brought to its end"
-                finished.set_result(None)
-            self._spawn(self._take_up(record.address, finished))
-
-    async def _take_up(self, address: PciAddress, finished: Awaitable[object]) -> None:
-        turn = self._find_turn(address)
-        await turn.acquire()
-        await self._outlast(address, finished, turn)
 
     def _check_held(self, record: Record) -> None:
         try:
-            same = read_device(self._host.sysfs, record.address).identity == record.identity
+            same = self._host.read_device(record.address).identity == record.identity
         except FlavourError as error:
             same = error.errno != errno.ENODEV  # what can't be read now is no reason to forget
         if not same:
             self._host.ledger.forget(record.address)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    # telling
-
-    def _status(self, device: Device, table: AliasTable) -> DeviceStatus:
+    def _status(self, device: Device) -> DeviceStatus:
         record = find_record(self._host.ledger, device)
-        running = self._running.get(device.address)
-        stuck = self._stuck.get(device.address, "")
+        running, users = self._running.get(device.address, (None, ()))
+        stuck = self._quarantine.find(device.address)
+        if not stuck and running is not None and (delay := running.find_delay()):
+            stuck = delay + describe_holders(users)
+        decision = self._host.decide(device)
         return DeviceStatus(
             device=device,
-            flavour=find_flavour(device, table.flavoured_modules()),
-            resolution=table.resolve(device.modalias, loaded=self._host.modules),
+            flavour=self._host.find_flavour(device),
+            resolution=self._host.resolve(
+                device.modalias, self._find_kind(decision), decision.drivers, decision.settings.denied
+            ),
             origin_driver=record.origin.driver if record else None,
             held=record is not None,
             phase=Phase.STUCK if stuck else (running.phase if running else None),
             stuck=stuck,
-            last=self._last.get(device.address),
+            last=self.attempts.find_last(device.address),
+            decision=decision,
+            wish=self.reconciler.find_wish(device),
+            remarks=self.reconciler.find_remarks(device),
         )
 
-    def _log_ends(self) -> None:
-        while self._unlogged:
-            self._unlogged.popleft()()
+    def _find_kind(self, decision: Decision) -> FlavourKind:
+        return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
 
-    def _fan_out(
-        self, request: Request, report: Callable[[StepReport], None]
-    ) -> Callable[[StepReport], None]:
-        def fan_out(step: StepReport) -> None:
-            report(step)
-            for listener in list(self.listeners):
-                listener(request.address, step)
 
-        return fan_out
+class _Work:
+    """One request on its way: its switches, and what is known of it by now."""
 
-    def _conclude(
+    def __init__(self, request: Request, report: Callable[[StepReport], None], way: Way) -> None:
+        self.request = request
+        self.way = way
+        self.members: list[Member] = []
+        self.verdict = Verdict()
+        self.rule = ""
+        self._report = report
+        self._started = time.time()
+
+    @property
+    def is_touched(self) -> bool:
+        return any(member.switch.touched for member in self.members)
+
+    def add(
         self,
+        host: Host,
+        device: Device,
+        decision: Decision,
         request: Request,
-        switch: Switch,
-        started: float,
-        reason: str,
-        error: FlavourError | None,
-        outcome: Outcome | None = None,
-    ) -> None:
-        attempt = Attempt(
-            flavour=request.flavour,
-            requester=request.requester,
-            when=started,
+        together: tuple[PciAddress, ...],
+    ) -> Member:
+        way = self.way if device.address == self.request.address or self.way is not restore else to_native
+        report = self._report
+        if device.address != self.request.address:
+
+            def report(step: StepReport) -> None:
+                self._report(replace(step, what=f"{device.address}: {step.what}"))
+
+        member = Member(Switch(host, request, decision, report, together), device, way)
+        self.members.append(member)
+        return member
+
+    def describe(self, outcomes: list[Outcome]) -> Outcome:
+        """What the one who asked is told: his device's, with the others in it."""
+        first, *others = outcomes
+        reason = f"{first.reason}; {self.verdict.remark}" if self.verdict.remark else first.reason
+        return replace(
+            first,
             reason=reason,
-            error="" if error is None else str(error),
-            steps=tuple(switch.steps),
+            forced=self.verdict.forced if first.changed else (),
+            others=tuple(others),
         )
-        self._last[request.address] = attempt
-        self.history.append((request.address, attempt))
-        # The one who asked need not wait for the journal.
-        seconds = time.time() - started
-        driver = self._host.sysfs.find_link(f"{DEVICES}/{request.address}/driver")
-        self._unlogged.append(lambda: _log_end(request, driver, seconds, error, outcome))
-        asyncio.get_running_loop().call_later(_LOG_DELAY, self._log_ends)
-        for listener in list(self.listeners):
-            listener(request.address, attempt)
 
-
-def _describe_stuck(error: StuckError, address: PciAddress) -> str:
-    return f"{_without(error, address)}, since {time.strftime('%H:%M:%S')}"
-
-
-def _log_end(
-    request: Request, driver: str | None, seconds: float, error: FlavourError | None, outcome: Outcome | None
-) -> None:
-    """The one record of an attempt; `driver` is the one that the device has after it."""
-    done = "failed" if outcome is None else "done" if outcome.changed else "unchanged"
-    fields = {
-        "PCI_ADDRESS": str(request.address),
-        "FLAVOUR": str(request.flavour),
-        "REQUESTER": request.requester,
-        "OUTCOME": done,
-        "DRIVER": driver or "",
-        "DURATION_USEC": str(int(seconds * 1e6)),
-    }
-    if error is not None:
-        said = _without(error, request.address)
-        _log.error("%s: to %s: %s", request.address, request.flavour, said, extra=fields)
-    elif outcome is not None and outcome.changed:
-        _log.log(
-            logging.WARNING if outcome.fallback else logging.INFO,
-            "%s: %s -> %s in %d ms: %s",
-            request.address,
-            outcome.previous_driver or "no driver",
-            driver or "no driver",
-            seconds * 1000,
-            outcome.reason,
-            extra=fields,
+    def conclude(
+        self, attempts: Attempts, *, error: FlavourError | None = None, outcome: Outcome | None = None
+    ) -> None:
+        """One record for each device that there was a switch for."""
+        steps = tuple(self.members[0].switch.steps) if self.members else ()
+        attempts.conclude(
+            self.request, self._started, steps, error=error, outcome=outcome, rule=self.rule
         )
-    elif outcome is not None:
-        _log.info("%s: to %s: %s", request.address, request.flavour, outcome.reason, extra=fields)
+        for number, member in enumerate(self.members[1:]):
+            others = outcome.others if outcome is not None else ()
+            attempts.conclude(
+                member.switch.request,
+                self._started,
+                tuple(member.switch.steps),
+                error=error,
+                outcome=others[number] if others else None,
+                rule=self.rule,
+            )
 
 
-def _without(error: FlavourError, address: PciAddress) -> str:
-    return str(error).removeprefix(f"{address}: ")
+async def _release_after(turn: asyncio.Lock, stuck: list[asyncio.Task[None]]) -> None:
+    await asyncio.wait(stuck)
+    turn.release()

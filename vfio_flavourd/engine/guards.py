@@ -1,33 +1,157 @@
 """What must not be switched, or can't be, as far as that is known beforehand."""
 
+import asyncio
 import errno
+import re
+from dataclasses import dataclass
 
 from ..model.device import Device
 from ..model.errors import FlavourError
+from ..model.flavour import Flavour, Request
+from ..model.occupancy import UNFORCEABLE, Use, User
+from ..model.policy import InUse, NoIommu, OthersInGroup, Settings
+from .host import Host
+
+# From here on the kernel refuses a native driver in a group that a guest uses; before, it hits a BUG_ON
+# (vfio_group_nb_add_dev(), gone with 5.19's DMA ownership).
+_SAFE_NATIVE_BIND = (5, 19)
+
+# Drivers that don't make an IOMMU group unusable: they do no DMA of their own (driver_managed_dma, 5.19).
+_HARMLESS = frozenset({"pci-stub"})
 
 
-def check_allowed(device: Device) -> None:
-    """Raises FlavourError (EBUSY)."""
-    if device.is_bridge:
-        raise FlavourError(
-            f"{device.address}: it is a bridge, in use by all that is behind it",
-            errno=errno.EBUSY,
-            hint="switch the devices behind it; a bridge does not count when their IOMMU group is judged",
-        )
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A switch may go on. `forced` are the users it is taken from, `others` the devices of its IOMMU group
+    that are switched with it, `remark` what is to be told besides."""
+
+    forced: tuple[User, ...] = ()
+    others: tuple[Device, ...] = ()
+    remark: str = ""
 
 
-def check_vfio(device: Device, named: tuple[str, ...]) -> None:
-    """Raises FlavourError where VFIO can't have the device, or not by the drivers that are named."""
-    if device.iommu_group is None:
+async def judge(host: Host, device: Device, request: Request, settings: Settings) -> Verdict:
+    """Whether a device that is about to be touched may be. Raises FlavourError (EBUSY)."""
+    others: tuple[Device, ...] = ()
+    remark = ""
+    policy = request.others or settings.group
+    if request.flavour == Flavour.VFIO:
+        check_isolation(device, settings)
+        in_the_way = find_in_the_way(host, device)
+        if in_the_way and policy is OthersInGroup.REFUSE:
+            raise _refuse_group(device, in_the_way)
+        if in_the_way and policy is OthersInGroup.IGNORE:
+            remark = f"IOMMU group {device.iommu_group} is not usable: {_tell(in_the_way)}"
+    if policy is OthersInGroup.TOGETHER:
+        others = _find_others(host, device, request.flavour)
+    forced: list[User] = []
+    for each in (device, *others):
+        forced += await check_users(host, each, request, settings)
+    return Verdict(tuple(forced), others, remark)
+
+
+def check_isolation(device: Device, settings: Settings) -> None:
+    """Raises FlavourError where VFIO can't isolate the device, and nobody has said that this is all right."""
+    if device.iommu_group is None and settings.noiommu is NoIommu.REFUSE:
         raise FlavourError(
             f"{device.address}: the device is in no IOMMU group, so VFIO can't isolate it",
             errno=errno.EIO,
             hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on)",
         )
+
+
+def check_named(device: Device, named: tuple[str, ...]) -> None:
+    """Raises FlavourError where the device can't have the drivers that are named."""
     if device.personality is not None and named:
         raise FlavourError(
             f"{device.address}: its driver {device.driver} becomes a VFIO driver itself "
-            f"({device.personality}) and is never unbound",
+            f"({device.personality.attribute}) and is never unbound",
             errno=errno.EINVAL,
             hint="leave out the driver's name",
         )
+
+
+async def check_users(host: Host, device: Device, request: Request, settings: Settings) -> tuple[User, ...]:
+    """Those it is taken from by force. Raises FlavourError (EBUSY) that names who uses it."""
+    users = await asyncio.to_thread(host.occupancy.find_users, device)
+    return judge_users(device, users, host.release, forced=request.force or settings.in_use is InUse.FORCE)
+
+
+def judge_users(device: Device, users: tuple[User, ...], release: str, *, forced: bool) -> tuple[User, ...]:
+    """As `check_users`, for users that are known. `release` is the kernel's."""
+    if not users:
+        return ()
+    named = "; ".join(user.what for user in users)
+    if any(user.use is Use.BRIDGE for user in users):
+        raise FlavourError(
+            f"{device.address}: it is a bridge, in use by all that is behind it",
+            errno=errno.EBUSY,
+            hint="switch the devices behind it; a bridge does not count when their IOMMU group is judged",
+        )
+    if never := [user for user in users if user.use in UNFORCEABLE]:
+        hint = "not even --force takes it: the host could not go on without it"
+        if all(user.use is Use.VFS for user in never):
+            hint = f"VFIO refuses it while it has VFs: echo 0 > /sys/bus/pci/devices/{device.address}/sriov_numvfs"
+        raise FlavourError(f"{device.address}: in use: {named}", errno=errno.EBUSY, hint=hint)
+    held = any(user.use is Use.GUEST for user in users)
+    if held and not _may_bind_beside_a_guest(release):
+        raise FlavourError(
+            f"{device.address}: in use: {named}",
+            errno=errno.EBUSY,
+            hint=f"stop it first: kernel {release} crashes when a native driver comes into a group that a guest "
+            "uses, so not even --force takes it",
+        )
+    if not forced:
+        hint = "stop the use, or take it away all the same with --force"
+        if held:
+            hint = "stop the guest; with --force the switch waits in the kernel until it has let go"
+        raise FlavourError(f"{device.address}: in use: {named}", errno=errno.EBUSY, hint=hint)
+    return users
+
+
+def _may_bind_beside_a_guest(release: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return numbers is None or (int(numbers[1]), int(numbers[2])) >= _SAFE_NATIVE_BIND
+
+
+def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
+    """The others in its IOMMU group that make the group unusable for a guest: endpoints with a host driver.
+
+    Bridges don't count, nor do devices without a driver (kernel: iommu_group_claim_dma_owner()).
+    """
+    if device.iommu_group is None:
+        return ()
+    return tuple(
+        other
+        for other in host.read_group(device.iommu_group)
+        if other.address != device.address
+        and not other.is_bridge
+        and other.driver is not None
+        and other.driver not in _HARMLESS
+        and host.find_flavour(other) != Flavour.VFIO
+    )
+
+
+def _find_others(host: Host, device: Device, flavour: Flavour) -> tuple[Device, ...]:
+    """All other endpoints of its group that have not got the flavour."""
+    if device.iommu_group is None:
+        return ()
+    return tuple(
+        other
+        for other in host.read_group(device.iommu_group)
+        if other.address != device.address and not other.is_bridge and host.find_flavour(other) != flavour
+    )
+
+
+def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourError:
+    return FlavourError(
+        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} {_tell(in_the_way)}",
+        errno=errno.EBUSY,
+        hint="--group together (or the policy's `group: together`) switches all of the group's devices or none, "
+        "--group ignore only this one",
+    )
+
+
+def _tell(devices: tuple[Device, ...]) -> str:
+    each = [f"{device.address} ({device.driver})" for device in devices]
+    return f"{', '.join(each)} {'has a host driver' if len(each) == 1 else 'have host drivers'}"

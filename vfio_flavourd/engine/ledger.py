@@ -15,7 +15,7 @@ from typing import Any
 
 from ..kernel.processes import Worker
 from ..model.address import PciAddress, parse_address
-from ..model.device import Binding, Device, Identity
+from ..model.device import Binding, Device, Identity, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
 
@@ -28,8 +28,9 @@ class Record:
 
     `before` is what it had when the running or last switch began, as far as that was known, `written`
     the overrides that this switch may have written since, and `binding` what it set out for.
-    `personality` names the attribute by which the driver was asked, or is None. `worker` is the process
-    that makes the writes while `switching`.
+    `personality` tells how the driver was asked, or is None. `worker` is the process that makes the writes
+    while `switching`. `together` are all the devices of a switch that is for all of them or none, as long
+    as it is not known to have come to its end for each.
     """
 
     address: PciAddress
@@ -41,9 +42,15 @@ class Record:
     before: Binding
     written: tuple[str | None, ...]
     binding: Binding
-    personality: str | None
+    personality: Personality | None
     switching: bool
     worker: Worker | None
+    together: tuple[PciAddress, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is not at its end."""
+        return self.switching or bool(self.together)
 
 
 class Ledger:
@@ -54,18 +61,20 @@ class Ledger:
         self._descriptor = -1
         self._records: dict[PciAddress, Record] = {}
 
-    def load(self) -> list[str]:
-        """Read what is on disk; returns a line for each record that can't be read and is set aside."""
+    def load(self) -> dict[PciAddress | None, str]:
+        """Read what is on disk; returns what is wrong with each record that can't be read and is set aside,
+        by the address in its file's name."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        complaints = []
+        complaints: dict[PciAddress | None, str] = {}
         for path in sorted(self._directory.glob("*.json")):
             try:
                 record = _parse(json.loads(path.read_bytes()))
                 if path.stem != str(record.address):
                     raise ValueError(f"it is of {record.address}")
             except (OSError, ValueError, KeyError, TypeError, RecursionError, FlavourError) as error:
-                complaints.append(f"record {str(path)!r} can't be read and is set aside: {error!r}")
+                said = f"record {str(path)!r} can't be read and is set aside: {error!r}"
+                complaints[_find_address(path.stem)] = said
                 with suppress(OSError):  # where it can't be, the next start says so again
                     path.replace(path.with_suffix(".corrupt"))
             else:
@@ -115,6 +124,13 @@ class Ledger:
         os.close(self._descriptor)
 
 
+def _find_address(text: str) -> PciAddress | None:
+    try:
+        return parse_address(text)
+    except FlavourError:
+        return None
+
+
 def _warn(address: PciAddress, error: OSError) -> None:
     _log.warning(
         "%s: the end of its switch can't be put on disk (%s), the next start of the daemon looks at it again",
@@ -128,6 +144,12 @@ def find_record(ledger: Ledger, device: Device) -> Record | None:
     """The device's record; one of another device that was at the same address is void."""
     record = ledger.find(device.address)
     return record if record is not None and record.identity == device.identity else None
+
+
+def _parse_flavour(name: object) -> Flavour:
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no flavour")
+    return Flavour(name)
 
 
 def _render(record: Record) -> dict[str, Any]:
@@ -144,9 +166,12 @@ def _render(record: Record) -> dict[str, Any]:
         "before": {"driver": record.before.driver, "override": record.before.override},
         "written": record.written,
         "binding": {"driver": record.binding.driver, "override": record.binding.override},
-        "personality": record.personality,
+        "personality": None
+        if record.personality is None
+        else {name: getattr(record.personality, name) for name in Personality.__slots__},
         "switching": record.switching,
         "worker": None if worker is None else {"pid": worker.pid, "started": worker.started},
+        "together": [str(address) for address in record.together],
     }
 
 
@@ -157,13 +182,14 @@ def _parse(data: dict[str, Any]) -> Record:
         address=parse_address(data["address"]),
         identity=Identity(**data["identity"]),
         origin=Binding(**data["origin"]),
-        origin_flavour=Flavour(data["origin_flavour"]),
+        origin_flavour=_parse_flavour(data["origin_flavour"]),
         origin_module=data["origin_module"],
-        flavour=Flavour(data["flavour"]),
+        flavour=_parse_flavour(data["flavour"]),
         before=Binding(**data["before"]),
         written=tuple(data["written"]),
         binding=Binding(**data["binding"]),
-        personality=data["personality"],
+        personality=Personality(**data["personality"]) if data["personality"] is not None else None,
         switching=bool(data["switching"]),
         worker=Worker(**data["worker"]) if data["worker"] is not None else None,
+        together=tuple(parse_address(address) for address in data["together"]),
     )

@@ -37,9 +37,9 @@ class StaleError(Exception):
 
 
 class StuckError(FlavourError):
-    """A write has not returned in time; `blocked` says which process is in the kernel with it."""
+    """A write has not returned for `seconds`; `blocked` says which process is in the kernel with it."""
 
-    def __init__(self, message: str, blocked: Blocked) -> None:
+    def __init__(self, message: str, blocked: Blocked, seconds: float) -> None:
         super().__init__(
             message,
             errno=errno.ETIMEDOUT,
@@ -47,6 +47,7 @@ class StuckError(FlavourError):
             "the kernel returns, other devices are not affected",
         )
         self.blocked = blocked
+        self.seconds = seconds
 
 
 class StepError(FlavourError):
@@ -146,7 +147,9 @@ async def move(
         at = len(blocked.results) - first
         what = str(steps[at]) if 0 <= at < len(steps) else "reading what it has"
         raise StuckError(
-            f"{device.address}: '{what}' has not returned for {timeout:g} s (process {blocked.pid})", blocked
+            f"{device.address}: '{what}' has not returned for {timeout:g} s (process {blocked.pid})",
+            blocked,
+            timeout,
         ) from blocked
     last = results[-1]
     if not last.errno:

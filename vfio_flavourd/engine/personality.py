@@ -2,7 +2,7 @@
 
 import errno
 
-from ..model.device import Device
+from ..model.device import Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
 from ..model.plan import Action, Step
@@ -10,28 +10,32 @@ from .moves import StepError, describe_errno
 from .switch import Aim, Switch
 
 
-async def ask(switch: Switch, device: Device, attribute: str, value: str) -> Outcome:
-    """Write 1 or 0 to the attribute of a bound driver; it has worked when `vfio-dev/` has come or gone.
+async def ask(switch: Switch, device: Device, personality: Personality, *, wanted: bool) -> Outcome:
+    """Write to the attribute of a bound driver; it has worked when `vfio-dev/` has come or gone.
 
     Raises FlavourError: the driver's own errno where it fits, ETIMEDOUT when nothing came of it.
     """
-    wanted = value == "1"
-    step = Step(Action.ASK, value, attribute)
-    aim = Aim(Flavour.VFIO if wanted else Flavour.NATIVE, personality=attribute)
+    sysfs = switch.host.sysfs
+    attribute, value = personality.attribute, personality.on if wanted else personality.off
+    aim = Aim(Flavour.VFIO if wanted else Flavour.NATIVE, personality=personality)
+
+    def is_so() -> bool:
+        ready = is_ready(switch, device, personality)
+        return ready and bool(sysfs.list(f"{device.path}/vfio-dev")) if wanted else not ready
+
     try:
-        after = await switch.carry_out(device, lambda _: (step,), aim)
+        after = await switch.carry_out(device, lambda _: (Step(Action.ASK, value, attribute),), aim)
     except StepError as error:
         switch.settle(device, await switch.observe(device))
         raise FlavourError(
             f"{device.address}: {device.driver} refused {value} in {attribute}: {describe_errno(error.code)}",
             errno=error.errno,
         ) from error
-    if (after.vfio_device is not None) is not wanted:
-        sysfs = switch.host.sysfs
-        await switch.wait_for(device, lambda: bool(sysfs.list(f"{device.path}/vfio-dev")) is wanted)
+    if not is_so():
+        await switch.wait_for(device, is_so)
         after = await switch.observe(device)
     switch.settle(device, after)
-    if (after.vfio_device is not None) is not wanted or after.binding.driver != device.driver:
+    if not is_so() or after.binding.driver != device.driver:
         raise FlavourError(
             f"{device.address}: {device.driver} took {value} in {attribute}, but "
             + ("no VFIO device appeared" if wanted else "its VFIO device is still there"),
@@ -39,3 +43,9 @@ async def ask(switch: Switch, device: Device, attribute: str, value: str) -> Out
         )
     reason = f"{device.driver} changed its own personality ({attribute}), it was not unbound"
     return switch.outcome(device, after, reason)
+
+
+def is_ready(switch: Switch, device: Device, personality: Personality) -> bool:
+    """What tells it is there: a directory with something in it, or anything else."""
+    sysfs, path = switch.host.sysfs, f"{device.path}/{personality.ready}"
+    return bool(sysfs.list(path)) if sysfs.is_directory(path) else sysfs.exists(path)

@@ -3,31 +3,39 @@
 import errno
 from dataclasses import replace
 
-from ..kernel.inventory import read_device
 from ..kernel.modules import NotLoaded
+from ..model.address import PciAddress
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
-from ..model.plan import Action, plan_move
+from ..model.plan import Action, Step, plan_move, plan_release
 from .host import Host
 from .ledger import Record
 from .moves import GoneError, Observed, move, observe
+from .switch import close
 
 
 async def converge(host: Host, record: Record) -> str:
     """Bring the device of an unfinished switch to a state that can be named; returns that in words.
 
-    Raises FlavourError when it can't be (the record stays, and `reset` can be tried again), and
-    StuckError when the kernel holds it up again.
+    A switch of several devices goes forward only where all of them have got there. Raises FlavourError when
+    it can't be (the record stays, and `reset` can be tried again), and StuckError when the kernel holds it up
+    again.
     """
     address = record.address
     try:
-        device = read_device(host.sysfs, address)
+        device = host.read_device(address)
         if device.identity != record.identity:
             raise GoneError(device)
-        now = await observe(host, device, host.timeouts.bind)
+        timeout = host.decide(device).settings.bind_timeout
+        now = await observe(host, device, timeout)
+        back = bool(record.together) and not _all_are_there(host, record)
         if record.personality is None:
-            now = await _move(host, record, device, now)
+            now = await _move(host, record, device, now, back=back)
+        elif back and now.vfio_device is not None:
+            now = await move(
+                host, device, (Step(Action.ASK, record.personality.off, record.personality.attribute),), timeout
+            )
     except GoneError:
         host.ledger.forget(address)
         return "the device is gone, or another one is at this address now"
@@ -36,21 +44,51 @@ async def converge(host: Host, record: Record) -> str:
             host.ledger.forget(address)
             return "the device is gone"
         raise
-    flavour = Flavour.VFIO if now.vfio_device is not None else Flavour.NATIVE
-    if flavour is record.origin_flavour and now.binding.driver == record.origin.driver:
+    flavour = host.find_flavour_of(now.binding.driver, now.vfio_device)
+    if flavour == record.origin_flavour and now.binding.driver == record.origin.driver:
         host.ledger.forget(address)
         return f"it has {_name(now.binding)}, as before"
-    host.ledger.settle(replace(record, flavour=flavour, binding=now.binding))
+    close(host.ledger, replace(record, flavour=flavour, binding=now.binding))
     return f"it has {_name(now.binding)}"
 
 
-async def _move(host: Host, record: Record, device: Device, now: Observed) -> Observed:
-    there = (now.vfio_device is not None) == (record.flavour is Flavour.VFIO)
-    goal = record.binding if there and now.binding.driver == record.binding.driver else record.origin
+async def rebuild(host: Host, address: PciAddress) -> str:
+    """What can be told from sysfs of a device whose record is lost; a switch that was cut off in the middle
+    is undone as far as that is known. Returns that in words. Raises FlavourError, as `converge` does."""
+    try:
+        device = host.read_device(address)
+    except FlavourError:
+        return "the device is gone"
+    timeout = host.decide(device).settings.bind_timeout
+    now = await observe(host, device, timeout)
+    if now.binding.driver is not None or now.binding.override is None:
+        return f"it has {_name(now.binding)}, and keeps it"
+    # Without a driver, but with an override: nobody leaves a device so on purpose.
+    await host.modules.load_native(device.modalias, host.decide(device).settings.load_timeout)
+    after = await move(host, device, plan_release(now.binding), timeout)
+    return f"it had no driver, and has {_name(after.binding)} by the kernel's own choice"
+
+
+def _all_are_there(host: Host, record: Record) -> bool:
+    try:
+        return all(host.find_flavour(host.read_device(each)) == record.flavour for each in record.together)
+    except FlavourError:
+        return False  # one is gone
+
+
+async def _move(host: Host, record: Record, device: Device, now: Observed, *, back: bool) -> Observed:
+    settings = host.decide(device).settings
+    reached = host.find_flavour_of(now.binding.driver, now.vfio_device) == record.flavour
+    if record.flavour == Flavour.VFIO and now.vfio_device is None:
+        reached = False  # the driver took it and made no VFIO device
+    if back:
+        goal = record.before
+    else:
+        goal = record.binding if reached and now.binding.driver == record.binding.driver else record.origin
     if now.binding.override not in (*record.written, record.before.override):
         # Not written by the switch that was cut off, so it is somebody else's.
         goal = replace(goal, override=now.binding.override)
-    await _load_driver(host, record, goal)
+    await _load_driver(host, record, goal, settings.load_timeout)
     steps = plan_move(now.binding, goal)
     written = {*record.written, *(step.value for step in steps if step.action is Action.OVERRIDE)}
     if steps:
@@ -61,7 +99,7 @@ async def _move(host: Host, record: Record, device: Device, now: Observed) -> Ob
                 f"{record.address}: bringing a switch to its end can't be recorded ({error.strerror})",
                 errno=errno.EIO,
             ) from error
-    after = await move(host, device, steps, host.timeouts.bind)
+    after = await move(host, device, steps, settings.bind_timeout)
     if after.binding != goal:
         raise FlavourError(
             f"{record.address}: it should have {_name(goal)}, but has {_name(after.binding)}", errno=errno.EIO
@@ -69,11 +107,14 @@ async def _move(host: Host, record: Record, device: Device, now: Observed) -> Ob
     return after
 
 
-async def _load_driver(host: Host, record: Record, goal: Binding) -> None:
+async def _load_driver(host: Host, record: Record, goal: Binding, timeout: float) -> None:
     if goal.driver is None or host.modules.has_driver(goal.driver):
         return
+    module = goal.driver
+    if goal.driver == record.origin.driver and record.origin_module is not None:
+        module = record.origin_module
     try:
-        await host.modules.load(record.origin_module or goal.driver, host.timeouts.load)
+        await host.modules.load(module, timeout)
     except NotLoaded as error:
         raise FlavourError(
             f"{record.address}: {goal.driver} is no longer there and can't be loaded: {error}",

@@ -12,28 +12,33 @@ from typing import Any
 from ..kernel.hands import Result
 from ..kernel.modules import NotLoaded
 from ..kernel.processes import read_worker
-from ..model.device import Binding, Device
+from ..model.address import PciAddress
+from ..model.device import Binding, Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepReport
 from ..model.plan import Action, Step, plan_move
+from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
-from .guards import check_allowed
 from .host import Host
-from .ledger import Record, find_record
+from .ledger import Ledger, Record, find_record
 from .moves import GoneError, Observed, StaleError, StepError, StuckError, describe_errno, move, observe
+
+
+# Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
+_LONG = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
     """What a move is for, as the record keeps it.
 
-    `binding` is what the device is to have (None: the kernel's choice), `personality` the attribute
-    that asks its driver, where it is not moved at all.
+    `binding` is what the device is to have (None: the kernel's choice), `personality` how its driver is
+    asked, where it is not moved at all.
     """
 
     flavour: Flavour
     binding: Binding | None = None
-    personality: str | None = None
+    personality: Personality | None = None
 
 
 class NotRecordedError(FlavourError):
@@ -52,12 +57,25 @@ class Switch:
 
     `phase` and `steps` can be looked at while it runs; `touched` tells whether anything has been
     written, from when on it is carried to an end and no longer given up. `before` is what the device
-    had at the beginning, from the first move on.
+    had at the beginning, from the first move on. With `together` it is one of several that are for all of
+    these devices or none: it stays open after its end, until `commit` or `undo`.
     """
 
-    def __init__(self, host: Host, request: Request, report: Callable[[StepReport], None]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        request: Request,
+        decision: Decision,
+        report: Callable[[StepReport], None],
+        together: tuple[PciAddress, ...] = (),
+    ) -> None:
         self.host = host
         self.request = request
+        self.settings = decision.settings
+        self.drivers = request.drivers
+        if not self.drivers and decision.flavour == request.flavour:
+            self.drivers = decision.drivers
+        self.together = together
         self._report = report
         self._began = time.monotonic()
         self.phase = Phase.WAITING
@@ -66,11 +84,13 @@ class Switch:
         self.before: Binding | None = None
         self._aim = Aim(request.flavour)
         self._written: set[str | None] = set()
+        self._in_kernel: list[str] = []
+        self._pid = 0
+        self._progress = 0.0
 
     async def run(self, device: Device, way: "Way") -> Outcome:
         """Raises FlavourError when the device does not have the flavour afterwards."""
         try:
-            check_allowed(device)
             outcome = await way(self, device)
         except StuckError:
             self.enter(Phase.STUCK)
@@ -91,7 +111,7 @@ class Switch:
         """The module's PCI drivers. Raises NotLoaded."""
         start = time.monotonic()
         try:
-            drivers = await self.host.modules.load(module, self._limit(self.host.timeouts.load))
+            drivers = await self.host.modules.load(module, self._limit(self.settings.load_timeout))
         except NotLoaded as error:
             self._add_step(f"load {module}", start, time.monotonic(), str(error))
             raise
@@ -101,12 +121,12 @@ class Switch:
     async def load_native(self, modalias: str) -> None:
         """What udev would load for the device."""
         start = time.monotonic()
-        await self.host.modules.load_native(modalias, self._limit(self.host.timeouts.load))
+        await self.host.modules.load_native(modalias, self._limit(self.settings.load_timeout))
         self._add_step("load the native driver", start, time.monotonic())
 
     async def observe(self, device: Device) -> Observed:
         """Raises GoneError and StuckError."""
-        return await observe(self.host, device, self._limit(self.host.timeouts.bind))
+        return await observe(self.host, device, self._limit(self.settings.bind_timeout))
 
     async def carry_out(
         self, device: Device, plan: Callable[[Binding], tuple[Step, ...]], aim: Aim
@@ -139,7 +159,7 @@ class Switch:
         if self.before is None:
             return cause
         self.enter(Phase.UNDOING)
-        bind = self.host.timeouts.bind
+        bind = self.settings.bind_timeout
         now = (await observe(self.host, device, bind)).binding
         goal = self.before
         if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
@@ -153,6 +173,7 @@ class Switch:
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
         self.settle(device, after)
+        self.commit()
         again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
         return FlavourError(f"{cause}; it has {again}", errno=cause.errno, hint=cause.hint)
 
@@ -161,11 +182,19 @@ class Switch:
         record = find_record(self.host.ledger, device)
         if record is None:
             return
-        flavour = Flavour.VFIO if after.vfio_device is not None else Flavour.NATIVE
-        if after.binding == record.origin and flavour is record.origin_flavour:
-            self.host.ledger.forget(device.address)
+        flavour = self.host.find_flavour_of(after.binding.driver, after.vfio_device)
+        record = replace(record, flavour=flavour, binding=after.binding)
+        if self.together:
+            self.host.ledger.settle(record)
         else:
-            self.host.ledger.settle(replace(record, flavour=flavour, binding=after.binding))
+            close(self.host.ledger, record)
+
+    def commit(self) -> None:
+        """All the devices of the switch have come to their end, or this one is no longer among them."""
+        self.together = ()
+        record = self.host.ledger.find(self.request.address)
+        if record is not None and record.together and not record.switching:
+            close(self.host.ledger, record)
 
     # results
 
@@ -173,7 +202,7 @@ class Switch:
         """What was read back, as the one who asked is told."""
         return Outcome(
             address=device.address,
-            flavour=Flavour.VFIO if after.vfio_device is not None else Flavour.NATIVE,
+            flavour=self.host.find_flavour_of(after.binding.driver, after.vfio_device),
             driver=after.binding.driver,
             previous_driver=self.before.driver if self.before else device.driver,
             fallback=fallback,
@@ -189,6 +218,14 @@ class Switch:
         now = Observed(Binding(device.driver, None), device.vfio_device)
         return replace(self.outcome(device, now, reason), changed=False)
 
+    def find_delay(self) -> str | None:
+        """What the kernel has not come back from for longer than a switch should take."""
+        since = time.monotonic() - self._progress
+        if not self._in_kernel or since < _LONG:
+            return None
+        when = time.strftime("%H:%M:%S", time.localtime(time.time() - since))
+        return f"'{self._in_kernel[0]}' has not returned since {when} (process {self._pid})"
+
     @property
     def is_out_of_time(self) -> bool:
         timeout = self.request.timeout
@@ -200,7 +237,7 @@ class Switch:
 
     async def wait_for(self, device: Device, is_so: Callable[[], bool]) -> bool:
         """Whether it became so while a bind may take."""
-        return await self.host.changes.wait_for(device.address, is_so, self._limit(self.host.timeouts.bind))
+        return await self.host.changes.wait_for(device.address, is_so, self._limit(self.settings.bind_timeout))
 
     @staticmethod
     def _expected(device: Device, record: Record | None) -> Binding:
@@ -219,7 +256,7 @@ class Switch:
     ) -> Observed:
         self._aim = aim
         self.enter(Phase.SWITCHING)
-        limit = self._limit(self.host.timeouts.bind)
+        limit = self._limit(self.settings.bind_timeout)
         after = await self._move_on_record(device, plan(now), limit, expected=expected)
         self.enter(Phase.VERIFYING)
         return after
@@ -232,22 +269,28 @@ class Switch:
         record = self._make_record(device, self._aim, self.before)
 
         def begun(pid: int) -> None:
+            self._in_kernel = [*map(str, steps), "reading what it has"]
+            self._pid = pid
+            self._progress = time.monotonic()
             try:
                 self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
             except OSError as error:
                 raise NotRecordedError(device, error) from error
             self.touched = True
 
-        return await move(
-            self.host, device, steps, timeout, expected=expected, begun=begun, watch=self._watch
-        )
+        try:
+            return await move(
+                self.host, device, steps, timeout, expected=expected, begun=begun, watch=self._watch
+            )
+        finally:
+            self._in_kernel = []
 
     def _make_record(self, device: Device, aim: Aim, before: Binding) -> Record:
         kept = find_record(self.host.ledger, device)
         if kept is not None:
             origin, flavour, module = kept.origin, kept.origin_flavour, kept.origin_module
         else:
-            flavour = Flavour.VFIO if device.vfio_device is not None else Flavour.NATIVE
+            flavour = self.host.find_flavour(device)
             origin, module = before, device.driver_module
         return Record(
             address=device.address,
@@ -262,6 +305,7 @@ class Switch:
             personality=aim.personality,
             switching=True,
             worker=None,
+            together=self.together,
         )
 
     def _could_not(self, device: Device, cause: FlavourError, why: str) -> FlavourError:
@@ -288,6 +332,8 @@ class Switch:
         return max(min(seconds, left), 0.1)
 
     def _watch(self, step: Step, result: Result) -> None:
+        self._progress = time.monotonic()
+        del self._in_kernel[:1]
         self._add_step(
             str(step), result.start, result.end, describe_errno(result.errno) if result.errno else ""
         )
@@ -299,6 +345,14 @@ class Switch:
 
 
 Way = Callable[[Switch, Device], Coroutine[Any, Any, Outcome]]
+
+
+def close(ledger: Ledger, record: Record) -> None:
+    """Keep what `reset` needs, and nothing when that is what the device has."""
+    if record.binding == record.origin and record.flavour == record.origin_flavour:
+        ledger.forget(record.address)
+    else:
+        ledger.settle(replace(record, together=()))
 
 
 def _name(binding: Binding) -> str:

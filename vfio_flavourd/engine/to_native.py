@@ -1,12 +1,11 @@
 """The way back: the very driver and override that were there, or the kernel's own choice."""
 
 import errno
-from collections.abc import Collection
 
 from ..kernel.modules import NotLoaded
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, find_flavour
+from ..model.flavour import Flavour, Outcome
 from ..model.plan import plan_move, plan_release
 from ..model.transition import Phase
 from .ledger import Record, find_record
@@ -18,24 +17,24 @@ from .switch import Aim, Switch
 async def to_native(switch: Switch, device: Device) -> Outcome:
     """Raises FlavourError; the device then is as it was, or the text says that it could not be."""
     record = find_record(switch.host.ledger, device)
-    vfio_modules = switch.host.index.table().flavoured_modules()
-    if find_flavour(device, vfio_modules) is Flavour.NATIVE:
+    if switch.host.find_flavour(device) == Flavour.NATIVE:
         return switch.unchanged(device, "the device had this flavour already")
-    if _did_it_itself(device, record, vfio_modules):
+    if _did_it_itself(switch, device, record):
         return await _ask_back(switch, device, record)
-    if record is not None and record.origin_flavour is Flavour.NATIVE:
+    if record is not None and record.origin_flavour == Flavour.NATIVE:
         return await _give_back(switch, device, record)
     return await _release(switch, device)
 
 
-def _did_it_itself(device: Device, record: Record | None, vfio_modules: Collection[str]) -> bool:
+def _did_it_itself(switch: Switch, device: Device, record: Record | None) -> bool:
     """Whether it is a VFIO device by the doing of a driver that is not a VFIO one.
 
     A driver without a module is part of the kernel, and of those only vfio-pci makes VFIO devices.
     """
-    if record is not None and record.flavour is Flavour.VFIO:
+    if record is not None and record.flavour == Flavour.VFIO:
         return record.personality is not None
-    return device.driver_module is not None and device.driver_module not in vfio_modules
+    by_driver = switch.host.find_flavour_of(device.driver, None)
+    return device.driver_module is not None and by_driver == Flavour.NATIVE
 
 
 async def restore(switch: Switch, device: Device) -> Outcome:
@@ -49,14 +48,14 @@ async def restore(switch: Switch, device: Device) -> Outcome:
 
 
 async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Outcome:
-    attribute = record.personality if record is not None and record.personality else device.personality
-    if attribute is None:
+    personality = record.personality if record is not None and record.personality else device.personality
+    if personality is None:
         raise FlavourError(
             f"{device.address}: {device.driver} made it a VFIO device by itself, and there is no attribute "
             "to ask it back with",
             errno=errno.EIO,
         )
-    return await ask(switch, device, attribute, "0")
+    return await ask(switch, device, personality, wanted=False)
 
 
 async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:

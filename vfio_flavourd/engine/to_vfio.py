@@ -1,4 +1,5 @@
-"""The way to VFIO: by the driver's own doing, or by the first candidate that takes the device."""
+"""The way to VFIO, or to a flavour of the policy's own: by the driver's own doing, or by the first candidate
+that takes the device."""
 
 import errno
 
@@ -9,21 +10,28 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
 from ..model.plan import Action, plan_move
 from ..model.transition import Phase
-from .guards import check_vfio
+from .guards import check_isolation, check_named
 from .moves import StepError, describe_errno
 from .personality import ask
 from .switch import Aim, Switch
 
 
 async def to_vfio(switch: Switch, device: Device) -> Outcome:
-    """Raises FlavourError; the device then is as it was, or the text says that it could not be."""
-    named = switch.request.drivers
-    if device.vfio_device is not None and not named:
+    """To the flavour of the request, which is any but `native`.
+
+    Raises FlavourError; the device then is as it was, or the text says that it could not be.
+    """
+    flavour, named = switch.request.flavour, switch.drivers
+    kind = switch.host.policy.policy.flavours[flavour]
+    if switch.host.find_flavour(device) == flavour and not switch.request.drivers:
         return switch.unchanged(device, "the device had this flavour already")
-    check_vfio(device, named)
-    if device.personality is not None:
-        return await ask(switch, device, device.personality, "1")
-    return await _Candidates(switch, device, switch.host.resolve(device.modalias, named)).run()
+    if flavour == Flavour.VFIO:
+        check_isolation(device, switch.settings)
+        check_named(device, switch.request.drivers)
+        if device.personality is not None:
+            return await ask(switch, device, device.personality, wanted=True)
+    resolution = switch.host.resolve(device.modalias, kind, named, switch.settings.denied)
+    return await _Candidates(switch, device, resolution).run()
 
 
 class _Candidates:
@@ -33,6 +41,7 @@ class _Candidates:
         self._switch = switch
         self._device = device
         self._resolution = resolution
+        self._flavour = switch.request.flavour
         self._refusals: list[str] = []
         self._errno = errno.EIO
 
@@ -42,8 +51,9 @@ class _Candidates:
                 if outcome := await self._try(candidate, driver):
                     return outcome
         address = self._device.address
+        which = "VFIO" if self._flavour == Flavour.VFIO else self._flavour
         failure = FlavourError(
-            f"{address}: no VFIO driver could be had: "
+            f"{address}: no {which} driver could be had: "
             + ("; ".join(self._refusals) or "every candidate is rejected"),
             errno=errno.ETIMEDOUT if self._switch.is_out_of_time else self._errno,
             hint=f"flavourctl resolve {address} shows the candidates, dmesg what a driver said",
@@ -61,18 +71,18 @@ class _Candidates:
     async def _try(self, candidate: Candidate, driver: str) -> Outcome | None:
         """None when it refused and the next one is to be tried."""
         switch, device = self._switch, self._device
-        if switch.before is None and device.driver == driver and device.vfio_device is not None:
+        if switch.before is None and device.driver == driver and not self._lacks_vfio(device.vfio_device):
             return switch.unchanged(device, f"{driver} has the device already")
         goal = Binding(driver, driver)
         try:
-            after = await switch.carry_out(device, lambda now: plan_move(now, goal), Aim(Flavour.VFIO, goal))
+            after = await switch.carry_out(device, lambda now: plan_move(now, goal), Aim(self._flavour, goal))
         except StepError as error:
             if error.step.action is not Action.BIND:
                 raise await switch.undo(device, error) from error
             self._refusals.append(f"{candidate.module} refused: {describe_errno(error.code)}")
             self._errno = error.errno
             return None
-        if after.binding.driver != driver or after.vfio_device is None:
+        if after.binding.driver != driver or self._lacks_vfio(after.vfio_device):
             self._refusals.append(f"{candidate.module} took the device, but no VFIO device appeared")
             return None
         switch.settle(device, after)
@@ -80,6 +90,9 @@ class _Candidates:
         if self._refusals:
             reason = f"{reason}; tried before: {'; '.join(self._refusals)}"
         return switch.outcome(device, after, reason, fallback=self._is_fallback(candidate))
+
+    def _lacks_vfio(self, vfio_device: str | None) -> bool:
+        return self._flavour == Flavour.VFIO and vfio_device is None
 
     def _is_fallback(self, candidate: Candidate) -> bool:
         """The generic driver, though something better was known."""

@@ -6,9 +6,10 @@ Only files that are safe on a device whose unbind is blocked are read here: `dri
 
 import errno
 import logging
+from collections.abc import Sequence
 
 from ..model.address import PciAddress, parse_address
-from ..model.device import Device, Identity
+from ..model.device import ENABLE_VFIO, Device, Identity, Personality
 from ..model.errors import FlavourError
 from ..model.modalias import parse_modalias
 from .sysfs import Sysfs
@@ -17,13 +18,16 @@ _log = logging.getLogger(__name__)
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
-
-# An attribute by which a bound driver turns its device into a VFIO device without being unbound.
-ENABLE_VFIO = "enable_vfio"
+IOMMU_GROUPS = "/sys/kernel/iommu_groups"
 
 
-def read_device(sysfs: Sysfs, address: PciAddress) -> Device:
-    """Raises FlavourError: ENODEV when there is no such device, or it went away while it was read."""
+def read_device(
+    sysfs: Sysfs, address: PciAddress, personalities: Sequence[Personality] = (ENABLE_VFIO,)
+) -> Device:
+    """`personalities` are the ways to look for in which a driver becomes a VFIO driver itself.
+
+    Raises FlavourError: ENODEV when there is no such device, or it went away while it was read.
+    """
     link = f"{DEVICES}/{address}"
     path = sysfs.follow(link)
     if path is None:
@@ -51,19 +55,40 @@ def read_device(sysfs: Sysfs, address: PciAddress) -> Device:
         driver_module=find_driver_module(sysfs, driver),
         iommu_group=int(group) if group is not None else None,
         vfio_device=find_vfio_device(sysfs, path),
-        personality=ENABLE_VFIO if driver is not None and sysfs.exists(f"{path}/{ENABLE_VFIO}") else None,
+        personality=_find_personality(sysfs, path, driver, personalities),
     )
 
 
-def read_devices(sysfs: Sysfs) -> tuple[Device, ...]:
-    """All PCI functions, by address. One that goes away meanwhile, or makes no sense, is left out."""
+def read_devices(
+    sysfs: Sysfs, personalities: Sequence[Personality] = (ENABLE_VFIO,), directory: str = DEVICES
+) -> tuple[Device, ...]:
+    """All PCI functions in `directory`, by address. One that goes away meanwhile, or makes no sense, is left
+    out."""
     devices = []
-    for name in sysfs.list(DEVICES):
+    for name in sysfs.list(directory):
         try:
-            devices.append(read_device(sysfs, parse_address(name)))
+            devices.append(read_device(sysfs, parse_address(name), personalities))
         except FlavourError as error:
             _log.debug("%s is left out of the list: %s", name, error)
     return tuple(devices)
+
+
+def read_group(
+    sysfs: Sysfs, iommu_group: int, personalities: Sequence[Personality] = (ENABLE_VFIO,)
+) -> tuple[Device, ...]:
+    """All PCI functions of an IOMMU group, by address."""
+    return read_devices(sysfs, personalities, f"{IOMMU_GROUPS}/{iommu_group}/devices")
+
+
+def _find_personality(
+    sysfs: Sysfs, path: str, driver: str | None, personalities: Sequence[Personality]
+) -> Personality | None:
+    if driver is None:
+        return None
+    for personality in personalities:
+        if personality.driver in ("", driver) and sysfs.exists(f"{path}/{personality.attribute}"):
+            return personality
+    return None
 
 
 def find_driver_module(sysfs: Sysfs, driver: str | None) -> str | None:

@@ -49,6 +49,9 @@ class Sysfs:
     def exists(self, path: str) -> bool:
         return os.path.lexists(self.root + path)
 
+    def is_directory(self, path: str) -> bool:
+        return os.path.isdir(self.root + path)
+
     def read_inode(self, path: str) -> int:
         """Raises FlavourError, as `read` does."""
         try:

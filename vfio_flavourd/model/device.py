@@ -25,12 +25,31 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Personality:
+    """A driver that becomes a VFIO driver by an attribute of its own, and is never unbound.
+
+    `attribute` is a path below the device's directory; writing `on` makes it a VFIO device, `off` takes
+    that back. `ready` is the path below the device's directory whose presence (with at least one entry,
+    if a directory) tells that it is one. `driver` is the PCI driver's name; empty for any.
+    """
+
+    driver: str
+    attribute: str
+    on: str = "1"
+    off: str = "0"
+    ready: str = "vfio-dev"
+
+
+# The shape that the original proposal gave it.
+ENABLE_VFIO = Personality(driver="", attribute="enable_vfio")
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """One PCI function.
 
-    `path` is its directory as the kernel names it (with `/sys`), `personality` the name of the
-    attribute by which its bound driver becomes a VFIO driver itself, `vfio_device` the name of its
-    child in `vfio-dev/`.
+    `path` is its directory as the kernel names it (with `/sys`), `personality` the way its bound driver
+    becomes a VFIO driver itself, `vfio_device` the name of its child in `vfio-dev/`.
     """
 
     address: PciAddress
@@ -42,7 +61,7 @@ class Device:
     driver_module: str | None
     iommu_group: int | None
     vfio_device: str | None
-    personality: str | None
+    personality: Personality | None
 
     @property
     def is_bridge(self) -> bool:

@@ -12,3 +12,7 @@ class FlavourError(Exception):
         super().__init__(message)
         self.errno = errno
         self.hint = hint
+
+
+class InvalidPolicyError(FlavourError):
+    """The policy's files say something that can't be, or can't be trusted; the text says what and where."""

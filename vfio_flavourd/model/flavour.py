@@ -1,46 +1,61 @@
 """Flavours, what is asked for, and what came of it."""
 
 import errno
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from enum import StrEnum
+from typing import ClassVar
 
 from .address import PciAddress
 from .aliases import Resolution
 from .device import Device
 from .errors import FlavourError
+from .occupancy import User
+from .policy import Decision, OthersInGroup
 from .transition import Phase
 
 
-class Flavour(StrEnum):
-    """Whose a device is: the host's, by its own driver, or VFIO's."""
+class Flavour(str):
+    """The name of a flavour: whose a device is. `native`, the host's, and `vfio` always exist; a policy may
+    define more."""
 
-    NATIVE = "native"
-    VFIO = "vfio"
+    __slots__ = ()
+    NATIVE: ClassVar["Flavour"]
+    VFIO: ClassVar["Flavour"]
 
 
-def parse_flavour(text: str) -> Flavour:
+Flavour.NATIVE = Flavour("native")
+Flavour.VFIO = Flavour("vfio")
+
+
+def parse_flavour(text: str, known: Collection[str] = (Flavour.NATIVE, Flavour.VFIO)) -> Flavour:
     """Raises FlavourError (EINVAL) that names what is allowed."""
-    try:
+    if text in known:
         return Flavour(text)
-    except ValueError:
-        allowed = " or ".join(Flavour)
-        near = get_close_matches(text[:64].lower(), list(Flavour), n=1)
-        question = f"; did you mean {near[0]}?" if near else ""
-        raise FlavourError(
-            f"no flavour is called {text[:64]!r}", errno=errno.EINVAL, hint=f"allowed: {allowed}{question}"
-        ) from None
+    names = list(known)
+    near = get_close_matches(text[:64].lower(), names, n=1)
+    question = f"; did you mean {near[0]}?" if near else ""
+    raise FlavourError(
+        f"no flavour is called {text[:64]!r}",
+        errno=errno.EINVAL,
+        hint=f"allowed: {', '.join(names[:-1])} or {names[-1]}{question}",
+    )
 
 
-def find_flavour(device: Device, vfio_modules: Collection[str]) -> Flavour:
+def find_flavour(
+    vfio_device: str | None, driver_module: str | None, modules: Mapping[Flavour, Collection[str]]
+) -> Flavour:
     """A device's flavour is what it is, not what was asked.
 
-    `vfio_modules` are the modules that have an alias of the flavour; a driver is a VFIO one when its
-    module is among them.
+    `modules` are those that bring the drivers of each flavour. A driver without a module is a part of the
+    kernel, and makes a VFIO device or is a native one.
     """
-    if device.vfio_device is not None or (device.driver_module or "") in vfio_modules:
+    if vfio_device is not None:
         return Flavour.VFIO
+    if driver_module is not None:
+        for flavour, names in modules.items():
+            if driver_module in names:
+                return flavour
     return Flavour.NATIVE
 
 
@@ -49,7 +64,10 @@ class Request:
     """A wish for one device.
 
     `drivers` are modules or drivers named by the one who asks, in the order to try them; none means
-    that resolution decides. `timeout` (seconds) bounds the whole switch. `requester` is for the log.
+    that the policy or resolution decides. `timeout` (seconds) bounds the whole switch. `requester` is for
+    the log. `force` takes a device that is in use; `others` stands above the policy's word on the others in
+    its IOMMU group. `by_hand` tells a person's or a program's wish from the policy's own, and `persist` has
+    it outlive the boot.
     """
 
     address: PciAddress
@@ -57,6 +75,10 @@ class Request:
     drivers: tuple[str, ...] = ()
     timeout: float | None = None
     requester: str = ""
+    force: bool = False
+    others: OthersInGroup | None = None
+    by_hand: bool = True
+    persist: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +101,8 @@ class Outcome:
     """What came of a request, as read back from the kernel.
 
     `fallback` is true when the generic driver serves the device although a better candidate was
-    known; `reason` says in one line why this driver. `duration` is in seconds.
+    known; `reason` says in one line why this driver. `duration` is in seconds. `forced` are the users it
+    was taken from by force, `others` the outcomes of the others in its IOMMU group that were switched with it.
     """
 
     address: PciAddress
@@ -93,6 +116,8 @@ class Outcome:
     duration: float
     changed: bool
     steps: tuple[StepReport, ...]
+    forced: tuple[User, ...] = ()
+    others: tuple["Outcome", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +135,8 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """All that is known of one device."""
+    """All that is known of one device. `decision` is what the policy says of it, `wish` the flavour that was
+    asked for by hand and stands above that, `remarks` what someone else did to it or claims of it."""
 
     device: Device
     flavour: Flavour
@@ -120,3 +146,6 @@ class DeviceStatus:
     phase: Phase | None
     stuck: str
     last: Attempt | None
+    decision: Decision
+    wish: Flavour | None = None
+    remarks: tuple[str, ...] = ()

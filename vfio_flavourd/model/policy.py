@@ -1,11 +1,11 @@
 """What the owner of a host wants of its devices, and what that means for one of them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from .address import PciAddress
-from .device import Device
+from .device import ENABLE_VFIO, Device, Personality
 
 
 class OthersInGroup(StrEnum):
@@ -30,10 +30,15 @@ class NoIommu(StrEnum):
     ALLOW = "allow"
 
 
+# What a rule writes for a device that has no driver.
+NO_DRIVER = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a switch is made. Timeouts are in seconds: `load_timeout` for one candidate's module,
-    `bind_timeout` for the writes of one move."""
+    `bind_timeout` for the writes of one move. `denied` are modules never to be used, as the index writes
+    them, with `_` for `-`."""
 
     load_timeout: float = 10.0
     bind_timeout: float = 30.0
@@ -41,25 +46,6 @@ class Settings:
     in_use: InUse = InUse.REFUSE
     noiommu: NoIommu = NoIommu.REFUSE
     denied: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Personality:
-    """A driver that becomes a VFIO driver by an attribute of its own, and is never unbound.
-
-    `attribute` is a path below the device's directory; writing `on` makes it a VFIO device, `off` takes
-    that back. `ready` is the path below the device's directory whose presence (with at least one entry,
-    if a directory) tells that it is one. `driver` is the PCI driver's name; empty for any.
-    """
-
-    driver: str
-    attribute: str
-    on: str = "1"
-    off: str = "0"
-    ready: str = "vfio-dev"
-
-
-ENABLE_VFIO = Personality(driver="", attribute="enable_vfio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +89,11 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """All that is given must fit; of several values for one thing any. Empty means whatever it is."""
+    """All that is given must fit; of several values for one thing any. Empty means whatever it is.
+
+    `slot` also means everything behind it; `device_class` is the start of the six digits; `driver` is the
+    one bound now, `none` for none; `modalias` and `host` are globs.
+    """
 
     address: tuple[PciAddress, ...] = ()
     slot: tuple[str, ...] = ()
@@ -119,6 +109,19 @@ class Match:
     pf: tuple[PciAddress, ...] = ()
     serial: tuple[str, ...] = ()
     host: tuple[str, ...] = ()
+
+    def covers(self, other: "Match") -> bool:
+        """Whether it surely fits whatever the other one fits; globs are compared as text."""
+        return all(
+            (theirs := as_values(getattr(other, each.name))) and theirs <= ours
+            for each in fields(self)
+            if (ours := as_values(getattr(self, each.name)))
+        )
+
+
+def as_values(given: object) -> frozenset[object]:
+    """A field of a Match, whether it holds one value or several."""
+    return frozenset(given) if isinstance(given, tuple) else frozenset({given} - {None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +170,59 @@ def decide(facts: Facts, policy: Policy) -> Decision:
 
 
 def fits(match: Match, facts: Facts) -> bool:
+    return _fits_but_for_the_serial(match, facts) and (
+        not match.serial or any(_folded(serial) in _folded_all(match.serial) for serial in facts.serials)
+    )
+
+
+def asks_for_serials(facts: Facts, policy: Policy) -> bool:
+    """Whether the decision hangs on the device's serials, which take reads that others do without."""
+    for rule in policy.rules:
+        if _fits_but_for_the_serial(rule.match, facts):
+            return bool(rule.match.serial)
+    return False
+
+
+def _fits_but_for_the_serial(match: Match, facts: Facts) -> bool:
+    # The cheap and telling ones first: most rules are done with at the vendor.
     device, identity = facts.device, facts.device.identity
     return (
-        (not match.address or device.address in match.address)
-        and (not match.vendor or identity.vendor in match.vendor)
+        (not match.vendor or identity.vendor in match.vendor)
         and (not match.device or identity.device in match.device)
+        and (not match.address or device.address in match.address)
+        and (not match.subsystem_vendor or identity.subsystem_vendor in match.subsystem_vendor)
+        and (not match.subsystem_device or identity.subsystem_device in match.subsystem_device)
+        and (not match.device_class or f"{device.class_code:06x}".startswith(match.device_class))
+        and (match.sriov is None or facts.sriov == match.sriov)
+        and (not match.pf or facts.pf in match.pf)
+        and (not match.iommu_group or device.iommu_group in match.iommu_group)
+        and (not match.driver or _is_bound_to(device, match.driver))
+        and (not match.slot or any(_lies_in(facts.slot, slot) for slot in match.slot))
         and (not match.modalias or any(fnmatchcase(device.modalias, glob) for glob in match.modalias))
+        and (not match.host or any(is_host(facts.host_name, glob) for glob in match.host))
     )
+
+
+def _lies_in(slot: str, place: str) -> bool:
+    return slot == place or slot.startswith(f"{place}/")
+
+
+def _is_bound_to(device: Device, drivers: tuple[str, ...]) -> bool:
+    if device.driver is None:
+        return NO_DRIVER in drivers
+    # Whoever writes a policy has the module's name in mind as often: vfio_pci for vfio-pci.
+    name = device.driver.replace("-", "_")
+    return any(name == driver.replace("-", "_") for driver in drivers if driver != NO_DRIVER)
+
+
+def is_host(name: str, glob: str) -> bool:
+    full, pattern = name.lower(), glob.lower()
+    return fnmatchcase(full, pattern) or fnmatchcase(full.partition(".")[0], pattern)
+
+
+def _folded(serial: str) -> str:
+    return serial.strip().lower()
+
+
+def _folded_all(serials: tuple[str, ...]) -> set[str]:
+    return {_folded(serial) for serial in serials}

@@ -34,7 +34,8 @@ MOVES: dict[Phase, frozenset[Phase]] = {
     Phase.UNDOING: frozenset({Phase.FAILED, Phase.STUCK}),
     # The one who asked has been told; the engine brings the device to an end when the kernel lets go.
     Phase.STUCK: frozenset(),
-    Phase.DONE: frozenset(),
+    # Another device of the same switch could not be had.
+    Phase.DONE: frozenset({Phase.UNDOING}),
     Phase.FAILED: frozenset(),
 }
 

@@ -16,7 +16,7 @@ from ...kernel.inventory import DEVICES
 from ...kernel.sysfs import Sysfs
 from ...model.address import PciAddress, parse_address
 from ...model.errors import FlavourError
-from ...model.flavour import Flavour, parse_flavour
+from ...model.flavour import Flavour
 from ..client import Client, connect
 from .interrupts import Interrupts
 from .tree import FILES, ROOT, Node, Place, find_place, with_serial
@@ -155,13 +155,13 @@ class FlavourFs(pyfuse3.Operations):
             text = self._errors.get(place.address, "")
         else:
             try:
-                flavour = await self._read_flavour(place.address)
+                flavour, flavours = await self._read_flavour(place.address)
             except FlavourError as error:
                 raise pyfuse3.FUSEError(error.errno) from error
             if place.node is Node.USE_VFIO:
-                text = "1" if flavour is Flavour.VFIO else "0"
+                text = "1" if flavour == Flavour.VFIO else "0"
             else:
-                text = " ".join(f"[{each}]" if each is flavour else str(each) for each in Flavour)
+                text = " ".join(f"[{each}]" if each == flavour else each for each in flavours)
         return f"{text}\n".encode()[off : off + size] if text else b""
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -182,12 +182,13 @@ class FlavourFs(pyfuse3.Operations):
         self._errors.pop(place.address, None)
         return len(buf)
 
-    async def _read_flavour(self, address: PciAddress) -> Flavour:
+    async def _read_flavour(self, address: PciAddress) -> tuple[str, list[str]]:
+        """The one it has, and all that there are."""
         answer = await self._call("Get", device=str(address))
-        return Flavour(answer["device"]["flavour"])
+        return answer["device"]["flavour"], answer["flavours"]
 
-    async def _set_flavour(self, address: PciAddress, flavour: Flavour) -> None:
-        await self._call("SetFlavour", device=str(address), flavour=str(flavour))
+    async def _set_flavour(self, address: PciAddress, flavour: str) -> None:
+        await self._call("SetFlavour", device=str(address), flavour=flavour)
 
     async def _call(self, method: str, **parameters: str) -> dict[str, Any]:
         client = await self._take()
@@ -207,10 +208,11 @@ class FlavourFs(pyfuse3.Operations):
         return await connect(writes=True)
 
 
-def _parse_written(node: Node, data: bytes) -> Flavour:
+def _parse_written(node: Node, data: bytes) -> str:
+    """The name of a flavour, which may be of the policy's own: the daemon knows them."""
     text = data.decode("utf-8", "replace").strip("\n\0")
     if node is Node.DRIVER_FLAVOUR:
-        return parse_flavour(text)
+        return text
     if text in ("0", "1"):
         return Flavour.VFIO if text == "1" else Flavour.NATIVE
     raise FlavourError(f"use_vfio can't be {text[:64]!r}", errno=errno.EINVAL, hint="allowed: 0 or 1")

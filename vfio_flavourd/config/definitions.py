@@ -1,0 +1,193 @@
+"""The keys of a policy file: what the loader accepts, the schema says and the manual page lists."""
+
+from ..model.policy import InUse, NoIommu, OthersInGroup
+from . import scalars
+from .kinds import Choice, ListOf, OneOrMore
+from .tables import Key, Named, Table
+
+_SETTINGS = (
+    Key(
+        "load_timeout",
+        scalars.DURATION,
+        "How long the module of one driver may take to load; then the next one is tried.",
+        default="10s",
+    ),
+    Key(
+        "bind_timeout",
+        scalars.DURATION,
+        "How long the kernel may take to unbind and bind.",
+        default="30s",
+    ),
+    Key(
+        "group",
+        Choice({str(each): each for each in OthersInGroup}),
+        "What to do when others in the device's IOMMU group are not on VFIO: refuse; switch them together; or"
+        " ignore it, although the group can't be used then.",
+        default="refuse",
+    ),
+    Key(
+        "in_use",
+        Choice({str(each): each for each in InUse}),
+        "What to do with a device that the host or a guest uses: refuse, or force the switch.",
+        default="refuse",
+    ),
+    Key(
+        "noiommu",
+        Choice({str(each): each for each in NoIommu}),
+        "What to do with a device that no IOMMU isolates: refuse, or allow it although it can then write to all"
+        " of the host's memory.",
+        default="refuse",
+    ),
+    Key(
+        "deny",
+        OneOrMore(scalars.MODULE),
+        "Modules that are never to be used. A rule's are added to those of the defaults.",
+    ),
+)
+
+MATCH = Table(
+    "a match",
+    (
+        Key(
+            "address",
+            OneOrMore(scalars.ADDRESS),
+            "Its address. With vendor and device beside it, another card that gets the address is left alone.",
+        ),
+        Key(
+            "slot",
+            OneOrMore(scalars.SLOT),
+            "Where it is plugged in: the device numbers on the way from the root bus, which bridges added"
+            " elsewhere don't change. Means the device there and everything behind it.",
+        ),
+        Key("vendor", OneOrMore(scalars.ID), "The vendor's ID, hexadecimal."),
+        Key("device", OneOrMore(scalars.ID), "The device's ID, hexadecimal; needs vendor."),
+        Key("subsystem_vendor", OneOrMore(scalars.ID), "The subsystem vendor's ID, hexadecimal."),
+        Key(
+            "subsystem_device",
+            OneOrMore(scalars.ID),
+            "The subsystem's ID, hexadecimal; needs subsystem_vendor.",
+        ),
+        Key(
+            "class",
+            OneOrMore(scalars.CLASS),
+            "The start of its class as lspci -n has it: 03 is any display controller, 0300 a VGA one.",
+        ),
+        Key(
+            "modalias",
+            OneOrMore(scalars.MODALIAS),
+            "A glob for its modalias as the kernel writes it; '*' is every device.",
+        ),
+        Key(
+            "driver",
+            OneOrMore(scalars.DRIVER),
+            "The driver that it has when the rules are looked at; none for none.",
+        ),
+        Key("iommu_group", OneOrMore(scalars.IOMMU_GROUP), "The number of its IOMMU group."),
+        Key(
+            "sriov",
+            Choice({"pf": "pf", "vf": "vf"}),
+            "pf: it can have virtual functions; vf: it is one.",
+        ),
+        Key("pf", OneOrMore(scalars.ADDRESS), "The address of the physical function whose VF it is."),
+        Key(
+            "serial",
+            OneOrMore(scalars.SERIAL),
+            "Its serial number: what lspci -v calls Device Serial Number, or what an NVMe drive tells.",
+        ),
+        Key("host", OneOrMore(scalars.HOST), "A glob for the host's name, with its domain or without."),
+    ),
+    needs={"device": "vendor", "subsystem_device": "subsystem_vendor"},
+    when_empty="to match every device write modalias: '*'",
+)
+
+NODES = Table(
+    "nodes",
+    (
+        Key("owner", scalars.ACCOUNT, "The user who owns them."),
+        Key("group", scalars.ACCOUNT, "Their group."),
+        Key("mode", scalars.MODE, "Their mode, octal."),
+    ),
+)
+
+FLAVOUR = Table(
+    "a flavour",
+    (
+        Key(
+            "alias_prefix",
+            scalars.ALIAS_PREFIX,
+            "What the aliases of its modules begin with, as vfio_pci does; none when there are none.",
+            required=True,
+        ),
+        Key("fallback", scalars.MODULE, "The module of its generic driver.", required=True),
+    ),
+)
+
+PERSONALITY = Table(
+    "a personality",
+    (
+        Key("driver", scalars.DRIVER, "The PCI driver that has it.", required=True),
+        Key(
+            "attribute",
+            scalars.ATTRIBUTE,
+            "The attribute that is written to, below the device's directory.",
+            required=True,
+        ),
+        Key("on", scalars.WRITTEN, "What makes it a VFIO device.", default="1"),
+        Key("off", scalars.WRITTEN, "What takes that back.", default="0"),
+        Key(
+            "ready",
+            scalars.ATTRIBUTE,
+            "What is there, and if a directory not empty, when it is one.",
+            default="vfio-dev",
+        ),
+    ),
+)
+
+RULE = Table(
+    "a rule",
+    (
+        Key("name", scalars.NAME, "What people see; no two rules have the same.", required=True),
+        Key("match", MATCH, "Which devices: all that is given must fit, of a list any.", required=True),
+        Key(
+            "flavour",
+            scalars.FLAVOUR,
+            "What they shall be: native, vfio or a flavour of your own. Without it the rule only says how.",
+        ),
+        Key(
+            "driver",
+            OneOrMore(scalars.DRIVER),
+            "The driver or module to use: auto for the best one, a name, or names in the order to try.",
+            default="auto",
+        ),
+        *(Key(key.name, key.kind, key.doc) for key in _SETTINGS),
+        Key(
+            "nodes",
+            NODES,
+            "Who may open their VFIO nodes in /dev. Whoever may controls the device. Without it they are root's.",
+        ),
+    ),
+)
+
+FILE = Table(
+    "a policy",
+    (
+        Key("version", Choice({"1": 1}), "The version of this format, 1.", required=True),
+        Key(
+            "defaults",
+            Table("defaults", _SETTINGS),
+            "What holds where a rule says nothing. Of a key in more than one file the last one counts.",
+        ),
+        Key(
+            "flavours",
+            Named(scalars.OWN_FLAVOUR, FLAVOUR),
+            "Flavours of your own besides native and vfio, by name.",
+        ),
+        Key(
+            "personalities",
+            ListOf(PERSONALITY),
+            "Drivers that become VFIO drivers by an attribute of their own. That of the attribute enable_vfio is"
+            " built in and comes first.",
+        ),
+        Key("rules", ListOf(RULE), "The first one that matches a device decides."),
+    ),
+)

@@ -1,0 +1,128 @@
+"""What is wrong with policy files, and where."""
+
+import difflib
+import errno
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..model.errors import FlavourError
+
+# Whoever has more than these has one mistake, or is trying something.
+_MOST_PROBLEMS = 50
+_WIDTH = 100
+
+
+class Severity(StrEnum):
+    """Of a problem; a warning changes nothing."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Line and column count from 1; both are 0 where the file as a whole is meant."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`source_line` is the line that `line` names, without its end."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    source_line: str = ""
+    hint: str = ""
+    severity: Severity = Severity.ERROR
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        warning = "warning: " if self.severity is Severity.WARNING else ""
+        return f"{where}: {warning}{self.message}"
+
+    def render(self) -> tuple[str, ...]:
+        """For people: the problem, the line with a caret below the place, the hint."""
+        lines = [str(self)]
+        if self.source_line:
+            lines += [f"  {part}" for part in _point_at(self.source_line, self.column)]
+        if self.hint:
+            lines.append(f"  {self.hint}")
+        return tuple(lines)
+
+
+class PolicyError(FlavourError):
+    """The files are no valid policy. Its text and hint are those of the first problem."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        first = next(problem for problem in problems if problem.severity is Severity.ERROR)
+        more = sum(problem.severity is Severity.ERROR for problem in problems) - 1
+        text = f"{first} (and {more} more)" if more else str(first)
+        super().__init__(text, errno=errno.EINVAL, hint=first.hint)
+        self.problems = problems
+
+
+class TooManyProblemsError(Exception):
+    """It makes no sense to go on looking."""
+
+
+class Report:
+    """Collects problems, all of one load; knows the files' lines."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._lines: dict[str, list[str]] = {}
+
+    @property
+    def has_errors(self) -> bool:
+        return any(problem.severity is Severity.ERROR for problem in self.problems)
+
+    def add_source(self, file: str, text: str) -> None:
+        # As YAML counts lines, once control characters are ruled out.
+        self._lines[file] = text.splitlines()
+
+    def error(self, place: Place, message: str, hint: str = "") -> None:
+        """Raises TooManyProblemsError."""
+        self._add(place, message, hint, Severity.ERROR)
+
+    def warn(self, place: Place, message: str, hint: str = "") -> None:
+        """Raises TooManyProblemsError."""
+        self._add(place, message, hint, Severity.WARNING)
+
+    def _add(self, place: Place, message: str, hint: str, severity: Severity) -> None:
+        lines = self._lines.get(place.file, [])
+        source = lines[place.line - 1] if 0 < place.line <= len(lines) else ""
+        self.problems.append(Problem(place.file, place.line, place.column, message, source, hint, severity))
+        if len(self.problems) >= _MOST_PROBLEMS:
+            self.problems.append(Problem(place.file, 0, 0, "there may be more; the search ended here"))
+            raise TooManyProblemsError
+
+
+def shown(text: str) -> str:
+    """What was found, for a message of one line."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def nearest(found: str, allowed: Iterable[str]) -> str:
+    """A hint, or nothing when nothing is near."""
+    close = difflib.get_close_matches(found[:100].lower(), list(allowed), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _point_at(line: str, column: int) -> tuple[str, str]:
+    start = max(0, column - 1 - _WIDTH // 2)
+    cut = line[start : start + _WIDTH]
+    # A control character, or one that turns the direction of writing, would put the caret elsewhere.
+    visible = "".join(each if each.isprintable() else " " if each == "\t" else "?" for each in cut)
+    before = visible[: max(0, column - 1 - start)]
+    blanks = sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in before)
+    return visible, " " * blanks + "^"

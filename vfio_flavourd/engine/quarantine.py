@@ -1,0 +1,136 @@
+"""Devices that the kernel holds: shown as stuck, left alone, brought to an end when it lets go."""
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from ..kernel.processes import is_alive
+from ..model.address import PciAddress
+from ..model.device import Device
+from ..model.errors import FlavourError
+from ..model.occupancy import User
+from .attempts import without_address
+from .host import Host
+from .ledger import Record
+from .moves import StuckError
+from .recovery import converge, rebuild
+
+_log = logging.getLogger(__name__)
+
+
+class Quarantine:
+    """`find_turn` gives the lock of a device's IOMMU group, which is held for as long as one of the group's
+    devices is in here."""
+
+    def __init__(self, host: Host, find_turn: Callable[[PciAddress], asyncio.Lock]) -> None:
+        self._host = host
+        self._find_turn = find_turn
+        self._stuck: dict[PciAddress, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def find(self, address: PciAddress) -> str:
+        """Why a device is in here, in words; empty when it is not."""
+        return self._stuck.get(address, "")
+
+    def check(self, address: PciAddress) -> None:
+        """Raises FlavourError (EBUSY) for a device that is in here."""
+        if said := self.find(address):
+            raise FlavourError(
+                f"{address}: stuck: {said}",
+                errno=errno.EBUSY,
+                hint="it is finished or undone by itself when the kernel lets go",
+            )
+
+    def take(self, device: Device, error: StuckError, users: tuple[User, ...]) -> asyncio.Task[None]:
+        """A write has not come back; returns what ends when the device is out of here again."""
+        self._stuck[device.address] = _describe(error, device.address, users)
+        return self._spawn(self._outlast(device.address, error.blocked.finished))
+
+    async def recover(self) -> None:
+        """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
+        for address, complaint in self._host.ledger.load().items():
+            _log.warning("%s", complaint)
+            if address is not None:
+                self._stuck[address] = "its record can't be read, it is looked at"
+                self._spawn(self._in_turn(address, self._rebuild(address)))
+        # The last one first, as a switch of several devices is undone.
+        for record in reversed(self._host.ledger.all()):
+            if record.is_open:
+                await self._take_up(record)
+
+    async def _take_up(self, record: Record) -> None:
+        address = record.address
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if record.worker is not None and is_alive(self._host.sysfs, record.worker):
+            said = f"process {record.worker.pid} of an earlier daemon is in the kernel with it"
+            self._stuck[address] = said + await self._find_holders(address)
+            finished = self._host.hands.await_exit(record.worker.pid)
+        else:
+            self._stuck[address] = "a switch that was cut off is being brought to its end"
+            finished.set_result(None)
+        self._spawn(self._in_turn(address, self._outlast(address, finished)))
+
+    async def _find_holders(self, address: PciAddress) -> str:
+        group = self._host.sysfs.find_link(f"/sys/bus/pci/devices/{address}/iommu_group")
+        if group is None:
+            return ""
+        holders = await asyncio.to_thread(self._host.occupancy.find_group_holders, int(group))
+        return describe_holders(holders)
+
+    async def _in_turn(self, address: PciAddress, work: Coroutine[Any, Any, None]) -> None:
+        async with self._find_turn(address):
+            await work
+
+    async def _outlast(self, address: PciAddress, finished: Awaitable[object]) -> None:
+        """Bring a device to its end when the kernel has let go, however often it takes hold again."""
+        fields = {"PCI_ADDRESS": str(address)}
+        try:
+            while True:
+                with suppress(FlavourError):  # a worker that died has let go as well
+                    await finished
+                record = self._host.ledger.find(address)
+                try:
+                    said = await converge(self._host, record) if record else "nothing is on record for it"
+                except StuckError as error:
+                    self._stuck[address] = _describe(error, address, ())
+                    finished = error.blocked.finished
+                    continue
+                except FlavourError as error:
+                    _log.error("%s", error, extra=fields)
+                    return
+                _log.warning(
+                    "%s: a switch that was cut off or stuck is at its end: %s", address, said, extra=fields
+                )
+                return
+        finally:
+            del self._stuck[address]
+
+    async def _rebuild(self, address: PciAddress) -> None:
+        try:
+            said = await rebuild(self._host, address)
+        except FlavourError as error:
+            _log.error("%s", error, extra={"PCI_ADDRESS": str(address)})
+        else:
+            _log.warning("%s: its record is lost: %s", address, said, extra={"PCI_ADDRESS": str(address)})
+        finally:
+            del self._stuck[address]
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _describe(error: StuckError, address: PciAddress, users: tuple[User, ...]) -> str:
+    since = time.strftime("%H:%M:%S", time.localtime(time.time() - error.seconds))
+    return f"{without_address(error, address)}, since {since}{describe_holders(users)}"
+
+
+def describe_holders(users: tuple[User, ...]) -> str:
+    """A clause that names who holds a device; empty when that isn't known."""
+    return f", held by {'; '.join(user.what for user in users)}" if users else ""

@@ -1,0 +1,329 @@
+"""Has each device be what the policy says, once: what someone else does to it afterwards is told, not fought.
+
+What was applied to which device is kept for the boot, so that a daemon that starts again touches nothing; a
+policy that has changed takes effect when it is reloaded.
+"""
+
+import asyncio
+import errno
+import json
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..kernel.claims import find_driverctl_override
+from ..model.address import PciAddress
+from ..model.device import Device
+from ..model.errors import FlavourError
+from ..model.flavour import Flavour, Outcome, Request, StepReport
+from ..model.policy import Decision
+from .host import Host
+from .wishes import Wishes
+
+_log = logging.getLogger(__name__)
+
+# Events of a device within so many seconds are one; a switch makes eight of its own.
+_CALM = 0.05
+
+# Seconds until the first try again after a failure, then twice as many each time, up to the most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 300.0
+
+# A switch that was begun and failed is tried again so often; one that was refused, as long as it is.
+_MOST_TRIES = 4
+
+# Switches by policy at one time: what they wait for is the processor.
+_WORKERS = max(2, min(8, os.cpu_count() or 2))
+
+REQUESTER = "policy"
+
+_Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What the policy wanted of a device when it was last looked at: `-` for nothing. `done` is false while
+    it could not be had."""
+
+    inode: int
+    wanted: str
+    done: bool
+
+
+class Reconciler:
+    """`switch` is the engine's, `is_in_work` whether a switch of the device is under way."""
+
+    def __init__(self, host: Host, switch: _Switch, is_in_work: Callable[[PciAddress], bool]) -> None:
+        self._host = host
+        self._switch = switch
+        self._is_in_work = is_in_work
+        self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
+        self._file = host.state / "applied.json"
+        self._applied: dict[str, Applied] = {}
+        self._failures: dict[PciAddress, int] = {}
+        self._remarks: dict[PciAddress, str] = {}
+        self._due: dict[PciAddress, asyncio.TimerHandle] = {}
+        self._tasks: dict[PciAddress, asyncio.Task[None]] = {}
+        self._places = asyncio.Semaphore(_WORKERS)
+        self._unsaved: asyncio.TimerHandle | None = None
+        self._started = False
+        self._stopped = False
+
+    # wishes by hand
+
+    def keep_wish(self, request: Request) -> None:
+        """A request by hand was granted. Raises FlavourError (EIO) when it is to last and can't be kept."""
+        try:
+            device = self._host.read_device(request.address)
+            self._wishes.keep(device, request.flavour, request.drivers, persist=request.persist)
+        except OSError as error:
+            raise FlavourError(
+                f"{request.address}: it has the flavour, but that can't be made to last ({error.strerror})",
+                errno=error.errno or errno.EIO,
+                hint=f"see whether {self._host.lasting_state} is full or read-only",
+            ) from error
+        except FlavourError:
+            return  # gone by now, and the wish with it
+        self._note(device, str(request.flavour), done=True)
+        if request.persist:
+            self._host.policy.changed()
+
+    def drop_wish(self, address: PciAddress) -> None:
+        lasted = str(address) in self._wishes.lasting
+        self._wishes.drop(address)
+        self._applied.pop(str(address), None)
+        self._remarks.pop(address, None)
+        if lasted:
+            self._host.policy.changed()
+
+    def find_wish(self, device: Device) -> Flavour | None:
+        wish = self._wishes.find(device)
+        return None if wish is None else wish.flavour
+
+    @property
+    def wishes(self) -> Wishes:
+        return self._wishes
+
+    def find_remarks(self, device: Device) -> tuple[str, ...]:
+        """What someone else did to the device, or has written down about it."""
+        remarks = [self._remarks[device.address]] if device.address in self._remarks else []
+        if claim := find_driverctl_override(self._host.root, device.address):
+            remarks.append(_describe_claim(claim))
+        return tuple(remarks)
+
+    # the policy
+
+    def start(self) -> None:
+        """Apply the policy to the devices that it was not applied to in this boot."""
+        self._started = True
+        self._applied = _read_applied(self._file)
+        changed = 0
+        for device in self._host.read_devices():
+            applied = self._applied.get(str(device.address))
+            if applied is None or applied.inode != device.identity.inode:
+                self.consider(device.address)
+            elif applied.wanted != self._describe(device):
+                changed += 1
+            elif not applied.done:
+                self.consider(device.address)
+        if changed:
+            _log.warning(
+                "the policy now says something else of %d devices than when it was last applied: "
+                "`flavourctl reload` applies it",
+                changed,
+            )
+
+    def reload(self) -> None:
+        """The policy has been read again: apply what differs."""
+        self._failures.clear()
+        for device in self._host.read_devices():
+            applied = self._applied.get(str(device.address))
+            if applied is None or not applied.done or applied.wanted != self._describe(device):
+                self._applied.pop(str(device.address), None)
+                self.consider(device.address)
+
+    def consider_all(self) -> None:
+        for device in self._host.read_devices():
+            self.consider(device.address)
+
+    def consider(self, address: PciAddress) -> None:
+        """Something has happened to a device: see in a moment whether it is what it should be."""
+        if self._started and not self._stopped and address not in self._due:
+            loop = asyncio.get_running_loop()
+            self._due[address] = loop.call_later(_CALM, self._begin, address)
+
+    def forget(self, address: PciAddress) -> None:
+        """The device is gone."""
+        if self._applied.pop(str(address), None) is not None:
+            self._save_soon()
+        self._failures.pop(address, None)
+        self._remarks.pop(address, None)
+        if due := self._due.pop(address, None):
+            due.cancel()
+
+    def stop(self) -> None:
+        """Begin nothing any more."""
+        self._stopped = True
+        for due in self._due.values():
+            due.cancel()
+        self._due.clear()
+        for task in self._tasks.values():
+            task.cancel()
+        self._save()
+
+    def _begin(self, address: PciAddress) -> None:
+        del self._due[address]
+        if address in self._tasks or self._is_in_work(address):
+            return  # whose end makes events of its own
+        task = asyncio.create_task(self._look(address))
+        self._tasks[address] = task
+        task.add_done_callback(lambda _: self._tasks.pop(address, None))
+
+    async def _look(self, address: PciAddress) -> None:
+        try:
+            device = self._host.read_device(address)
+        except FlavourError:
+            return
+        wanted, decision = self._describe(device), self._host.decide(device)
+        applied = self._applied.get(str(address))
+        if applied is not None and applied.inode == device.identity.inode and applied.done:
+            self._compare(device, applied)
+            return
+        if wanted == _NOTHING or self._is_so(device, wanted):
+            self._note(device, wanted, done=True)
+            return
+        if claim := find_driverctl_override(self._host.root, address):
+            _log.warning(
+                "%s: the policy wants %s, %s: left to that", address, wanted, _describe_claim(claim),
+                extra={"PCI_ADDRESS": str(address)},
+            )  # fmt: skip
+            self._note(device, wanted, done=True)
+            return
+        await self._apply(device, wanted, decision)
+
+    async def _apply(self, device: Device, wanted: str, decision: Decision) -> None:
+        address = device.address
+        wish = self._wishes.find(device)
+        drivers = wish.drivers if wish is not None else decision.drivers
+        request = Request(
+            address,
+            Flavour(wanted.partition(" ")[0]),
+            drivers if self._host.find_flavour(device) == wanted.partition(" ")[0] else (),
+            requester=REQUESTER if wish is None else "a wish that lasts",
+            by_hand=False,
+        )
+        async with self._places:
+            try:
+                await self._switch(request, _unheard)
+            except FlavourError as error:
+                self._note(device, wanted, done=False)
+                self._try_again(address, error)
+                return
+        self._failures.pop(address, None)
+        self._note(device, wanted, done=True)
+
+    def _try_again(self, address: PciAddress, error: FlavourError) -> None:
+        """After a pause, or never: the engine has told the failure itself."""
+        tries = self._failures[address] = self._failures.get(address, 0) + 1
+        if not is_refusal(error) and tries >= _MOST_TRIES:
+            _log.error(
+                "%s: the policy could not be applied in %d tries: left as it is until a reload", address, tries,
+                extra={"PCI_ADDRESS": str(address)},
+            )  # fmt: skip
+            return
+        pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
+        if not self._stopped and address not in self._due:
+            self._due[address] = asyncio.get_running_loop().call_later(pause, self._begin, address)
+
+    def _compare(self, device: Device, applied: Applied) -> None:
+        """It was made what it should be once: is it still?"""
+        address = device.address
+        if applied.wanted == _NOTHING or self._is_so(device, applied.wanted):
+            self._remarks.pop(address, None)
+            return
+        remark = (
+            f"it was {applied.wanted}, and was made {self._host.find_flavour(device)} "
+            f"({device.driver or 'no driver'}) by someone else"
+        )
+        if self._remarks.get(address) != remark:
+            self._remarks[address] = remark
+            _log.warning(
+                "%s: %s: left as it is; flavourctl reset %s puts it right", address, remark, address,
+                extra={"PCI_ADDRESS": str(address)},
+            )  # fmt: skip
+
+    def _describe(self, device: Device) -> str:
+        """What is wanted of a device, as it is kept and compared."""
+        wish = self._wishes.find(device)
+        if wish is not None:
+            return str(wish.flavour)
+        decision = self._host.decide(device)
+        if decision.flavour is None:
+            return _NOTHING
+        return " ".join((decision.flavour, *decision.drivers))
+
+    def _is_so(self, device: Device, wanted: str) -> bool:
+        """Whether a device has the flavour and, where the policy names drivers, one of them."""
+        flavour, *drivers = wanted.split(" ")
+        if self._host.find_flavour(device) != flavour:
+            return False
+        names = {name.replace("-", "_") for name in (device.driver, device.driver_module) if name}
+        return not drivers or flavour == Flavour.NATIVE or bool(names & {name.replace("-", "_") for name in drivers})
+
+    def _note(self, device: Device, wanted: str, *, done: bool) -> None:
+        self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done)
+        self._remarks.pop(device.address, None)
+        self._save_soon()
+
+    def _save_soon(self) -> None:
+        if self._unsaved is None and self._started and not self._stopped:
+            self._unsaved = asyncio.get_running_loop().call_later(_CALM, self._save)
+
+    def _save(self) -> None:
+        if self._unsaved is not None:
+            self._unsaved.cancel()
+            self._unsaved = None
+        if not self._started:
+            return
+        data = {address: [each.inode, each.wanted, each.done] for address, each in self._applied.items()}
+        aside = self._file.with_suffix(".new")
+        try:
+            aside.write_text(json.dumps(data), encoding="ascii")
+            aside.replace(self._file)
+        except OSError as error:
+            _log.warning("what was applied can't be kept (%s), ignoring", error.strerror)
+
+
+_NOTHING = "-"
+
+
+def is_refusal(error: FlavourError) -> bool:
+    """Whether nothing was touched, so that trying again costs nothing."""
+    return error.errno in (errno.EBUSY, errno.EAGAIN)
+
+
+def _describe_claim(driver: str) -> str:
+    return f"driverctl has {driver} saved for it (driverctl unset-override takes that back)"
+
+
+def _read_applied(path: Path) -> dict[str, Applied]:
+    try:
+        data = json.loads(path.read_bytes())
+        return {address: Applied(*map(_checked, each, (int, str, bool))) for address, each in data.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        _log.warning("what was applied can't be read from %r (%r), ignoring", str(path), error)
+        return {}
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not of {kind.__name__}")
+    return value
+
+
+def _unheard(_: StepReport) -> None:
+    """Nobody follows the steps of what the policy wants."""

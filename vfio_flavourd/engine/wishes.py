@@ -1,0 +1,116 @@
+"""Flavours that were asked for by hand: they stand above the policy until `reset`.
+
+For the boot they are kept beside its other state, and hold for the very device they were made for. Those
+that are to last are kept with what outlives the boot, and hold for a device with the same IDs at the same
+address.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..model.address import PciAddress
+from ..model.device import Device, Identity
+from ..model.flavour import Flavour
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """`inode` is 0 for one that lasts; `drivers` are those that were named."""
+
+    flavour: Flavour
+    drivers: tuple[str, ...]
+    ids: tuple[int, ...]
+    inode: int
+
+
+class Wishes:
+    """Kept in memory and in two files."""
+
+    def __init__(self, boot: Path, lasting: Path) -> None:
+        self._boot_file = boot
+        self._lasting_file = lasting
+        self._boot = _read(boot)
+        self._lasting = _read(lasting)
+
+    def find(self, device: Device) -> Wish | None:
+        wish = self._boot.get(str(device.address))
+        if wish is not None and wish.ids == _ids(device.identity) and wish.inode == device.identity.inode:
+            return wish
+        wish = self._lasting.get(str(device.address))
+        return wish if wish is not None and wish.ids == _ids(device.identity) else None
+
+    @property
+    def lasting(self) -> dict[str, Wish]:
+        """By address."""
+        return self._lasting
+
+    def keep(self, device: Device, flavour: Flavour, drivers: tuple[str, ...], *, persist: bool) -> None:
+        """Raises OSError when one that is to last can't be put on disk."""
+        address = str(device.address)
+        ids = _ids(device.identity)
+        self._boot[address] = Wish(flavour, drivers, ids, device.identity.inode)
+        if persist:
+            self._lasting[address] = Wish(flavour, drivers, ids, 0)
+            _write(self._lasting_file, self._lasting)
+        self._write_boot()
+
+    def drop(self, address: PciAddress) -> None:
+        if self._boot.pop(str(address), None) is not None:
+            self._write_boot()
+        if self._lasting.pop(str(address), None) is not None:
+            try:
+                _write(self._lasting_file, self._lasting)
+            except OSError as error:
+                _warn(self._lasting_file, error)
+
+    def _write_boot(self) -> None:
+        try:
+            _write(self._boot_file, self._boot)
+        except OSError as error:
+            _warn(self._boot_file, error)
+
+
+def _ids(identity: Identity) -> tuple[int, ...]:
+    return (identity.vendor, identity.device, identity.subsystem_vendor, identity.subsystem_device)
+
+
+def _warn(path: Path, error: OSError) -> None:
+    _log.warning("what was asked for by hand can't be kept in %r (%s), ignoring", str(path), error.strerror)
+
+
+def _read(path: Path) -> dict[str, Wish]:
+    try:
+        data = json.loads(path.read_bytes())
+        return {
+            address: Wish(Flavour(each["flavour"]), tuple(each["drivers"]), tuple(each["ids"]), each["inode"])
+            for address, each in data.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("wishes in %r can't be read (%r), ignoring", str(path), error)
+        return {}
+
+
+def _write(path: Path, wishes: dict[str, Wish]) -> None:
+    """Aside, synced and renamed."""
+    data = {
+        address: {
+            "flavour": str(wish.flavour),
+            "drivers": list(wish.drivers),
+            "ids": list(wish.ids),
+            "inode": wish.inode,
+        }
+        for address, wish in wishes.items()
+    }
+    aside = path.with_suffix(".new")
+    with aside.open("w", encoding="ascii") as file:
+        json.dump(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

@@ -1,0 +1,226 @@
+"""Who uses a device's network interfaces.
+
+Everything comes from files that the kernel makes without the RTNL lock, which a driver that hangs in its
+removal may hold: attributes in /sys/class/net are not read, but for `uevent` and `ifindex`.
+"""
+
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+
+from ..model.occupancy import Use, User
+from .host_files import HostFiles
+from .mounts import Mount, read_mounts
+from .routes import Address, FindRoute, Route
+from .storage_users import judge_mount, name_view
+
+# linux/route.h
+_RTF_UP, _RTF_GATEWAY, _RTF_REJECT = 0x1, 0x2, 0x200
+
+# net/ipv6.h: an address of this scope is there as soon as the interface is up.
+_SCOPE_LINK = 0x20
+
+_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Interface:
+    """`label` says by way of which other one it uses the device: `br0 over eth0`."""
+
+    name: str
+    path: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Ipv4Route:
+    name: str
+    network: IPv4Network
+    has_gateway: bool
+
+
+def find_network_users(files: HostFiles, paths: Sequence[str], find_route: FindRoute) -> Iterator[User]:
+    """`paths` are the directories of the device's own interfaces."""
+    if not paths:
+        return
+    interfaces = _find_interfaces(files, paths)
+    labels = {interface.name: interface.label for interface in interfaces}
+    numbers = {files.read_value(f"{interface.path}/ifindex"): interface.name for interface in interfaces}
+
+    def find_interface(route: Route | None) -> str | None:
+        ways = (str(number) for number in (route.interfaces if route is not None else ()))
+        return next((numbers[way] for way in ways if way in numbers), None)
+
+    for path in paths:
+        yield from _find_ports(files, path)
+    routes = tuple(_read_routes(files, labels))
+    defaults = [route.name for route in routes if route.network.prefixlen == 0]
+    for name in (*defaults, *_read_ipv6_default_routes(files)):
+        if name in labels:
+            yield User(Use.ROUTE, f"default route via {labels[name]}")
+    for address in _read_ipv4_addresses(files):
+        entry = find_route(address)
+        own = find_interface(entry) if entry is not None and entry.is_local else None
+        if own is not None:
+            length = _find_prefix_length(address, [route for route in routes if route.name == own])
+            yield User(Use.ADDRESS, f"{address}/{length} on {labels[own]}")
+    for text, name in _read_ipv6_addresses(files):
+        if name in labels:
+            yield User(Use.ADDRESS, f"{text} on {labels[name]}")
+    for use, what, server, pid in _find_servers(files):
+        way = find_interface(find_route(server))
+        if way is not None:
+            yield User(use, f"{what} from {server} by {labels[way]}", pid)
+
+
+def _find_interfaces(files: HostFiles, paths: Sequence[str]) -> tuple[_Interface, ...]:
+    """The device's own, and all that are made of them, to the top: VLANs, bonds, bridges."""
+    pending = [_Interface(_name(path), path, _name(path)) for path in paths]
+    found: dict[str, _Interface] = {}
+    while pending:
+        interface = pending.pop(0)
+        if interface.name in found:
+            continue
+        found[interface.name] = interface
+        pending += [
+            _Interface(_name(path), path, f"{_name(path)} over {interface.label}")
+            for path in _find_uppers(files, interface.path)
+        ]
+    return tuple(found.values())
+
+
+def _find_uppers(files: HostFiles, path: str) -> Iterator[str]:
+    """Net core links each interface to what is made of it (net/core/dev.c, since 3.12)."""
+    for name in files.list(path):
+        upper = files.follow(f"{path}/{name}") if name.startswith("upper_") else None
+        if upper is not None:
+            yield upper
+
+
+def _find_ports(files: HostFiles, path: str) -> Iterator[User]:
+    master = files.follow(f"{path}/master")
+    if master is not None:
+        yield User(Use.PORT, f"port of {_describe(files, master)} ({_name(path)})")
+    for upper in _find_uppers(files, path):
+        if upper != master:
+            yield User(Use.PORT, f"{_describe(files, upper)} runs on {_name(path)}")
+
+
+def _describe(files: HostFiles, path: str) -> str:
+    kind = files.read_properties(f"{path}/uevent").get("DEVTYPE", "")
+    for directory, name in (("bridge", "bridge"), ("bonding", "bond")):
+        if files.exists(f"{path}/{directory}"):
+            kind = name
+    return f"{kind} {_name(path)}".lstrip()
+
+
+def _name(path: str) -> str:
+    return path[path.rfind("/") + 1 :]
+
+
+def _read_routes(files: HostFiles, names: Collection[str]) -> Iterator[_Ipv4Route]:
+    """Those of the main table by these interfaces."""
+    for line in files.read_lines("/proc/net/route"):
+        name = line.partition("\t")[0]
+        if name not in names:
+            continue
+        with suppress(ValueError, IndexError):
+            fields = line.split("\t")
+            flags = int(fields[3], 16)
+            network = IPv4Network((str(_parse_ipv4(fields[1])), str(_parse_ipv4(fields[7]))))
+            if flags & _RTF_UP and not flags & _RTF_REJECT:
+                yield _Ipv4Route(name, network, bool(flags & _RTF_GATEWAY))
+
+
+def _find_prefix_length(address: IPv4Address, routes: Iterable[_Ipv4Route]) -> int:
+    """That of the network which an address is in; an address can also stand alone."""
+    networks = (route.network for route in routes if not route.has_gateway)
+    return max((network.prefixlen for network in networks if address in network), default=32)
+
+
+def _parse_ipv4(text: str) -> IPv4Address:
+    # Four bytes in network order, printed as one number of the host's (net/ipv4/fib_trie.c).
+    return IPv4Address(int(text, 16).to_bytes(4, sys.byteorder))
+
+
+def _read_ipv6_default_routes(files: HostFiles) -> Iterator[str]:
+    for line in files.read_lines("/proc/net/ipv6_route"):
+        fields = line.split()
+        with suppress(ValueError, IndexError):
+            flags = int(fields[8], 16)
+            if fields[1] == "00" and not int(fields[0], 16) and flags & _RTF_UP and not flags & _RTF_REJECT:
+                yield fields[9]
+
+
+def _read_ipv4_addresses(files: HostFiles) -> Iterator[IPv4Address]:
+    """The host's own: leaves of the table that have a local route of full length."""
+    leaf = ""
+    seen = set()
+    for line in files.read_lines("/proc/net/fib_trie"):
+        kind, _, rest = line.lstrip().partition(" ")
+        if kind == "|--":
+            leaf = rest
+        elif kind == "/32" and rest == "host LOCAL" and leaf not in seen:
+            seen.add(leaf)
+            with suppress(ValueError):
+                address = IPv4Address(leaf)
+                if not address.is_loopback:
+                    yield address
+
+
+def _read_ipv6_addresses(files: HostFiles) -> Iterator[tuple[str, str]]:
+    for line in files.read_lines("/proc/net/if_inet6"):
+        fields = line.split()
+        with suppress(ValueError, IndexError):
+            if not int(fields[3], 16) & _SCOPE_LINK:
+                yield f"{IPv6Address(bytes.fromhex(fields[0]))}/{int(fields[2], 16)}", fields[5]
+
+
+def _find_servers(files: HostFiles) -> Iterator[tuple[Use, str, Address, int | None]]:
+    """What the host has mounted or attached over the network, and from where."""
+    seen = set()
+    for mount in read_mounts(files):
+        if mount.fs_type not in _NETWORK_FILE_SYSTEMS or (mount.point, mount.source) in seen:
+            continue
+        seen.add((mount.point, mount.source))
+        use = Use.ROOT if judge_mount(mount) is Use.ROOT else Use.NETWORK_STORAGE
+        for server in find_server_addresses(mount):
+            what = f"{mount.point} ({mount.fs_type}{name_view(files, mount)})"
+            yield use, what, server, None if mount.pid == 1 else mount.pid
+    disks = [
+        ("iSCSI disks", files.read_value(f"/sys/class/iscsi_connection/{name}/persistent_address"))
+        for name in files.list("/sys/class/iscsi_connection")
+    ]
+    # Not by `address`, which waits for the queue of a server that doesn't answer.
+    disks += [
+        (
+            f"NVMe disks of {name}",
+            files.read_properties(f"/sys/class/nvme/{name}/uevent").get("NVME_TRADDR", ""),
+        )
+        for name in files.list("/sys/class/nvme")
+    ]
+    for what, text in disks:
+        address = _parse_address(text)
+        if address is not None:
+            yield Use.NETWORK_STORAGE, what, address, None
+
+
+def find_server_addresses(mount: Mount) -> tuple[Address, ...]:
+    """`addr=` of NFS and SMB; the monitors of Ceph are in `mon_addr=`, or named as the source."""
+    options = dict(option.partition("=")[::2] for option in mount.options)
+    texts = [options.get("addr", ""), *options.get("mon_addr", "").split("/")]
+    if mount.fs_type == "ceph":
+        texts += mount.source.rpartition(":/")[0].split(",")
+    addresses = (_parse_address(text) for text in texts)
+    return tuple(dict.fromkeys(address for address in addresses if address is not None))
+
+
+def _parse_address(text: str) -> Address | None:
+    """With a port or without; None for a name."""
+    for candidate in (text, re.sub(r"^\[?(.*?)\]?:\d+$", r"\1", text)):
+        with suppress(ValueError):
+            return ip_address(candidate.strip("[]"))
+    return None
