@@ -10,16 +10,19 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from . import __version__, journal
+from .config.problems import PolicyError
 from .doors.interface import CONTROL_SOCKET
 from .doors.uevents import UeventDoor
 from .doors.varlink import ManagerService, VarlinkDoor
 from .engine.changes import Changes
 from .engine.engine import Engine
-from .engine.host import Host, PolicyInForce
+from .engine.host import Host
 from .engine.ledger import Ledger
+from .engine.policy import PolicyInForce
 from .kernel.hands import Hands
 from .kernel.index import ModuleIndex
 from .kernel.modules import Modules
@@ -35,6 +38,9 @@ LASTING_STATE = Path("/var/lib/vfio-flavourd")
 
 # A switch that is under way when the service stops is given this long (seconds) to come to its end.
 _GRACE = 5.0
+
+# The policy that was in force last, for a start without a valid one.
+_LAST_GOOD = LASTING_STATE / "last-good-policy.yaml"
 
 
 class Daemon:
@@ -67,9 +73,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_unasked)
         self._hands.prepare()
         self._report_index()
+        self._read_policy_at_start()
         await self._engine.recover()
         service = ManagerService(
             self._engine, lambda device: self._database.find_name(device.address), self._reload
@@ -98,16 +105,44 @@ class Daemon:
             journal.notify("WATCHDOG=1")
             asyncio.get_running_loop().call_later(interval, self._ping)
 
+    def _read_policy_at_start(self) -> None:
+        """An invalid policy doesn't keep the daemon from starting: the last good one stays in force."""
+        try:
+            self._host.policy.read(Path("/"), _LAST_GOOD)
+        except PolicyError as error:
+            _log_invalid(error)
+            try:
+                self._host.policy.read_last_good(_LAST_GOOD)
+            except PolicyError as spoilt:
+                _log.error("the last good policy can't be read either, so there is none: %s", spoilt)
+
     def _reload(self) -> None:
+        """Raises PolicyError, and nothing has changed then."""
         journal.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        self._report_index()
-        journal.notify("READY=1")
+        try:
+            self._report_index()
+            self._host.policy.read(Path("/"), _LAST_GOOD)
+            self._engine.reconciler.reload()
+        except PolicyError as error:
+            _log_invalid(error)
+            raise
+        finally:
+            journal.notify("READY=1")
+
+    def _reload_unasked(self) -> None:
+        with suppress(PolicyError):  # it is in the log, nobody waits for an answer
+            self._reload()
 
     def _report_index(self) -> None:
         table = self._index.table()
         for warning in table.warnings:
             _log.warning("%s", warning)
         _log.info("%d modules have a vfio_pci alias", len(table.flavoured_modules()))
+
+
+def _log_invalid(error: PolicyError) -> None:
+    for problem in error.problems:
+        _log.error("policy: %s (%s)", problem, problem.hint or "flavourctl check shows the place")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,9 @@ from typing import Any
 
 from vfio_flavourd.engine.changes import Changes
 from vfio_flavourd.engine.engine import Engine
-from vfio_flavourd.engine.host import Host, PolicyInForce
+from vfio_flavourd.engine.host import Host
 from vfio_flavourd.engine.ledger import Ledger
+from vfio_flavourd.engine.policy import PolicyInForce
 from vfio_flavourd.kernel.hands import Blocked, Guard, Operation, Result
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.modules import Modules

@@ -41,7 +41,9 @@ def list_devices(arguments: argparse.Namespace) -> int:
         for device in devices
     ]
     print_table(
-        ("DEVICE", "FLAVOUR", "DRIVER", "BEST CANDIDATE", "GROUP", "RULE", "NAME"), rows, color=arguments.color
+        ("DEVICE", "FLAVOUR", "DRIVER", "BEST CANDIDATE", "GROUP", "RULE", "NAME"),
+        rows,
+        color=arguments.color,
     )
     _tell_trouble(answer)
     return 0
@@ -121,7 +123,7 @@ def _describe_policy(device: dict[str, Any]) -> str:
     return said
 
 
-async def _ask(method: str, **parameters: Any) -> dict[str, Any]:
+async def _ask(method: str, **parameters: str | bool) -> dict[str, Any]:
     client = await connect(writes=False)
     try:
         return await client.call(method, **parameters)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..model.errors import FlavourError
+from ..model.errors import FlavourError, InvalidPolicyError
 from .output import print_json, printable
 
 _DONE, _FAILED, _NO_DEVICE, _NOT_RUNNING, _TRY_AGAIN, _NOT_PERMITTED = 0, 1, 3, 69, 75, 77
+_INVALID_POLICY = 78
 
 _EXIT = {
     errno.ENODEV: _NO_DEVICE,
@@ -31,7 +32,7 @@ examples:
   flavourctl resolve 01:00.0              which drivers could serve it, and why
 
 exit status: 0 done, 1 failed, 2 usage, 3 no such device, 4 fell back (with --strict),
-69 daemon not running, 75 busy or timed out, 77 not permitted
+69 daemon not running, 75 busy or timed out, 77 not permitted, 78 invalid policy
 """
 
 
@@ -95,6 +96,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     reset.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
     _add_waiting(reset)
+
+    check = verbs.add_parser(
+        "check", parents=[common], help="is the policy valid, and what is wrong with it; needs no daemon"
+    )
+    check.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE", help="these instead of the installed files"
+    )
+    verbs.add_parser(
+        "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
+    )
+    verbs.add_parser("reload", parents=[common], help="have the daemon read the policy and the index again")
     return parser
 
 
@@ -155,6 +167,11 @@ def _run(arguments: argparse.Namespace) -> int:
             from .resolve import resolve
 
             return resolve(arguments)
+        case "check" | "cat-config" | "reload":
+            from . import policy
+
+            verbs = {"check": policy.check, "cat-config": policy.cat_config, "reload": policy.reload}
+            return verbs[arguments.verb](arguments)
         case _:
             from .switch import switch
 
@@ -168,6 +185,8 @@ def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
     print(f"flavourctl: {printable(message)}", file=sys.stderr)
     if error.hint:
         print(f"  {printable(error.hint)}", file=sys.stderr)
+    if isinstance(error, InvalidPolicyError):
+        return _INVALID_POLICY
     from ..doors.client import NotRunningError
 
     return _NOT_RUNNING if isinstance(error, NotRunningError) else _EXIT.get(error.errno, _FAILED)

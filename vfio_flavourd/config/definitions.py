@@ -34,8 +34,8 @@ _SETTINGS = (
     Key(
         "noiommu",
         Choice({str(each): each for each in NoIommu}),
-        "What to do with a device that no IOMMU isolates: refuse, or allow it although it can then write to all"
-        " of the host's memory.",
+        "What to do with a device that no IOMMU isolates: refuse, or allow it although it can write to all of"
+        " the host's memory then.",
         default="refuse",
     ),
     Key(
@@ -51,7 +51,7 @@ MATCH = Table(
         Key(
             "address",
             OneOrMore(scalars.ADDRESS),
-            "Its address. With vendor and device beside it, another card that gets the address is left alone.",
+            "Its address. With vendor and device beside it another card that gets it is left alone.",
         ),
         Key(
             "slot",
@@ -163,7 +163,7 @@ RULE = Table(
         Key(
             "nodes",
             NODES,
-            "Who may open their VFIO nodes in /dev. Whoever may controls the device. Without it they are root's.",
+            "Who may open their VFIO nodes in /dev, and so controls the devices. Without it only root may.",
         ),
     ),
 )
@@ -185,7 +185,7 @@ FILE = Table(
         Key(
             "personalities",
             ListOf(PERSONALITY),
-            "Drivers that become VFIO drivers by an attribute of their own. That of the attribute enable_vfio is"
+            "Drivers that become VFIO drivers by an attribute of their own. The attribute enable_vfio is"
             " built in and comes first.",
         ),
         Key("rules", ListOf(RULE), "The first one that matches a device decides."),

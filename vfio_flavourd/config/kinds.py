@@ -37,7 +37,8 @@ class Value:
 
 
 class Kind(Protocol):
-    """`check` returns None for what it has reported an error of; `name` is what the value is there for."""
+    """`check` returns what is good of a node, None when nothing is, and reports all that isn't; `name` is
+    what the value is there for."""
 
     def check(self, node: Node, name: str, report: Report) -> Value | None: ...
 
@@ -109,8 +110,7 @@ class OneOrMore:
             report.error(node.place, f"{name}: the list is empty, {self.item.allowed} is wanted")
             return None
         values = [self.item.check(each, name, report) for each in nodes]
-        good = tuple(value for value in values if value is not None)
-        return Value(good, node.place) if len(good) == len(nodes) else None
+        return Value(tuple(value for value in values if value is not None), node.place)
 
     def schema(self) -> Schema:
         item = self.item.schema()

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import yaml
 
-from .problems import Place, shown
+from .problems import Place, shown, split_lines
 
 # Twice what the deepest policy has.
 _DEEPEST = 12
@@ -73,10 +73,10 @@ def decode(data: bytes, file: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8", "replace")
+        before = error.object[: error.start].decode("utf-8")
         raise UnreadableError(
             _place_after(before, file),
-            f"byte 0x{data[error.start]:02x} is not UTF-8",
+            f"byte 0x{error.object[error.start]:02x} is not UTF-8",
             "the file must be text in UTF-8",
         ) from error
     found = _UNPRINTABLE.search(text)
@@ -179,5 +179,5 @@ def _place(mark: _Mark | None, file: str) -> Place:
 
 
 def _place_after(text: str, file: str) -> Place:
-    lines = text.split("\n")
+    lines = split_lines(text)
     return Place(file, len(lines), len(lines[-1]) + 1)

@@ -2,16 +2,19 @@
 
 import difflib
 import errno
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..model.errors import FlavourError
+from ..model.errors import InvalidPolicyError
 
-# Whoever has more than these has one mistake, or is trying something.
-_MOST_PROBLEMS = 50
+# Whoever makes more has made one mistake many times, or is trying something.
+_MOST_ERRORS = 50
+_MOST_WARNINGS = 50
 _WIDTH = 100
+_LINE_END = re.compile("\r\n|\r|\n")
 
 
 class Severity(StrEnum):
@@ -60,18 +63,19 @@ class Problem:
         return tuple(lines)
 
 
-class PolicyError(FlavourError):
+class PolicyError(InvalidPolicyError):
     """The files are no valid policy. Its text and hint are those of the first problem."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
+    def __init__(self, problems: tuple[Problem, ...], files: tuple[str, ...] = ()) -> None:
         first = next(problem for problem in problems if problem.severity is Severity.ERROR)
         more = sum(problem.severity is Severity.ERROR for problem in problems) - 1
         text = f"{first} (and {more} more)" if more else str(first)
         super().__init__(text, errno=errno.EINVAL, hint=first.hint)
         self.problems = problems
+        self.files = files
 
 
-class TooManyProblemsError(Exception):
+class TooManyErrorsError(Exception):
     """It makes no sense to go on looking."""
 
 
@@ -79,32 +83,45 @@ class Report:
     """Collects problems, all of one load; knows the files' lines."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
+        self._problems: list[Problem] = []
+        self._errors = 0
         self._lines: dict[str, list[str]] = {}
 
     @property
     def has_errors(self) -> bool:
-        return any(problem.severity is Severity.ERROR for problem in self.problems)
+        return self._errors > 0
+
+    def in_order(self) -> tuple[Problem, ...]:
+        """As they stand in the files; the last one says so when the search was ended."""
+        found = sorted(self._problems, key=lambda each: (each.file, each.line, each.column))
+        if self._errors >= _MOST_ERRORS:
+            found.append(Problem(found[-1].file, 0, 0, "there may be more: the search ended here"))
+        return tuple(found)
 
     def add_source(self, file: str, text: str) -> None:
-        # As YAML counts lines, once control characters are ruled out.
-        self._lines[file] = text.splitlines()
+        self._lines[file] = split_lines(text)
 
     def error(self, place: Place, message: str, hint: str = "") -> None:
-        """Raises TooManyProblemsError."""
+        """Raises TooManyErrorsError."""
+        self._errors += 1
         self._add(place, message, hint, Severity.ERROR)
+        if self._errors >= _MOST_ERRORS:
+            raise TooManyErrorsError
 
     def warn(self, place: Place, message: str, hint: str = "") -> None:
-        """Raises TooManyProblemsError."""
-        self._add(place, message, hint, Severity.WARNING)
+        """Beyond the fiftieth nobody reads them."""
+        if len(self._problems) - self._errors < _MOST_WARNINGS:
+            self._add(place, message, hint, Severity.WARNING)
 
     def _add(self, place: Place, message: str, hint: str, severity: Severity) -> None:
         lines = self._lines.get(place.file, [])
         source = lines[place.line - 1] if 0 < place.line <= len(lines) else ""
-        self.problems.append(Problem(place.file, place.line, place.column, message, source, hint, severity))
-        if len(self.problems) >= _MOST_PROBLEMS:
-            self.problems.append(Problem(place.file, 0, 0, "there may be more; the search ended here"))
-            raise TooManyProblemsError
+        self._problems.append(Problem(place.file, place.line, place.column, message, source, hint, severity))
+
+
+def split_lines(text: str) -> list[str]:
+    """Where YAML ends lines, as far as a policy can."""
+    return _LINE_END.split(text)
 
 
 def shown(text: str) -> str:

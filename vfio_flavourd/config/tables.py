@@ -35,7 +35,6 @@ class Table:
         kinds = {key.name: key.kind for key in self.keys}
         found: dict[str, Value] = {}
         seen: dict[str, Scalar] = {}
-        good = True
         for key, value in node.pairs:
             if key.text in seen:
                 first = seen[key.text].place.line
@@ -48,26 +47,20 @@ class Table:
                 checked = kinds[key.text].check(value, key.text, report)
                 if checked is not None:
                     found[key.text] = checked
-                    continue
-            good = False
-        good = self._check_presence(node, seen, report) and good
-        return Value(found, node.place) if good else None
+        self._check_presence(node, seen, report)
+        return Value(found, node.place)
 
-    def _check_presence(self, node: Mapping, seen: Map[str, Scalar], report: Report) -> bool:
+    def _check_presence(self, node: Mapping, seen: Map[str, Scalar], report: Report) -> None:
         if not node.pairs:
             report.error(node.place, f"{self.what} is empty", self.when_empty or self._hint())
-            return False
-        missing = [key.name for key in self.keys if key.required and key.name not in seen]
-        for name in missing:
-            report.error(node.place, f"{self.what} lacks the key {name!r}")
-        lonely = [name for name, other in self.needs.items() if name in seen and other not in seen]
-        for name in lonely:
-            report.error(
-                seen[name].place,
-                f"{name!r} says nothing without {self.needs[name]!r}",
-                f"each vendor has IDs of its own: give {self.needs[name]!r} as well",
-            )
-        return not missing and not lonely
+            return
+        for key in self.keys:
+            if key.required and key.name not in seen:
+                report.error(node.place, f"{self.what} lacks the key {key.name!r}")
+        for name, other in self.needs.items():
+            if name in seen and other not in seen:
+                hint = f"each vendor has IDs of its own: give {other!r} as well"
+                report.error(seen[name].place, f"{name!r} says nothing without {other!r}", hint)
 
     def _hint(self) -> str:
         return f"its keys are {', '.join(key.name for key in self.keys)}"
@@ -105,11 +98,11 @@ class Named:
                 report.error(key.place, f"{name}: {shown(key.text)} is here twice")
                 continue
             seen.add(key.text)
-            checked_name = self.name.check(key, name, report)
+            self.name.check(key, name, report)
             checked = self.value.check(value, key.text, report)
-            if checked is not None and checked_name is not None:
+            if checked is not None:
                 found[key.text] = Value(checked.value, key.place)
-        return Value(found, node.place) if len(found) == len(node.pairs) else None
+        return Value(found, node.place)
 
     def schema(self) -> Schema:
         return {

@@ -66,7 +66,9 @@ class UeventDoor:
 
     async def _fulfil(self, event: Uevent, wish: str) -> None:
         try:
-            request = Request(event.address, parse_flavour(wish, self._engine.flavours), requester=f"uevent {event.seqnum}")
+            request = Request(
+                event.address, parse_flavour(wish, self._engine.flavours), requester=f"uevent {event.seqnum}"
+            )
         except FlavourError as error:
             _log.error(
                 "%s: a uevent asks for a flavour: %s (%s), ignoring",

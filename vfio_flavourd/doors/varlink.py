@@ -179,7 +179,10 @@ class ManagerService(interface.Manager):
 
     @varlinkmethod(return_parameter="attempts")
     def History(self) -> list[AttemptInfo]:
-        return [interface.render_attempt(str(address), attempt) for address, attempt in self._engine.attempts.history]
+        return [
+            interface.render_attempt(str(address), attempt)
+            for address, attempt in self._engine.attempts.history
+        ]
 
     @varlinkmethod(delay_generator=False)
     async def Monitor(self) -> AsyncIterator[Event]:

@@ -104,7 +104,9 @@ class Engine:
     async def set_flavour(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
-        outcome = await self._take(request, report, to_native if request.flavour == Flavour.NATIVE else to_vfio)
+        outcome = await self._take(
+            request, report, to_native if request.flavour == Flavour.NATIVE else to_vfio
+        )
         if request.by_hand:
             self.reconciler.keep_wish(request)
         return outcome
@@ -177,6 +179,7 @@ class Engine:
         finally:
             for member in work.members:
                 self._running.pop(member.device.address, None)
+                self.reconciler.consider(member.device.address)
             if stuck:
                 release = asyncio.create_task(_release_after(turn, stuck))
                 self._releases.add(release)
@@ -337,9 +340,7 @@ class _Work:
     ) -> None:
         """One record for each device that there was a switch for."""
         steps = tuple(self.members[0].switch.steps) if self.members else ()
-        attempts.conclude(
-            self.request, self._started, steps, error=error, outcome=outcome, rule=self.rule
-        )
+        attempts.conclude(self.request, self._started, steps, error=error, outcome=outcome, rule=self.rule)
         for number, member in enumerate(self.members[1:]):
             others = outcome.others if outcome is not None else ()
             attempts.conclude(

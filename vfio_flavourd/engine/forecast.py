@@ -63,7 +63,9 @@ def _forecast_native(host: Host, device: Device) -> list[str]:
     record = find_record(host.ledger, device)
     if record is not None and record.personality is not None:
         personality = record.personality
-        return [f"write {personality.off} to {personality.attribute} of {device.driver}, which is not unbound"]
+        return [
+            f"write {personality.off} to {personality.attribute} of {device.driver}, which is not unbound"
+        ]
     now = Binding(device.driver, device.driver)
     known = record is not None and record.origin_flavour == Flavour.NATIVE
     steps = plan_move(now, record.origin) if record is not None and known else plan_release(now)

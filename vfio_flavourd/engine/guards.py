@@ -91,15 +91,16 @@ def judge_users(device: Device, users: tuple[User, ...], release: str, *, forced
     if never := [user for user in users if user.use in UNFORCEABLE]:
         hint = "not even --force takes it: the host could not go on without it"
         if all(user.use is Use.VFS for user in never):
-            hint = f"VFIO refuses it while it has VFs: echo 0 > /sys/bus/pci/devices/{device.address}/sriov_numvfs"
+            attribute = f"/sys/bus/pci/devices/{device.address}/sriov_numvfs"
+            hint = f"VFIO refuses it while it has VFs: echo 0 > {attribute}"
         raise FlavourError(f"{device.address}: in use: {named}", errno=errno.EBUSY, hint=hint)
     held = any(user.use is Use.GUEST for user in users)
     if held and not _may_bind_beside_a_guest(release):
         raise FlavourError(
             f"{device.address}: in use: {named}",
             errno=errno.EBUSY,
-            hint=f"stop it first: kernel {release} crashes when a native driver comes into a group that a guest "
-            "uses, so not even --force takes it",
+            hint=f"stop it first: kernel {release} crashes when a native driver comes into a group that a "
+            "guest uses, so not even --force takes it",
         )
     if not forced:
         hint = "stop the use, or take it away all the same with --force"
@@ -145,10 +146,11 @@ def _find_others(host: Host, device: Device, flavour: Flavour) -> tuple[Device, 
 
 def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourError:
     return FlavourError(
-        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} {_tell(in_the_way)}",
+        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} "
+        f"{_tell(in_the_way)}",
         errno=errno.EBUSY,
-        hint="--group together (or the policy's `group: together`) switches all of the group's devices or none, "
-        "--group ignore only this one",
+        hint="--group together (or the policy's `group: together`) switches all of the group's devices or "
+        "none, --group ignore only this one",
     )
 
 

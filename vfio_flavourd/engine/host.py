@@ -1,6 +1,5 @@
 """The host as the engine sees it: its kernel, its index, its policy, its records."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,52 +11,13 @@ from ..kernel.modules import Modules
 from ..kernel.occupancy import Occupancy
 from ..kernel.sysfs import Sysfs
 from ..model.address import PciAddress
-from ..model.aliases import AliasTable, Resolution
+from ..model.aliases import Resolution
 from ..model.device import Device
 from ..model.flavour import Flavour, find_flavour
-from ..model.policy import Decision, FlavourKind, Policy, decide
+from ..model.policy import Decision, FlavourKind, decide, decide_by_default
 from .changes import Changes
 from .ledger import Ledger
-
-_ModulesOfFlavours = Mapping[Flavour, frozenset[str]]
-
-
-class PolicyInForce:
-    """The last good set. `trouble` says why a newer one is not in force, and is empty otherwise. `changed` is
-    called when something else than the files has changed what is wanted: a wish that lasts."""
-
-    def __init__(self, policy: Policy | None = None) -> None:
-        self.trouble = ""
-        self.changed: Callable[[], None] = _nobody_listens
-        self.policy = policy or Policy()
-        self._modules: tuple[AliasTable, _ModulesOfFlavours] | None = None
-
-    def replace(self, policy: Policy) -> None:
-        self.policy = policy
-        self.trouble = ""
-        self._modules = None
-        self.changed()
-
-    @property
-    def flavours(self) -> tuple[Flavour, ...]:
-        """All that there are, `native` first."""
-        return (Flavour.NATIVE, *map(Flavour, self.policy.flavours))
-
-    def find_modules(self, table: AliasTable) -> _ModulesOfFlavours:
-        """Which modules bring the drivers of each flavour but `native`."""
-        if self._modules is None or self._modules[0] is not table:
-            found = {
-                Flavour(kind.name): table.flavoured_modules(kind.alias_prefix, kind.fallback)
-                if kind.alias_prefix is not None
-                else frozenset({kind.fallback.replace("-", "_")})
-                for kind in self.policy.flavours.values()
-            }
-            self._modules = (table, found)
-        return self._modules[1]
-
-
-def _nobody_listens() -> None:
-    """Nothing is made from the policy."""
+from .policy import ModulesOfFlavours, PolicyInForce
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +52,13 @@ class Host:
 
     def decide(self, device: Device) -> Decision:
         """What the policy says of a device."""
-        policy = self.policy.policy
-        return decide(read_facts(self.sysfs, device, policy), policy)
+        policy, key = self.policy.policy, (device.address, device.identity.inode)
+        if not policy.rules:
+            return decide_by_default(policy)
+        facts = read_facts(self.sysfs, device, policy, self.policy.serials.get(key, ()))
+        if facts.serials:
+            self.policy.serials[key] = facts.serials
+        return decide(facts, policy)
 
     def find_flavour(self, device: Device) -> Flavour:
         return find_flavour(device.vfio_device, device.driver_module, self._modules_of_flavours())
@@ -104,7 +69,11 @@ class Host:
         return find_flavour(vfio_device, module, self._modules_of_flavours())
 
     def resolve(
-        self, modalias: str, kind: FlavourKind, named: tuple[str, ...] = (), denied: frozenset[str] = frozenset()
+        self,
+        modalias: str,
+        kind: FlavourKind,
+        named: tuple[str, ...] = (),
+        denied: frozenset[str] = frozenset(),
     ) -> Resolution:
         """Which drivers would serve it. Raises FlavourError (EINVAL)."""
         return self.index.table().resolve(
@@ -116,5 +85,5 @@ class Host:
             loaded=self.modules,
         )
 
-    def _modules_of_flavours(self) -> _ModulesOfFlavours:
+    def _modules_of_flavours(self) -> ModulesOfFlavours:
         return self.policy.find_modules(self.index.table())

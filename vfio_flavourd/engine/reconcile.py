@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..kernel.claims import find_driverctl_override
 from ..model.address import PciAddress
@@ -39,17 +39,19 @@ _WORKERS = max(2, min(8, os.cpu_count() or 2))
 
 REQUESTER = "policy"
 
+_T = TypeVar("_T")
 _Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What the policy wanted of a device when it was last looked at: `-` for nothing. `done` is false while
-    it could not be had."""
+    it could not be had. `serials` are what the device told then."""
 
     inode: int
     wanted: str
     done: bool
+    serials: tuple[str, ...]
 
 
 class Reconciler:
@@ -64,6 +66,8 @@ class Reconciler:
         self._applied: dict[str, Applied] = {}
         self._failures: dict[PciAddress, int] = {}
         self._remarks: dict[PciAddress, str] = {}
+        self._held_back: set[PciAddress] = set()
+        self._again: set[PciAddress] = set()
         self._due: dict[PciAddress, asyncio.TimerHandle] = {}
         self._tasks: dict[PciAddress, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(_WORKERS)
@@ -119,25 +123,27 @@ class Reconciler:
         """Apply the policy to the devices that it was not applied to in this boot."""
         self._started = True
         self._applied = _read_applied(self._file)
-        changed = 0
         for device in self._host.read_devices():
             applied = self._applied.get(str(device.address))
             if applied is None or applied.inode != device.identity.inode:
                 self.consider(device.address)
-            elif applied.wanted != self._describe(device):
-                changed += 1
+                continue
+            self._host.policy.serials[device.address, applied.inode] = applied.serials
+            if applied.wanted != self._describe(device):
+                self._held_back.add(device.address)
             elif not applied.done:
                 self.consider(device.address)
-        if changed:
+        if self._held_back:
             _log.warning(
-                "the policy now says something else of %d devices than when it was last applied: "
-                "`flavourctl reload` applies it",
-                changed,
+                "the policy says something else of %d devices than when it was last applied: "
+                "flavourctl reload applies it",
+                len(self._held_back),
             )
 
     def reload(self) -> None:
         """The policy has been read again: apply what differs."""
         self._failures.clear()
+        self._held_back.clear()
         for device in self._host.read_devices():
             applied = self._applied.get(str(device.address))
             if applied is None or not applied.done or applied.wanted != self._describe(device):
@@ -160,6 +166,7 @@ class Reconciler:
             self._save_soon()
         self._failures.pop(address, None)
         self._remarks.pop(address, None)
+        self._held_back.discard(address)
         if due := self._due.pop(address, None):
             due.cancel()
 
@@ -175,11 +182,20 @@ class Reconciler:
 
     def _begin(self, address: PciAddress) -> None:
         del self._due[address]
-        if address in self._tasks or self._is_in_work(address):
-            return  # whose end makes events of its own
+        if address in self._tasks:
+            self._again.add(address)
+            return
+        if self._is_in_work(address):
+            return  # the engine has it considered when that is at its end
         task = asyncio.create_task(self._look(address))
         self._tasks[address] = task
-        task.add_done_callback(lambda _: self._tasks.pop(address, None))
+        task.add_done_callback(lambda _: self._end(address))
+
+    def _end(self, address: PciAddress) -> None:
+        del self._tasks[address]
+        if address in self._again:
+            self._again.discard(address)
+            self.consider(address)
 
     async def _look(self, address: PciAddress) -> None:
         try:
@@ -189,8 +205,12 @@ class Reconciler:
         wanted, decision = self._describe(device), self._host.decide(device)
         applied = self._applied.get(str(address))
         if applied is not None and applied.inode == device.identity.inode and applied.done:
-            self._compare(device, applied)
-            return
+            # What tells a device apart may be known only now: a serial, once its driver has it.
+            if wanted in (_NOTHING, applied.wanted):
+                self._compare(device, applied)
+                return
+            if address in self._held_back:
+                return
         if wanted == _NOTHING or self._is_so(device, wanted):
             self._note(device, wanted, done=True)
             return
@@ -229,7 +249,7 @@ class Reconciler:
         tries = self._failures[address] = self._failures.get(address, 0) + 1
         if not is_refusal(error) and tries >= _MOST_TRIES:
             _log.error(
-                "%s: the policy could not be applied in %d tries: left as it is until a reload", address, tries,
+                "%s: the policy could not be applied in %d tries: left as it is", address, tries,
                 extra={"PCI_ADDRESS": str(address)},
             )  # fmt: skip
             return
@@ -270,10 +290,16 @@ class Reconciler:
         if self._host.find_flavour(device) != flavour:
             return False
         names = {name.replace("-", "_") for name in (device.driver, device.driver_module) if name}
-        return not drivers or flavour == Flavour.NATIVE or bool(names & {name.replace("-", "_") for name in drivers})
+        return (
+            not drivers
+            or flavour == Flavour.NATIVE
+            or bool(names & {name.replace("-", "_") for name in drivers})
+        )
 
     def _note(self, device: Device, wanted: str, *, done: bool) -> None:
-        self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done)
+        serials = self._host.policy.serials.get((device.address, device.identity.inode), ())
+        self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials)
+        self._held_back.discard(device.address)
         self._remarks.pop(device.address, None)
         self._save_soon()
 
@@ -287,7 +313,10 @@ class Reconciler:
             self._unsaved = None
         if not self._started:
             return
-        data = {address: [each.inode, each.wanted, each.done] for address, each in self._applied.items()}
+        data = {
+            address: [each.inode, each.wanted, each.done, each.serials]
+            for address, each in self._applied.items()
+        }
         aside = self._file.with_suffix(".new")
         try:
             aside.write_text(json.dumps(data), encoding="ascii")
@@ -311,7 +340,15 @@ def _describe_claim(driver: str) -> str:
 def _read_applied(path: Path) -> dict[str, Applied]:
     try:
         data = json.loads(path.read_bytes())
-        return {address: Applied(*map(_checked, each, (int, str, bool))) for address, each in data.items()}
+        return {
+            address: Applied(
+                _check(inode, int),
+                _check(wanted, str),
+                _check(done, bool),
+                tuple(_check(serials, list)),
+            )
+            for address, (inode, wanted, done, serials) in data.items()
+        }
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -319,7 +356,7 @@ def _read_applied(path: Path) -> dict[str, Applied]:
         return {}
 
 
-def _checked(value: Any, kind: type) -> Any:
+def _check(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise TypeError(f"{value!r} is not of {kind.__name__}")
     return value

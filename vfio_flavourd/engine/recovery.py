@@ -34,7 +34,10 @@ async def converge(host: Host, record: Record) -> str:
             now = await _move(host, record, device, now, back=back)
         elif back and now.vfio_device is not None:
             now = await move(
-                host, device, (Step(Action.ASK, record.personality.off, record.personality.attribute),), timeout
+                host,
+                device,
+                (Step(Action.ASK, record.personality.off, record.personality.attribute),),
+                timeout,
             )
     except GoneError:
         host.ledger.forget(address)

@@ -23,7 +23,6 @@ from .host import Host
 from .ledger import Ledger, Record, find_record
 from .moves import GoneError, Observed, StaleError, StepError, StuckError, describe_errno, move, observe
 
-
 # Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
 _LONG = 3.0
 
@@ -237,7 +236,9 @@ class Switch:
 
     async def wait_for(self, device: Device, is_so: Callable[[], bool]) -> bool:
         """Whether it became so while a bind may take."""
-        return await self.host.changes.wait_for(device.address, is_so, self._limit(self.settings.bind_timeout))
+        return await self.host.changes.wait_for(
+            device.address, is_so, self._limit(self.settings.bind_timeout)
+        )
 
     @staticmethod
     def _expected(device: Device, record: Record | None) -> Binding:

@@ -8,6 +8,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
 from ..model.plan import plan_move, plan_release
 from ..model.transition import Phase
+from ..model.udev_rules import PLACEHOLDER
 from .ledger import Record, find_record
 from .moves import StepError
 from .personality import ask
@@ -23,7 +24,7 @@ async def to_native(switch: Switch, device: Device) -> Outcome:
         return await _ask_back(switch, device, record)
     if record is not None and record.origin_flavour == Flavour.NATIVE:
         return await _give_back(switch, device, record)
-    return await _release(switch, device)
+    return await _release(switch, device, "nothing is on record of what the device had before")
 
 
 def _did_it_itself(switch: Switch, device: Device, record: Record | None) -> bool:
@@ -58,7 +59,21 @@ async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Ou
     return await ask(switch, device, personality, wanted=False)
 
 
+def _was_kept_from_its_driver(switch: Switch, record: Record) -> bool:
+    """Whether it had no driver because an override kept the native one away: the policy's udev rule."""
+    override = record.origin.override
+    if record.origin.driver is not None or override is None:
+        return False
+    return override == PLACEHOLDER or switch.host.find_flavour_of(override, None) != Flavour.NATIVE
+
+
 async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
+    if _was_kept_from_its_driver(switch, record):
+        outcome = await _release(
+            switch, device, "the policy has kept its native driver from it since the boot"
+        )
+        switch.host.ledger.forget(device.address)
+        return outcome
     goal = record.origin
     await _load_driver(switch, device, record)
     try:
@@ -79,7 +94,7 @@ async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
     return switch.outcome(device, after, reason)
 
 
-async def _release(switch: Switch, device: Device) -> Outcome:
+async def _release(switch: Switch, device: Device, why: str) -> Outcome:
     """It was on VFIO before anyone here saw it: nobody knows what it had."""
     switch.enter(Phase.LOADING)
     await switch.load_native(device.modalias)
@@ -91,8 +106,7 @@ async def _release(switch: Switch, device: Device) -> Outcome:
         still = FlavourError(f"{device.address}: it is still a VFIO device", errno=errno.EIO)
         raise await switch.undo(device, still)
     switch.settle(device, after)
-    reason = "the kernel's own choice: nothing is on record of what the device had before"
-    return switch.outcome(device, after, reason)
+    return switch.outcome(device, after, f"the kernel's own choice: {why}")
 
 
 async def _load_driver(switch: Switch, device: Device, record: Record) -> None:

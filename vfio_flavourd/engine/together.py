@@ -21,7 +21,9 @@ class Member:
     way: Way
 
 
-async def run_together(members: Sequence[Member], quarantine: Callable[[Device, StuckError], None]) -> list[Outcome]:
+async def run_together(
+    members: Sequence[Member], quarantine: Callable[[Device, StuckError], None]
+) -> list[Outcome]:
     """Switch one after the other; where one can't be, put those before it back, the last one first.
 
     `quarantine` is told of each device that a write has not come back from. Raises FlavourError of the one

@@ -6,7 +6,7 @@ removal may hold: attributes in /sys/class/net are not read, but for `uevent` an
 
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
@@ -44,8 +44,13 @@ class _Ipv4Route:
 
 def find_network_users(files: HostFiles, paths: Sequence[str], find_route: FindRoute) -> Iterator[User]:
     """`paths` are the directories of the device's own interfaces."""
-    if not paths:
-        return
+    for path in paths:
+        yield from _find_ports(files, path)
+    if paths:
+        yield from _find_traffic(files, paths, find_route)
+
+
+def _find_traffic(files: HostFiles, paths: Sequence[str], find_route: FindRoute) -> Iterator[User]:
     interfaces = _find_interfaces(files, paths)
     labels = {interface.name: interface.label for interface in interfaces}
     numbers = {files.read_value(f"{interface.path}/ifindex"): interface.name for interface in interfaces}
@@ -54,19 +59,23 @@ def find_network_users(files: HostFiles, paths: Sequence[str], find_route: FindR
         ways = (str(number) for number in (route.interfaces if route is not None else ()))
         return next((numbers[way] for way in ways if way in numbers), None)
 
-    for path in paths:
-        yield from _find_ports(files, path)
     routes = tuple(_read_routes(files, labels))
     defaults = [route.name for route in routes if route.network.prefixlen == 0]
     for name in (*defaults, *_read_ipv6_default_routes(files)):
         if name in labels:
             yield User(Use.ROUTE, f"default route via {labels[name]}")
     for address in _read_ipv4_addresses(files):
+        near = {
+            route.name: route.network.prefixlen
+            for route in sorted(routes, key=lambda route: route.network.prefixlen)
+            if not route.has_gateway and address in route.network
+        }
         entry = find_route(address)
-        own = find_interface(entry) if entry is not None and entry.is_local else None
+        # Where it isn't local it is in a table of its own, as with a VRF, or the kernel can't be asked.
+        own = find_interface(entry) if entry is not None and entry.is_local else next(iter(near), None)
         if own is not None:
-            length = _find_prefix_length(address, [route for route in routes if route.name == own])
-            yield User(Use.ADDRESS, f"{address}/{length} on {labels[own]}")
+            # An address can also stand alone.
+            yield User(Use.ADDRESS, f"{address}/{near.get(own, 32)} on {labels[own]}")
     for text, name in _read_ipv6_addresses(files):
         if name in labels:
             yield User(Use.ADDRESS, f"{text} on {labels[name]}")
@@ -133,12 +142,6 @@ def _read_routes(files: HostFiles, names: Collection[str]) -> Iterator[_Ipv4Rout
             network = IPv4Network((str(_parse_ipv4(fields[1])), str(_parse_ipv4(fields[7]))))
             if flags & _RTF_UP and not flags & _RTF_REJECT:
                 yield _Ipv4Route(name, network, bool(flags & _RTF_GATEWAY))
-
-
-def _find_prefix_length(address: IPv4Address, routes: Iterable[_Ipv4Route]) -> int:
-    """That of the network which an address is in; an address can also stand alone."""
-    networks = (route.network for route in routes if not route.has_gateway)
-    return max((network.prefixlen for network in networks if address in network), default=32)
 
 
 def _parse_ipv4(text: str) -> IPv4Address:

@@ -23,11 +23,11 @@ from .volumes import Volume, find_volumes
 # Base class 03h of the PCI code and ID assignment.
 _DISPLAY_CLASS = 0x03
 
-# More than anybody reads: users named, and characters of one.
-_USERS = 20
+# More than anybody reads: users of one kind, and characters of one.
+_USERS = 10
 _LENGTH = 200
 
-_WORST_FIRST = {use: (use not in UNFORCEABLE, number) for number, use in enumerate(Use)}
+_WORST_FIRST = sorted(Use, key=lambda use: use not in UNFORCEABLE)
 
 
 class Occupancy:
@@ -95,13 +95,14 @@ def _name_nodes(subtree: Subtree, volumes: Iterable[Volume]) -> dict[str, Use]:
 
 
 def _summarise(users: Iterable[User]) -> tuple[User, ...]:
-    """Each once, one line each, the worst first."""
-    lines = dict.fromkeys(replace(user, what=_one_line(user.what)) for user in users)
-    found = sorted(lines, key=lambda user: _WORST_FIRST[user.use])
-    if len(found) > _USERS:
-        rest = len(found) - _USERS + 1
-        found[_USERS - 1 :] = [User(found[_USERS - 1].use, f"and {rest} more")]
-    return tuple(found)
+    """Each once, one line each, the worst first. No kind is left out, since decisions hang on it."""
+    kinds: dict[Use, list[User]] = {use: [] for use in _WORST_FIRST}
+    for user in dict.fromkeys(replace(user, what=_one_line(user.what)) for user in users):
+        kinds[user.use].append(user)
+    for use, found in kinds.items():
+        if len(found) > _USERS:
+            found[_USERS - 1 :] = [User(use, f"and {len(found) - _USERS + 1} more")]
+    return tuple(user for found in kinds.values() for user in found)
 
 
 def _one_line(text: str) -> str:

@@ -110,18 +110,19 @@ class Match:
     serial: tuple[str, ...] = ()
     host: tuple[str, ...] = ()
 
+    def conditions(self) -> dict[str, frozenset[object]]:
+        """What is given, by field."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            name: frozenset(value if isinstance(value, tuple) else (value,))
+            for name, value in given.items()
+            if value
+        }
+
     def covers(self, other: "Match") -> bool:
-        """Whether it surely fits whatever the other one fits; globs are compared as text."""
-        return all(
-            (theirs := as_values(getattr(other, each.name))) and theirs <= ours
-            for each in fields(self)
-            if (ours := as_values(getattr(self, each.name)))
-        )
-
-
-def as_values(given: object) -> frozenset[object]:
-    """A field of a Match, whether it holds one value or several."""
-    return frozenset(given) if isinstance(given, tuple) else frozenset({given} - {None})
+        """Whether it surely fits whatever the other one fits; globs and paths are compared as texts."""
+        theirs = other.conditions()
+        return all(name in theirs and theirs[name] <= values for name, values in self.conditions().items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,11 @@ def decide(facts: Facts, policy: Policy) -> Decision:
         if fits(rule.match, facts):
             reason = f"rule {rule.name!r} ({rule.origin})"
             return Decision(rule, rule.flavour, rule.drivers, rule.settings, rule.nodes, reason)
+    return decide_by_default(policy)
+
+
+def decide_by_default(policy: Policy) -> Decision:
+    """What holds for a device that no rule is for."""
     return Decision(None, None, (), policy.defaults, None, "no rule matches")
 
 

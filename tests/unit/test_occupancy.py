@@ -1,0 +1,354 @@
+"""Who uses a device: functions, displays, open nodes, guests; and what is never touched to find out."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from fake_host import DD, DEVICE, OTHER, QEMU, FakeHost
+
+from vfio_flavourd.model.occupancy import Use, User
+
+DISPLAY = 0x030000
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    return FakeHost(tmp_path)
+
+
+def add_card(host: FakeHost, path: str = DEVICE, number: int = 0) -> None:
+    host.add_directory(
+        f"{path}/drm/card{number}", class_="drm", dev=f"226:{number}", uevent=f"DEVNAME=dri/card{number}"
+    )
+
+
+def test_a_device_with_nothing_below_it_has_no_users(host: FakeHost) -> None:
+    assert host.users() == ()
+
+
+def test_a_device_that_is_gone_has_no_users(host: FakeHost) -> None:
+    host.path(DEVICE).rename(host.root / "gone")
+    assert host.users() == ()
+
+
+def test_a_device_without_a_driver_has_no_users(host: FakeHost) -> None:
+    add_card(host)
+    host.write(f"{DEVICE}/boot_vga", "1\n")
+    host.add_process(DD, "Xorg", ["/dev/dri/card0"])
+    assert host.users(driver=None, class_code=DISPLAY) == ()
+
+
+@pytest.mark.parametrize("driver", ["pcieport", None])
+def test_a_bridge_is_used_by_what_is_behind_it(host: FakeHost, driver: str | None) -> None:
+    assert [user.use for user in host.users(driver, class_code=0x060400)] == [Use.BRIDGE]
+
+
+@pytest.mark.timeout(10)
+def test_what_may_block_its_reader_is_never_opened(host: FakeHost) -> None:
+    """As a FIFO, which blocks as well: an open node, and the attributes that wait for a device's lock."""
+    usb = host.add_directory(f"{DEVICE}/usb1/1-1", bus="usb", dev="189:1", busnum="1", devnum="2")
+    for path in (f"{DEVICE}/driver_override", f"{DEVICE}/uevent", f"{DEVICE}/sriov_numvfs", f"{usb}/uevent"):
+        os.mkfifo(host.path(path))
+    os.mkfifo(host.root / "hangs")
+    host.add_process(QEMU, "qemu-system-x86", [str(host.root / "hangs"), "/dev/bus/usb/001/002"])
+    assert host.told() == [f"open: qemu-system-x86 (pid {QEMU}) has /dev/bus/usb/001/002 open"]
+
+
+def test_proc_is_not_looked_at_where_nothing_could_be_found(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object) -> tuple[int, ...]:
+        raise AssertionError("looked at the processes of a device that has nothing")
+
+    monkeypatch.setattr("vfio_flavourd.kernel.host_files.HostFiles.list_processes", fail)
+    assert host.users() == ()
+
+
+# functions
+
+
+@pytest.mark.parametrize("driver", ["mlx5_core", None])
+def test_a_pf_is_used_by_its_vfs_even_without_a_driver(host: FakeHost, driver: str | None) -> None:
+    for number in range(4):
+        host.link(f"{DEVICE}/virtfn{number}", OTHER)
+    assert host.users(driver) == (User(Use.VFS, "4 VFs enabled"),)
+
+
+def test_one_vf_is_told_as_one(host: FakeHost) -> None:
+    host.link(f"{DEVICE}/virtfn0", OTHER)
+    assert host.told() == ["vfs: 1 VF enabled"]
+
+
+def test_what_another_function_has_is_not_this_ones(host: FakeHost) -> None:
+    add_card(host, OTHER)
+    host.add_process(DD, "Xorg", ["/dev/dri/card0"])
+    assert host.users() == ()
+
+
+def test_pci_functions_that_a_driver_has_made_are_its_own(host: FakeHost) -> None:
+    """VMD: the disks behind it are PCI functions of a domain that ends with its driver."""
+    child = host.add_directory(f"{DEVICE}/pci10000:e0/10000:e0:06.0/10000:e1:00.0", bus="pci")
+    host.add_disk("nvme0n1", "259:0", f"{child}/nvme/nvme0")
+    host.mount("259:0", "/mnt/data")
+    assert host.told() == ["mount: /mnt/data on nvme0n1"]
+
+
+# displays
+
+
+def test_the_boot_display_is_in_use_by_that(host: FakeHost) -> None:
+    host.write(f"{DEVICE}/boot_vga", "1\n")
+    assert host.users("i915", DISPLAY) == (User(Use.DISPLAY, "the boot display"),)
+
+
+def test_the_display_of_the_console_is_the_boot_display(host: FakeHost) -> None:
+    host.write(f"{DEVICE}/boot_vga", "0\n")
+    host.add_directory(f"{DEVICE}/graphics/fb0", class_="graphics", dev="29:0", uevent="DEVNAME=fb0")
+    assert host.users("i915", DISPLAY) == (User(Use.DISPLAY, "the boot display"),)
+
+
+def test_another_display_is_free(host: FakeHost) -> None:
+    host.write(f"{DEVICE}/boot_vga", "0\n")
+    host.add_directory(f"{DEVICE}/graphics/fb1", class_="graphics", dev="29:1", uevent="DEVNAME=fb1")
+    add_card(host, number=1)
+    assert host.users("i915", DISPLAY) == ()
+
+
+def test_the_boot_display_that_vfio_has_already_is_free(host: FakeHost) -> None:
+    host.write(f"{DEVICE}/boot_vga", "1\n")
+    host.add_directory(f"{DEVICE}/vfio-dev/vfio0")
+    assert host.users("vfio-pci", DISPLAY) == ()
+
+
+# open nodes
+
+
+def test_a_process_that_has_a_node_open_is_named(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.add_process(DD, "dd", ["/dev/null", "/dev/nvme0n1"])
+    assert host.users() == (User(Use.OPEN, f"dd (pid {DD}) has /dev/nvme0n1 open", DD),)
+
+
+@pytest.mark.parametrize(
+    ("directory", "class_", "node"),
+    [
+        ("drm/renderD128", "drm", "dri/renderD128"),
+        ("sound/card1/pcmC1D0p", "sound", "snd/pcmC1D0p"),
+        ("usb1/1-1/1-1:1.0/input/input5/event5", "input", "input/event5"),
+        ("tty/ttyS4", "tty", "ttyS4"),
+        ("watchdog/watchdog0", "watchdog", "watchdog0"),
+        ("infiniband_verbs/uverbs0", "infiniband_verbs", "infiniband/uverbs0"),
+        ("nvme/nvme0", "nvme", "nvme0"),
+        ("nvme/nvme0/ng0n1", "nvme-generic", "ng0n1"),
+        ("uio/uio0", "uio", "uio0"),
+        ("ptp/ptp0", "ptp", "ptp0"),
+    ],
+)
+def test_every_kind_of_node_counts(host: FakeHost, directory: str, class_: str, node: str) -> None:
+    host.add_directory(f"{DEVICE}/{directory}", class_=class_, dev="240:7", uevent=f"DEVNAME={node}")
+    assert host.users() == ()
+    host.add_process(DD, "reader", [f"/dev/{node}"])
+    assert host.told() == [f"open: reader (pid {DD}) has /dev/{node} open"]
+
+
+def test_a_node_without_a_name_of_its_own_is_called_as_its_device(host: FakeHost) -> None:
+    host.add_directory(f"{DEVICE}/misc/thing!0", class_="misc", dev="10:7", uevent="MAJOR=10")
+    host.add_directory(f"{DEVICE}/odd/odd0", bus="odd", dev="240:7")
+    host.add_process(DD, "reader", ["/dev/thing/0", "/dev/odd0"])
+    assert [user.what.split()[4] for user in host.users()] == ["/dev/odd0", "/dev/thing/0"]
+
+
+@pytest.mark.parametrize("link", ["/dev/ttyS4 (deleted)", "/srv/jail/dev/ttyS4"])
+def test_a_node_that_was_removed_or_is_in_a_jail_is_the_same_node(host: FakeHost, link: str) -> None:
+    host.add_directory(f"{DEVICE}/tty/ttyS4", class_="tty", dev="4:68", uevent="DEVNAME=ttyS4")
+    host.add_process(DD, "agetty", [link])
+    assert host.told() == [f"open: agetty (pid {DD}) has /dev/ttyS4 open"]
+
+
+@pytest.mark.parametrize("link", ["/dev/ttyS40", "/dev/ttyS", "ttyS4", "socket:[812]", "/srv/ttyS4"])
+def test_another_file_is_not_the_node(host: FakeHost, link: str) -> None:
+    host.add_directory(f"{DEVICE}/tty/ttyS4", class_="tty", dev="4:68", uevent="DEVNAME=ttyS4")
+    host.add_process(DD, "agetty", [link])
+    assert host.users() == ()
+
+
+def test_our_own_process_is_no_user(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.add_process(os.getpid(), "vfio-flavourd", ["/dev/nvme0n1"])
+    assert host.users() == ()
+
+
+def test_a_worker_of_udevd_lets_go_by_itself(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.add_process(DD, "(udev-worker)", ["/dev/nvme0n1"])
+    assert host.users() == ()
+
+
+def test_logind_and_its_store_are_no_users_of_displays_and_inputs(host: FakeHost) -> None:
+    add_card(host)
+    host.add_process(DD, "systemd-logind", ["/dev/dri/card0"])
+    host.path("/proc/1/fd/9").symlink_to("/dev/dri/card0")
+    assert host.users() == ()
+    host.add_process(QEMU, "gnome-shell", ["/dev/dri/card0"])
+    assert [user.pid for user in host.users()] == [QEMU]
+
+
+def test_a_watchdog_that_process_1_feeds_is_in_use(host: FakeHost) -> None:
+    host.add_directory(
+        f"{DEVICE}/watchdog/watchdog0", class_="watchdog", dev="246:0", uevent="DEVNAME=watchdog0"
+    )
+    host.path("/proc/1/fd/9").symlink_to("/dev/watchdog0")
+    assert host.users() == (User(Use.OPEN, "systemd (pid 1) has /dev/watchdog0 open", 1),)
+
+
+def test_processes_that_end_meanwhile_are_passed_over(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    for number in range(3):
+        host.path(f"/proc/{DD + number}").mkdir()
+    host.write(f"/proc/{DD + 1}/fd", "can't be listed")
+    host.write(f"/proc/{DD + 2}/fd/3", "is no link")
+    host.add_process(QEMU, "dd", ["/dev/nvme0n1"])
+    host.path(f"/proc/{QEMU}/comm").unlink()
+    assert host.told() == [f"open: a process (pid {QEMU}) has /dev/nvme0n1 open"]
+
+
+def test_the_only_gpu_of_nvidias_driver_has_the_nodes_that_sysfs_does_not_know(host: FakeHost) -> None:
+    host.path("/proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    host.add_process(DD, "python3", ["/dev/nvidiactl", "/dev/nvidia0"])
+    assert host.users("nvidia", 0x030200) == (
+        User(Use.OPEN, f"python3 (pid {DD}) has /dev/nvidia0 open", DD),
+    )
+    host.path("/proc/driver/nvidia/gpus/0000:02:00.0").mkdir()
+    assert host.users("nvidia", 0x030200) == ()
+
+
+# guests
+
+
+def add_vfio(host: FakeHost, path: str = DEVICE, device: str = "vfio3", group: str = "14") -> None:
+    host.add_directory(f"{path}/vfio-dev/{device}")
+    host.link(f"{path}/iommu_group", f"/sys/kernel/iommu_groups/{group}")
+    host.link(f"/sys/kernel/iommu_groups/{group}/devices/{path.rsplit('/', 1)[1]}", path)
+
+
+@pytest.mark.parametrize("node", ["vfio/14", "vfio/noiommu-14", "vfio/devices/vfio3"])
+def test_a_guest_is_named_by_its_process(host: FakeHost, node: str) -> None:
+    add_vfio(host)
+    host.add_process(QEMU, "qemu-system-x86", ["/dev/vfio/vfio", f"/dev/{node}", "anon_inode:[vfio-device]"])
+    expected = (User(Use.GUEST, f"qemu-system-x86 (pid {QEMU}) holds /dev/{node}", QEMU),)
+    assert host.users("vfio-pci") == expected
+    assert host.occupancy().find_group_holders(14) == expected
+
+
+def test_a_guest_of_another_group_is_none_of_this_ones(host: FakeHost) -> None:
+    add_vfio(host)
+    files = ["/dev/vfio/vfio", "/dev/vfio/1", "/dev/vfio/141", "/dev/vfio/devices/vfio31"]
+    host.add_process(QEMU, "qemu-system-x86", [*files, "anon_inode:[vfio-device]"])
+    assert host.users("vfio-pci") == ()
+    assert host.occupancy().find_group_holders(14) == ()
+
+
+def test_a_guest_that_has_only_the_devices_file_is_told_by_newer_kernels(host: FakeHost) -> None:
+    add_vfio(host)
+    host.add_process(QEMU, "crosvm", {7: "anon_inode:[vfio-device]", 8: "anon_inode:[vfio-device]"})
+    host.write(f"/proc/{QEMU}/fdinfo/7", f"pos:\t0\nvfio-device-syspath: {OTHER}\n")
+    host.write(f"/proc/{QEMU}/fdinfo/8", f"pos:\t0\nvfio-device-syspath: {DEVICE}\n")
+    expected = (User(Use.GUEST, f"crosvm (pid {QEMU}) holds VFIO device 0000:01:00.0", QEMU),)
+    assert host.users("vfio-pci") == expected
+    assert host.occupancy().find_group_holders(14) == expected
+
+
+def test_a_group_is_held_whichever_member_is_used(host: FakeHost) -> None:
+    add_vfio(host)
+    add_vfio(host, OTHER, "vfio4")
+    host.add_process(QEMU, "cloud-hyperviso", ["/dev/vfio/devices/vfio4"])
+    assert host.users("vfio-pci") == ()
+    assert [user.pid for user in host.occupancy().find_group_holders(14)] == [QEMU]
+
+
+def test_a_group_that_nobody_holds_or_that_is_not_there_has_no_holders(host: FakeHost) -> None:
+    add_vfio(host)
+    assert host.occupancy().find_group_holders(14) == ()
+    assert host.occupancy().find_group_holders(99) == ()
+
+
+def test_a_native_device_is_not_the_guests_of_its_groups_number(host: FakeHost) -> None:
+    host.link(f"{DEVICE}/iommu_group", "/sys/kernel/iommu_groups/14")
+    host.add_process(QEMU, "qemu-system-x86", ["/dev/vfio/14"])
+    assert host.users("e1000e") == ()
+
+
+def test_a_mediated_device_is_in_use_by_its_guest(host: FakeHost) -> None:
+    mediated = f"{DEVICE}/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+    host.add_directory(mediated, bus="mdev")
+    add_vfio(host, mediated, "vfio5", "30")
+    assert host.users("i915") == ()
+    host.add_process(QEMU, "qemu-system-x86", ["/dev/vfio/30"])
+    assert host.users("i915") == (User(Use.GUEST, f"qemu-system-x86 (pid {QEMU}) holds /dev/vfio/30", QEMU),)
+
+
+# telling
+
+
+def test_the_worst_is_told_first(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.add_interface("eth0", 2)
+    host.add_route("eth0", "00000000", "00000000", "010200C0", 3)
+    host.swap_on("/dev/nvme0n1")
+    host.link(f"{DEVICE}/virtfn0", OTHER)
+    host.mount("259:0", "/mnt/data")
+    host.mount("259:0", "/")
+    host.add_process(DD, "dd", ["/dev/nvme0n1"])
+    assert [user.use for user in host.users()] == [
+        Use.ROOT,
+        Use.VFS,
+        Use.MOUNT,
+        Use.SWAP,
+        Use.OPEN,
+        Use.ROUTE,
+    ]
+
+
+def test_many_of_a_kind_are_counted_and_no_kind_is_left_out(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    add_vfio(host)
+    for number in range(30):
+        host.mount("259:0", f"/mnt/{number:02}")
+    host.add_process(QEMU, "qemu-system-x86", ["/dev/vfio/14"])
+    users = host.users()
+    assert len(users) == 11
+    assert users[8:10] == (User(Use.MOUNT, "/mnt/08 on nvme0n1"), User(Use.MOUNT, "and 21 more"))
+    assert users[10].use is Use.GUEST
+
+
+def test_a_user_is_told_once(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.add_process(DD, "dd", {3: "/dev/nvme0n1", 4: "/dev/nvme0n1"})
+    host.mount("259:0", "/mnt")
+    host.mount("259:0", "/mnt")
+    assert len(host.users()) == 2
+
+
+def test_a_text_is_one_line_of_bounded_length(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.mount("259:0", r"/mnt/a\012b\040c\134" + "x" * 1000)
+    host.add_process(DD, "d\nd", ["/dev/nvme0n1"])
+    mount, process = host.users()
+    assert mount.what.startswith("/mnt/a\\012b c\\xxx")
+    assert len(mount.what) == 200
+    assert process.what == f"d d (pid {DD}) has /dev/nvme0n1 open"
+
+
+def test_several_threads_may_ask_at_once(host: FakeHost) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.mount("259:0", "/mnt")
+    occupancy, device = host.occupancy(), host.device()
+    found: list[tuple[User, ...]] = []
+    threads = [threading.Thread(target=lambda: found.append(occupancy.find_users(device))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {(User(Use.MOUNT, "/mnt on nvme0n1"),)}
+    assert len(found) == 8

@@ -1,0 +1,81 @@
+"""check, cat-config and reload. The first two read the files themselves and need no daemon."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from ..config.load import Loaded, load_files, load_policy
+from ..config.problems import PolicyError, Problem
+from ..config.render import render_data, render_yaml
+from ..doors.client import connect
+from .output import print_json, printable
+
+_INVALID_POLICY = 78
+
+ROOT = "/"
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """The files that are given, else what is installed."""
+    try:
+        loaded = load_files(arguments.files) if arguments.files else load_policy(ROOT)
+    except PolicyError as error:
+        return _refuse(arguments, error)
+    _print_problems(loaded.warnings)
+    if arguments.json:
+        print_json({"files": loaded.files, "problems": [asdict(problem) for problem in loaded.warnings]})
+    else:
+        print(_tell(loaded))
+    return 0
+
+
+def cat_config(arguments: argparse.Namespace) -> int:
+    try:
+        loaded = load_policy(ROOT)
+    except PolicyError as error:
+        return _refuse(arguments, error)
+    _print_problems(loaded.warnings)
+    if arguments.json:
+        print_json({"files": loaded.files, "policy": render_data(loaded.merged)})
+    else:
+        print(render_yaml(loaded.merged), end="")
+    return 0
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Raises InvalidPolicyError when the daemon refuses the files."""
+    asyncio.run(_reload())
+    if arguments.json:
+        print_json({"reloaded": True})
+    else:
+        print("reloaded")
+    return 0
+
+
+async def _reload() -> None:
+    client = await connect(writes=True)
+    try:
+        await client.call("Reload")
+    finally:
+        client.close()
+
+
+def _refuse(arguments: argparse.Namespace, error: PolicyError) -> int:
+    _print_problems(error.problems)
+    if arguments.json:
+        print_json({"files": error.files, "problems": [asdict(problem) for problem in error.problems]})
+    return _INVALID_POLICY
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        print("\n".join(printable(line) for line in problem.render()), file=sys.stderr)
+
+
+def _tell(loaded: Loaded) -> str:
+    if not loaded.files:
+        return "valid: there are no policy files, so no device is touched unasked"
+    rules, files = len(loaded.policy.rules), len(loaded.files)
+    return f"valid: {rules} rule{'s' * (rules != 1)} in {files} file{'s' * (files != 1)}"

@@ -1,0 +1,169 @@
+"""Which policy files there are, and whether they can be trusted.
+
+Every directory on the way is opened without following links and looked at through its descriptor, so what
+was checked is what is read.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .problems import Place, Report
+
+DIRECTORIES = tuple(
+    f"{parent}/vfio-flavourd/policy.d" for parent in ("etc", "run", "usr/local/lib", "usr/lib")
+)
+
+# A person writes no more; whoever wants more has many files.
+SIZE_LIMIT = 64 * 1024
+_TOTAL_LIMIT = 1024 * 1024
+
+_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# A FIFO would make its reader wait, and a device may do something when it is opened.
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFile:
+    """One that counts: it is neither masked nor overridden."""
+
+    path: str
+    data: bytes
+
+
+def read_policy_files(root: Path, owner: int, report: Report) -> list[PolicyFile]:
+    """In the order of their names. Everything must belong to `owner` and be writable by nobody else; what
+    isn't so is reported, with everything else that keeps a file from being read."""
+    found: dict[str, PolicyFile | None] = {}
+    for directory in DIRECTORIES:
+        with _open_directory(root, directory, owner, report) as opened:
+            if opened is None:
+                continue
+            path = f"{root / directory}"
+            for name in sorted(os.listdir(opened)):
+                if name in found or name.startswith("."):
+                    continue
+                if name.endswith(".yaml"):
+                    found[name] = _read(opened, path, name, owner, report)
+                elif name.endswith((".yml", ".json")):
+                    report.warn(Place(f"{path}/{name}"), "only files *.yaml count, ignoring")
+    files = [file for _, file in sorted(found.items()) if file is not None]
+    if sum(len(file.data) for file in files) > _TOTAL_LIMIT:
+        report.error(
+            Place(str(root / DIRECTORIES[0])), f"all files together have more than {_TOTAL_LIMIT} bytes"
+        )
+    return files
+
+
+def read_named_files(paths: Sequence[Path], report: Report) -> list[PolicyFile]:
+    """Somebody's drafts: only what is in them is checked, not whose they are."""
+    files = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                data = file.read(SIZE_LIMIT)
+        except OSError as error:
+            report.error(Place(str(path)), f"can't be read: {error.strerror}")
+            continue
+        if _is_small(len(data), str(path), report):
+            files.append(PolicyFile(str(path), data))
+    return files
+
+
+@contextmanager
+def _open_directory(root: Path, directory: str, owner: int, report: Report) -> Iterator[int | None]:
+    """None where there is none, or none that can be trusted."""
+    at = Path(root)
+    opened = os.open(at, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        unsafe = _find_unsafe(os.fstat(opened), at, owner)
+        for part in Path(directory).parts:
+            at /= part
+            # Only the last one is to be listed.
+            access = os.O_RDONLY if at == root / directory else os.O_PATH
+            further = os.open(part, access | _DIRECTORY, dir_fd=opened)
+            os.close(opened)
+            opened = further
+            unsafe = unsafe or _find_unsafe(os.fstat(opened), at, owner)
+        if unsafe is not None:
+            report.error(Place(str(at)), *unsafe)
+        yield None if unsafe else opened
+    except FileNotFoundError:
+        yield None
+    except OSError as error:
+        # What O_NOFOLLOW with O_DIRECTORY makes of a link.
+        link = at.is_symlink()
+        what = "is a symbolic link, which is not followed" if link else f"can't be read: {error.strerror}"
+        report.error(Place(str(at)), what)
+        yield None
+    finally:
+        os.close(opened)
+
+
+def _read(directory: int, path: str, name: str, owner: int, report: Report) -> PolicyFile | None:
+    """None where there is nothing to be had of it, also because it is masked."""
+    place = Place(f"{path}/{name}")
+    try:
+        if stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode):
+            if os.readlink(name, dir_fd=directory) != "/dev/null":
+                hint = "put the file itself there; a link to /dev/null masks files of the same name"
+                report.error(place, "is a symbolic link, which is not followed", hint)
+            return None
+        file = os.open(name, _FILE, dir_fd=directory)
+        try:
+            return _read_trusted(file, place, owner, report, directory, name)
+        finally:
+            os.close(file)
+    except OSError as error:
+        report.error(place, f"can't be read: {error.strerror}")
+        return None
+
+
+def _read_trusted(
+    file: int, place: Place, owner: int, report: Report, directory: int, name: str
+) -> PolicyFile | None:
+    before = os.fstat(file)
+    if not stat.S_ISREG(before.st_mode):
+        report.error(place, "is not a regular file")
+        return None
+    unsafe = _find_unsafe(before, Path(place.file), owner)
+    if unsafe is not None:
+        report.error(place, *unsafe)
+        return None
+    data = b"".join(iter(lambda: os.read(file, SIZE_LIMIT), b"")) if before.st_size < SIZE_LIMIT else b""
+    if not _is_small(max(before.st_size, len(data)), place.file, report):
+        return None
+    now = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if not _same(before, os.fstat(file)) or not _same(before, now) or len(data) != before.st_size:
+        report.error(place, "was changed while it was read", "reload again when it is written")
+        return None
+    return PolicyFile(place.file, data)
+
+
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns", "st_mode", "st_uid")
+    )
+
+
+def _find_unsafe(status: os.stat_result, path: Path, owner: int) -> tuple[str, str] | None:
+    """What is wrong with its rights, and what to do. A sticky directory is no exception: anyone can put a
+    policy.d there."""
+    if status.st_uid != owner:
+        wanted = "root" if owner == 0 else f"user {owner}"
+        return f"{path} belongs to user {status.st_uid}, not to {wanted}", f"chown {wanted} {path}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        return f"{path} can be written by others, its mode is {mode:04o}", f"chmod go-w {path}"
+    return None
+
+
+def _is_small(size: int, path: str, report: Report) -> bool:
+    if size < SIZE_LIMIT:
+        return True
+    report.error(Place(path), f"has {SIZE_LIMIT // 1024} KiB or more", "split it: all files *.yaml count")
+    return False
