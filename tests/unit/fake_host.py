@@ -72,7 +72,7 @@ class FakeHost:
     def link(self, path: str, target: str) -> None:
         """Relative, as those of sysfs are."""
         self.path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.path(path).symlink_to(os.path.relpath(target, os.path.dirname(path)))
+        self.path(path).symlink_to(os.path.relpath(target, str(Path(path).parent)))
 
     def add_directory(self, path: str, bus: str = "", class_: str = "", **attributes: str) -> str:
         """With `bus` or `class_` a device."""

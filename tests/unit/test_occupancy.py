@@ -65,6 +65,21 @@ def test_proc_is_not_looked_at_where_nothing_could_be_found(
     assert host.users() == ()
 
 
+def test_a_tree_that_is_not_as_the_kernel_makes_it_gives_no_users(host: FakeHost) -> None:
+    """Files where links belong, links that lead to themselves, directories that are gone."""
+    disk = host.add_disk("nvme0n1", "259:0")
+    host.path(f"{disk}/holders").rmdir()
+    host.path(f"{disk}/holders").symlink_to("holders")
+    host.write(f"{DEVICE}/drm/card0/subsystem", "no link\n")
+    path = host.add_directory(f"{DEVICE}/virtio1", bus="virtio", driver="no link")
+    host.path(f"{path}/subsystem").unlink()
+    host.link(f"{path}/subsystem", "/sys/bus/virtio")
+    eth0 = host.add_interface("eth0", 2)
+    host.write(f"{eth0}/master", "no link\n")
+    host.path("/sys/fs").symlink_to("fs")
+    assert host.users() == ()
+
+
 # functions
 
 

@@ -3,6 +3,7 @@
 import socket
 import struct
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from fake_host import CONTAINER, DEVICE, FakeHost
 
 from vfio_flavourd.kernel.mounts import Mount
 from vfio_flavourd.kernel.network_users import find_server_addresses
-from vfio_flavourd.kernel.routes import Route, pack_request, parse_answer
+from vfio_flavourd.kernel.routes import Route, find_route, pack_request, parse_answer
 from vfio_flavourd.model.occupancy import Use, User
 
 pytestmark = pytest.mark.skipif(
@@ -165,6 +166,19 @@ def test_routes_and_addresses_are_found_through_all_that_is_made_of_an_interface
     ]
 
 
+def test_a_bond_of_two_of_a_devices_interfaces_is_looked_at_once(host: FakeHost, eth0: str) -> None:
+    eth1 = host.add_interface("eth1", 3)
+    bond = host.add_virtual("bond0", 4, "bond", eth0, eth1)
+    for port in (eth0, eth1):
+        host.enslave(port, bond)
+    host.add_address("192.0.2.7", 4)
+    assert host.told() == [
+        "address: 192.0.2.7/32 on bond0 over eth0",
+        "port: port of bond bond0 (eth0)",
+        "port: port of bond bond0 (eth1)",
+    ]
+
+
 def test_another_port_of_the_same_bridge_is_not_followed(host: FakeHost, eth0: str) -> None:
     other = host.add_virtual("veth1", 5, "")
     bridge = host.add_virtual("br0", 4, "bridge", eth0, other)
@@ -267,8 +281,6 @@ def answer(*attributes: bytes, kind: int = 24, route_type: int = 1) -> bytes:
 
 
 def test_a_request_is_for_one_address() -> None:
-    from ipaddress import ip_address
-
     for address, family in (
         (ip_address("192.0.2.9"), socket.AF_INET),
         (ip_address("fd00::9"), socket.AF_INET6),
@@ -277,6 +289,26 @@ def test_a_request_is_for_one_address() -> None:
         assert struct.unpack_from("=IHHII", data) == (len(data), 26, 1, 1, 0)
         assert data[16:18] == bytes((family, address.max_prefixlen))
         assert data[28:] == attribute(1, address.packed)
+
+
+@pytest.mark.parametrize("failure", [None, OSError(1, "not permitted"), TimeoutError()])
+def test_a_kernel_that_does_not_answer_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, failure: OSError | None
+) -> None:
+    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def open_socket(family: int, kind: int, protocol: int) -> socket.socket:
+        if failure is not None:
+            raise failure
+        assert (family, protocol) == (socket.AF_NETLINK, 0)
+        return ours
+
+    monkeypatch.setattr("vfio_flavourd.kernel.routes.socket.socket", open_socket)
+    with ours, kernels:
+        kernels.send(answer(attribute(4, struct.pack("=I", 2))))
+        found = find_route(ip_address("192.0.2.9"))
+        assert found == (Route((2,), is_local=False) if failure is None else None)
+        assert failure is not None or kernels.recv(8192) == pack_request(ip_address("192.0.2.9"))
 
 
 def test_an_answer_has_one_interface_or_several() -> None:

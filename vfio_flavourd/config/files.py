@@ -6,8 +6,7 @@ was checked is what is read.
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,9 @@ DIRECTORIES = tuple(
 
 # A person writes no more; whoever wants more has many files.
 SIZE_LIMIT = 64 * 1024
-_TOTAL_LIMIT = 1024 * 1024
+TOTAL_LIMIT = 1024 * 1024
+
+_A_LINK = "is a symbolic link, which is not followed"
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A FIFO would make its reader wait, and a device may do something when it is opened.
@@ -39,47 +40,49 @@ def read_policy_files(root: Path, owner: int, report: Report) -> list[PolicyFile
     isn't so is reported, with everything else that keeps a file from being read."""
     found: dict[str, PolicyFile | None] = {}
     for directory in DIRECTORIES:
-        with _open_directory(root, directory, owner, report) as opened:
-            if opened is None:
-                continue
-            path = f"{root / directory}"
+        opened = _open_directory(root, directory, owner, report)
+        if opened is None:
+            continue
+        try:
             for name in sorted(os.listdir(opened)):
                 if name in found or name.startswith("."):
                     continue
                 if name.endswith(".yaml"):
-                    found[name] = _read(opened, path, name, owner, report)
+                    found[name] = _read(opened, str(root / directory), name, owner, report)
                 elif name.endswith((".yml", ".json")):
-                    report.warn(Place(f"{path}/{name}"), "only files *.yaml count, ignoring")
+                    report.warn(Place(f"{root / directory}/{name}"), "only files *.yaml count, ignoring")
+        finally:
+            os.close(opened)
     files = [file for _, file in sorted(found.items()) if file is not None]
-    if sum(len(file.data) for file in files) > _TOTAL_LIMIT:
+    if sum(len(file.data) for file in files) > TOTAL_LIMIT:
         report.error(
-            Place(str(root / DIRECTORIES[0])), f"all files together have more than {_TOTAL_LIMIT} bytes"
+            Place(str(root / DIRECTORIES[0])), f"all files together have more than {TOTAL_LIMIT} bytes"
         )
     return files
 
 
-def read_named_files(paths: Sequence[Path], report: Report) -> list[PolicyFile]:
-    """Somebody's drafts: only what is in them is checked, not whose they are."""
+def read_named_files(paths: Sequence[Path], limit: int, report: Report) -> list[PolicyFile]:
+    """Of fewer than `limit` bytes each. Only what is in them counts, not whose they are."""
     files = []
     for path in paths:
         try:
             with path.open("rb") as file:
-                data = file.read(SIZE_LIMIT)
+                data = file.read(limit)
         except OSError as error:
             report.error(Place(str(path)), f"can't be read: {error.strerror}")
             continue
-        if _is_small(len(data), str(path), report):
+        if _is_small(len(data), str(path), report, limit):
             files.append(PolicyFile(str(path), data))
     return files
 
 
-@contextmanager
-def _open_directory(root: Path, directory: str, owner: int, report: Report) -> Iterator[int | None]:
-    """None where there is none, or none that can be trusted."""
-    at = Path(root)
+def _open_directory(root: Path, directory: str, owner: int, report: Report) -> int | None:
+    """A descriptor; None where there is no directory, or none that can be trusted."""
+    at = root
     opened = os.open(at, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    trouble: tuple[Path, str, str] | None = None
     try:
-        unsafe = _find_unsafe(os.fstat(opened), at, owner)
+        trouble = _find_unsafe(os.fstat(opened), at, owner)
         for part in Path(directory).parts:
             at /= part
             # Only the last one is to be listed.
@@ -87,20 +90,20 @@ def _open_directory(root: Path, directory: str, owner: int, report: Report) -> I
             further = os.open(part, access | _DIRECTORY, dir_fd=opened)
             os.close(opened)
             opened = further
-            unsafe = unsafe or _find_unsafe(os.fstat(opened), at, owner)
-        if unsafe is not None:
-            report.error(Place(str(at)), *unsafe)
-        yield None if unsafe else opened
+            trouble = trouble or _find_unsafe(os.fstat(opened), at, owner)
+        if trouble is None:
+            return opened
     except FileNotFoundError:
-        yield None
+        trouble = None
     except OSError as error:
-        # What O_NOFOLLOW with O_DIRECTORY makes of a link.
-        link = at.is_symlink()
-        what = "is a symbolic link, which is not followed" if link else f"can't be read: {error.strerror}"
-        report.error(Place(str(at)), what)
-        yield None
-    finally:
-        os.close(opened)
+        # O_NOFOLLOW with O_DIRECTORY says of a link that it is no directory.
+        what = _A_LINK if at.is_symlink() else f"can't be read: {error.strerror}"
+        trouble = at, what, ""
+    os.close(opened)
+    if trouble is not None:
+        path, message, hint = trouble
+        report.error(Place(str(path)), message, hint)
+    return None
 
 
 def _read(directory: int, path: str, name: str, owner: int, report: Report) -> PolicyFile | None:
@@ -110,7 +113,7 @@ def _read(directory: int, path: str, name: str, owner: int, report: Report) -> P
         if stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode):
             if os.readlink(name, dir_fd=directory) != "/dev/null":
                 hint = "put the file itself there; a link to /dev/null masks files of the same name"
-                report.error(place, "is a symbolic link, which is not followed", hint)
+                report.error(place, _A_LINK, hint)
             return None
         file = os.open(name, _FILE, dir_fd=directory)
         try:
@@ -131,7 +134,7 @@ def _read_trusted(
         return None
     unsafe = _find_unsafe(before, Path(place.file), owner)
     if unsafe is not None:
-        report.error(place, *unsafe)
+        report.error(place, *unsafe[1:])
         return None
     data = b"".join(iter(lambda: os.read(file, SIZE_LIMIT), b"")) if before.st_size < SIZE_LIMIT else b""
     if not _is_small(max(before.st_size, len(data)), place.file, report):
@@ -150,20 +153,20 @@ def _same(one: os.stat_result, other: os.stat_result) -> bool:
     )
 
 
-def _find_unsafe(status: os.stat_result, path: Path, owner: int) -> tuple[str, str] | None:
-    """What is wrong with its rights, and what to do. A sticky directory is no exception: anyone can put a
-    policy.d there."""
+def _find_unsafe(status: os.stat_result, path: Path, owner: int) -> tuple[Path, str, str] | None:
+    """What is wrong with its rights, and what to do. A sticky directory is no exception: anyone can make
+    something new in it."""
     if status.st_uid != owner:
         wanted = "root" if owner == 0 else f"user {owner}"
-        return f"{path} belongs to user {status.st_uid}, not to {wanted}", f"chown {wanted} {path}"
+        return path, f"belongs to user {status.st_uid}, not to {wanted}", f"chown {owner} {path}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(status.st_mode)
-        return f"{path} can be written by others, its mode is {mode:04o}", f"chmod go-w {path}"
+        return path, f"others than its owner can write it, its mode is {mode:04o}", f"chmod go-w {path}"
     return None
 
 
-def _is_small(size: int, path: str, report: Report) -> bool:
-    if size < SIZE_LIMIT:
+def _is_small(size: int, path: str, report: Report, limit: int = SIZE_LIMIT) -> bool:
+    if size < limit:
         return True
-    report.error(Place(path), f"has {SIZE_LIMIT // 1024} KiB or more", "split it: all files *.yaml count")
+    report.error(Place(path), f"has {limit // 1024} KiB or more", "split it: all files *.yaml count")
     return False

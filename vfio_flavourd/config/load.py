@@ -8,7 +8,7 @@ from pathlib import Path
 from ..model.policy import Policy
 from .build import Merged, build_policy, merge
 from .definitions import FILE
-from .files import PolicyFile, read_named_files, read_policy_files
+from .files import SIZE_LIMIT, TOTAL_LIMIT, PolicyFile, read_named_files, read_policy_files
 from .kinds import Value
 from .nodes import UnreadableError, decode, parse_nodes
 from .problems import PolicyError, Problem, Report, TooManyErrorsError
@@ -37,7 +37,13 @@ def load_policy(root: str | Path = "/", *, owner: int = 0) -> Loaded:
 def load_files(paths: Sequence[Path]) -> Loaded:
     """These files alone, as one policy; it does not matter whose they are. Raises PolicyError."""
     report = Report()
-    return _load(lambda: read_named_files(paths, report), report)
+    return _load(lambda: read_named_files(paths, SIZE_LIMIT, report), report)
+
+
+def load_rendered(path: Path) -> Loaded:
+    """What `render_yaml` wrote, which is as large as all files together. Raises PolicyError."""
+    report = Report()
+    return _load(lambda: read_named_files([path], 8 * TOTAL_LIMIT, report), report)
 
 
 def _load(read_files: Callable[[], list[PolicyFile]], report: Report) -> Loaded:
@@ -74,6 +80,6 @@ def _check(file: PolicyFile, report: Report) -> Value | None:
 def _digest(files: list[PolicyFile]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.path}\0{len(file.data)}\0".encode())
+        digest.update(f"{file.path}\0{len(file.data)}\0".encode(errors="surrogateescape"))
         digest.update(file.data)
     return digest.hexdigest()

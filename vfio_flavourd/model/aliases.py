@@ -76,6 +76,15 @@ class AliasTable:
         lines = [line for of_source in self._lines(prefix).values() for line in of_source]
         return frozenset({fallback, *(line.module for line in lines if line.pattern.startswith(start))})
 
+    def flavoured_aliases(self, prefix: str = FLAVOUR_PREFIX) -> tuple[AliasLine, ...]:
+        """Every alias that may match something with this prefix."""
+        return tuple(line for lines in self._lines(prefix.replace("-", "_")).values() for line in lines)
+
+    def plain_aliases(self, modules: Collection[str]) -> tuple[AliasLine, ...]:
+        """The `pci:` aliases of these modules. Looks at every one that there is, and keeps none."""
+        every = (*find_index_aliases(self._files, "pci"), *find_builtin_aliases(self._files, "pci"))
+        return tuple(line for line in every if line.module in modules)
+
     def resolve(
         self,
         modalias: str,

@@ -1,0 +1,145 @@
+"""Never forget, never hang: kills, power cuts, devices that go away, and a thousand switches."""
+
+import random
+import time
+
+from .conftest import UNITS, Host, Seen, write_command
+from .devices import HOTPLUG_PORTS, ROLES
+from .test_users import _held
+
+GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
+HOTPLUGGED = HOTPLUG_PORTS["hotplug1"]
+KILLS, DEVICES_A_KILL = 50, (GOOD, SIBLING, VIRTIO)
+SWITCHES = 1000
+
+
+def test_killed_fifty_times_no_device_is_left_in_between(host: Host) -> None:
+    """The daemon alone, or its workers with it, at a random moment of three switches at once."""
+    before = host.look()
+    chance = random.Random(20210421)
+    host.run("mkdir -p /run/systemd/system/vfio-flavourd.service.d")
+    host.run(
+        "printf '[Service]\\nRestart=no\\n' > /run/systemd/system/vfio-flavourd.service.d/kill.conf;"
+        " systemctl daemon-reload"
+    )
+    begun = 0
+    for number in range(KILLS):
+        whom = chance.choice(("main", "all"))
+        pause = chance.uniform(0, 0.25)
+        flavours = [chance.choice(("vfio", "native")) for _ in DEVICES_A_KILL]
+        writes = "; ".join(
+            f"({write_command(role, flavour)}) 2> /dev/null &"
+            for role, flavour in zip(DEVICES_A_KILL, flavours, strict=True)
+        ).replace("&;", "&")
+        host.run(
+            f"{writes} sleep {pause:.3f}; systemctl kill --signal=KILL --kill-whom={whom} vfio-flavourd;"
+            " wait; systemctl reset-failed vfio-flavourd 2> /dev/null; systemctl start vfio-flavourd;"
+            f" {UNTIL_SETTLED}",
+            check=False,
+        )
+        now = host.look()
+        for role in DEVICES_A_KILL:
+            seen = now.devices[role.bdf]
+            native = seen == before.devices[role.bdf]
+            vfio = seen.vfio and seen.override == seen.driver
+            assert native or vfio, f"kill {number} ({whom} after {pause:.3f} s): {role.name} has {seen}"
+            said = host.read(role)
+            assert said == ("native [vfio]" if vfio else "[native] vfio"), f"kill {number}: {role.name}"
+            begun += seen != before.devices[role.bdf]
+        assert now.changed(before) <= {role.bdf for role in DEVICES_A_KILL}
+        assert {record.removesuffix(".json") for record in now.records} == now.changed(before)
+    assert begun, "no switch got through at all"
+    host.run("rm -r /run/systemd/system/vfio-flavourd.service.d; systemctl daemon-reload")
+    for role in DEVICES_A_KILL:
+        host.switch(role, "native")
+    assert host.look().changed(before) == set()
+
+
+UNTIL_SETTLED = (
+    "until flavourctl --json list > /run/list.json; do sleep 0.1; done;"
+    " while grep -q '\"phase\": \"' /run/list.json; do sleep 0.1; flavourctl --json list > /run/list.json; done"
+)
+
+
+GROWTH = """
+    main=$(systemctl show --property=MainPID --value vfio-flavourd)
+    ls /proc/$main/fd | wc -l
+    sed -n 's/^VmRSS: *\\([0-9]*\\) kB/\\1/p' /proc/$main/status
+    ls /run/vfio-flavourd/devices | wc -l
+    cat /sys/fs/cgroup/system.slice/vfio-flavourd.service/cgroup.procs | wc -l
+    fs=$(systemctl show --property=MainPID --value vfio-flavour-fs)
+    ls /proc/$fs/fd | wc -l
+    sed -n 's/^VmRSS: *\\([0-9]*\\) kB/\\1/p' /proc/$fs/status
+"""
+
+
+def test_a_thousand_switches_leave_nothing_behind(host: Host) -> None:
+    before = host.look()
+
+    def switch(count: int) -> None:
+        loop = (
+            "for i in $(seq {count}); do echo vfio > {good} && echo native > {good} || exit 1; done & "
+            "for i in $(seq {count}); do echo vfio > {other} && echo native > {other} || exit 1; done; wait $!"
+        )
+        good, other = (f"/run/vfio-flavour/{role.bdf}/driver_flavour" for role in (GOOD, VIRTIO))
+        host.run(loop.format(count=count // 4, good=good, other=other), timeout=900)
+
+    switch(200)  # what is kept for good, the history among it, is there by now
+    first = [int(line) for line in host.run(GROWTH).stdout.split()]
+    switch(SWITCHES)
+    time.sleep(1)
+    last = [int(line) for line in host.run(GROWTH).stdout.split()]
+    descriptors, rss, records, processes, fs_descriptors, fs_rss = zip(first, last, strict=True)
+    assert descriptors[1] <= descriptors[0]
+    assert fs_descriptors[1] <= fs_descriptors[0]
+    assert records == (0, 0)
+    assert processes[1] <= processes[0]
+    # Pages come and go; a leak of one small object a switch would be more.
+    assert rss[1] - rss[0] < 600, rss
+    assert fs_rss[1] - fs_rss[0] < 600, fs_rss
+    assert host.look().changed(before) == set()
+
+
+def test_a_device_that_is_unplugged_while_a_guest_holds_it_is_gone_when_that_ends(host: Host) -> None:
+    before = host.look()
+    bdf = host.guest.device_add("e1000e", id="plugged", port="hotplug1")
+    host.run(f"until [ -e /sys/bus/pci/devices/{bdf}/driver ]; do sleep 0.1; done; udevadm settle")
+    host.switch(bdf, "vfio")
+    plugged = ROLES["good"].__class__("plugged", bdf, "8086:10d3", "e1000e", None)
+    with _held(host, plugged):
+        host.guest.device_del("plugged", wait=False)
+        time.sleep(3)
+        # It is on its way out: nothing that looks at it hangs, and others are served.
+        assert host.run(f"flavourctl list; cat /run/vfio-flavour/{bdf}/*", timeout=30, check=False).stdout
+        host.switch(SIBLING, "vfio")
+        host.switch(SIBLING, "native")
+    host.guest.wait_device_deleted("plugged")
+    host.run(f"while [ -e /sys/bus/pci/devices/{bdf} ]; do sleep 0.1; done; udevadm settle")
+    assert host.ctl("show", bdf).rc == 3
+    now = host.look()
+    assert now.changed(before) == set()
+    assert now.records == frozenset()
+
+
+def test_another_device_at_the_same_address_is_another_device(host: Host) -> None:
+    """What is on record of the first one is not done to the second."""
+    before = host.look()
+    bdf = host.guest.device_add("e1000e", id="first", port="hotplug1")
+    host.run(f"until [ -e /sys/bus/pci/devices/{bdf}/driver ]; do sleep 0.1; done; udevadm settle")
+    host.switch(bdf, "vfio")
+    assert host.look().records == {f"{bdf}.json"}
+    # The daemon doesn't see it go.
+    host.run("systemctl stop vfio-flavourd")
+    host.guest.device_del("first")
+    assert host.guest.device_add("nvme", id="second", port="hotplug1", drive="", serial="other") == bdf
+    host.run(f"until [ -e /sys/bus/pci/devices/{bdf}/driver ]; do sleep 0.1; done; udevadm settle")
+    host.run(f"systemctl start {UNITS}")
+    now = host.look()
+    assert now.devices[bdf] == Seen("nvme")
+    assert now.records == frozenset()
+    assert host.read(bdf) == "[native] vfio"
+    assert host.ctl("reset", bdf).rc == 0
+    assert host.look().devices[bdf] == Seen("nvme")
+    host.guest.device_del("second")
+    host.run(f"while [ -e /sys/bus/pci/devices/{bdf} ]; do sleep 0.1; done; udevadm settle")
+    assert host.look().changed(before) == set()

@@ -1,0 +1,100 @@
+"""An IOMMU group counts as a whole."""
+
+from .conftest import NO_VFIO_PCI, Host, Seen
+from .devices import ROLES
+
+# pair2 has a variant of its own, the functions of pair0 and pair1 have not; all are one group with their bridge.
+PAIR0, PAIR1, PAIR2, BRIDGE = (ROLES[name] for name in ("pair0", "pair1", "pair2", "pair_bridge"))
+GROUP = (PAIR0, PAIR1, PAIR2)
+GENERIC = Seen("vfio-pci", "vfio-pci", vfio=True)
+VARIANT = Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
+BUSY = 75
+
+
+def test_one_of_a_group_is_refused_while_others_have_host_drivers(host: Host) -> None:
+    before = host.look()
+    refused = host.ctl("set", PAIR0.bdf, "vfio")
+    assert refused.rc == BUSY
+    assert f"{PAIR1.bdf} (pcnet32)" in refused.stderr
+    assert f"{PAIR2.bdf} (e1000e)" in refused.stderr
+    assert BRIDGE.bdf not in refused.stderr
+    assert "--group together" in refused.stderr
+    assert "Device or resource busy" in host.write(PAIR0, "vfio").stderr
+    assert host.look().changed(before) == set()
+
+
+def test_together_gives_each_its_own_best_driver_and_leaves_the_bridge(host: Host) -> None:
+    before = host.look()
+    planned = host.ctl("set", PAIR0.bdf, "vfio", "--group", "together", "--dry-run")
+    assert f"{PAIR1.bdf}: " in planned.stdout
+    assert host.look().changed(before) == set()
+
+    switched = host.ctl("set", PAIR0.bdf, "vfio", "--group", "together")
+    assert switched.rc == 0, switched.stderr
+    now = host.look()
+    assert now.changed(before) == {role.bdf for role in GROUP}
+    assert (now.devices[PAIR0.bdf], now.devices[PAIR1.bdf]) == (GENERIC, GENERIC)
+    assert now.devices[PAIR2.bdf] == VARIANT
+    assert f"{PAIR2.bdf}: e1000e -> vft-good-vfio-pci" in switched.stdout
+    group = host.show(PAIR0)["iommu_group"]
+    # A guest can have it.
+    with_all = " ".join(role.bdf for role in GROUP)
+    held = host.guest.start(f"exec /usr/libexec/guest-vfio-holder {with_all}")
+    held.wait_for("holding")
+    assert f"/dev/vfio/{group}" in host.ctl("set", PAIR2.bdf, "native").stderr
+    held.kill()
+    held.wait()
+
+    back = host.ctl("set", PAIR1.bdf, "native", "--group", "together")
+    assert back.rc == 0, back.stderr
+    assert host.look().changed(before) == set()
+    assert host.look().records == frozenset()
+
+
+def test_ignore_switches_the_one_and_says_that_the_group_is_not_usable(host: Host) -> None:
+    before = host.look()
+    switched = host.ctl("set", PAIR0.bdf, "vfio", "--group", "ignore")
+    assert switched.rc == 0, switched.stderr
+    assert host.look().changed(before) == {PAIR0.bdf}
+    assert "is not usable" in switched.stdout
+    assert f"{PAIR1.bdf} (pcnet32)" in switched.stdout
+    host.switch(PAIR0, "native")
+    assert host.look().changed(before) == set()
+
+
+def test_others_without_a_driver_do_not_stand_in_the_way(host: Host) -> None:
+    before = host.look()
+    for role in (PAIR1, PAIR2):
+        host.run(f"echo {role.bdf} > {role.sysfs}/driver/unbind")
+    host.switch(PAIR0, "vfio")
+    assert host.look().devices[PAIR0.bdf] == GENERIC
+    host.switch(PAIR0, "native")
+    for role in (PAIR1, PAIR2):
+        host.run(f"echo {role.bdf} > /sys/bus/pci/drivers_probe")
+    assert host.look().changed(before) == set()
+
+
+def test_where_one_cannot_be_had_all_are_as_they_were(host: Host) -> None:
+    """pair2 has a variant; nothing serves the others while vfio-pci is not to be had."""
+    host.run(f"mkdir -p /run/modprobe.d; echo 'blacklist vfio_pci' > {NO_VFIO_PCI}")
+    host.run(f"echo e1000e > {PAIR2.sysfs}/driver_override")
+    before = host.look()
+    refused = host.ctl("set", PAIR2.bdf, "vfio", "--group", "together")
+    assert refused.rc == 1
+    now = host.look()
+    assert now.changed(before) == set()
+    assert now.devices[PAIR2.bdf] == Seen("e1000e", "e1000e")
+    assert now.records == frozenset()
+    assert f"{PAIR2.bdf} of the same group: it has e1000e again" in refused.stderr
+    host.run(f"rm {NO_VFIO_PCI}; echo > {PAIR2.sysfs}/driver_override")
+
+
+def test_one_of_the_group_in_use_keeps_all_from_being_switched(host: Host) -> None:
+    before = host.look()
+    host.run(f"card=$(ls {PAIR2.sysfs}/net); ip link add br0 type bridge; ip link set $card master br0")
+    refused = host.ctl("set", PAIR0.bdf, "vfio", "--group", "together")
+    assert refused.rc == BUSY
+    assert "bridge br0" in refused.stderr
+    assert PAIR2.bdf in refused.stderr
+    assert host.look().changed(before) == set()
+    host.run("ip link del br0")

@@ -1,0 +1,99 @@
+"""Has the rules for early boot say what the policy says, and leave the host what it needs.
+
+What the daemon would refuse to take from the running host, the rules leave to it at the next boot. What was
+seen in use once counts until it is seen free: when the system comes up next to nothing is mounted and there
+is no route yet, and a device that is given away then can't be found in use any more.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import __version__
+from ..kernel.claims import find_driverctl_override
+from ..kernel.early_rules import read_rules, write_rules
+from ..kernel.facts import read_facts
+from ..kernel.inventory import read_devices
+from ..kernel.sysfs import Sysfs
+from ..model.aliases import AliasTable
+from ..model.device import Device
+from ..model.occupancy import Use, User
+from ..model.policy import VFIO, Policy
+from ..model.udev_header import Header, Kept, Spared, find_ids, parse_header
+from ..model.udev_rules import compile_rules
+
+# Without these the host stops on its way up, in an emergency shell at best.
+_NEEDED = frozenset({Use.ROOT, Use.MOUNT, Use.SWAP, Use.HOLDER})
+
+# Uses that come back with each boot, where the native driver does.
+_USED = frozenset({Use.ROUTE, Use.ADDRESS, Use.PORT, Use.NETWORK_STORAGE, Use.DISPLAY})
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """`changed` where the rules are others now: udevd has to be told, and an initramfs is older."""
+
+    changed: bool
+    notes: tuple[str, ...]
+
+
+def update_rules(
+    root: Path,
+    policy: Policy,
+    sources: tuple[str, ...],
+    *,
+    sysfs: Sysfs,
+    table: AliasTable,
+    find_users: Callable[[Device], tuple[User, ...]],
+    host_name: str,
+    kept: tuple[Kept, ...] | None = None,
+    carry: bool,
+) -> Update:
+    """Write them where they differ. May take its time: it looks who uses each device. Raises FlavourError.
+
+    `sources` are those of `read_sources()`, from before the policy was read. `kept` are wishes by hand, None
+    for those that the rules name already. `carry` also keeps what they spare already, unless VFIO has it by
+    now; without it only what is in use at this moment counts, as when a person asks.
+    """
+    before = parse_header(read_rules(root) or "")
+    devices = read_devices(sysfs, policy.personalities)
+    header = Header(
+        version=__version__,
+        sources=sources,
+        spared=_find_spared(devices, find_users, before.spared if carry else ()),
+        kept=before.kept if kept is None else kept,
+    )
+    spared = {each.address for each in header.spared}
+    named = {each.driver.replace("-", "_") for each in policy.personalities if each.driver}
+    compiled = compile_rules(
+        policy,
+        header,
+        host_name=host_name,
+        variants=[alias for alias in table.flavoured_aliases() if alias.module != VFIO.fallback],
+        personal=table.plain_aliases(named) if named else (),
+        claimed=[device.address for device in devices if find_driverctl_override(root, device.address)],
+        present=[
+            read_facts(sysfs, device, policy, host_name=host_name)
+            for device in devices
+            if device.address in spared
+        ],
+    )
+    return Update(write_rules(root, compiled), compiled.notes)
+
+
+def _find_spared(
+    devices: Iterable[Device], find_users: Callable[[Device], tuple[User, ...]], before: tuple[Spared, ...]
+) -> tuple[Spared, ...]:
+    found = {each.address: each for each in before}
+    for device in devices:
+        ids = find_ids(device.identity)
+        earlier = found.get(device.address)
+        if earlier is not None and (earlier.ids != ids or device.vfio_device is not None):
+            del found[device.address]
+        users = [user for user in find_users(device) if user.use in _NEEDED | _USED]
+        if users:
+            needed = any(user.use in _NEEDED for user in users)
+            found[device.address] = Spared(
+                device.address, ids, needed, "; ".join(user.what for user in users)
+            )
+    return tuple(sorted(found.values(), key=lambda each: each.address))
