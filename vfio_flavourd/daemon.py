@@ -9,9 +9,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from . import __version__, journal
 from .config.problems import PolicyError
@@ -19,17 +20,20 @@ from .doors.interface import CONTROL_SOCKET
 from .doors.uevents import UeventDoor
 from .doors.varlink import ManagerService, VarlinkDoor
 from .engine.changes import Changes
+from .engine.early_rules import update_rules
 from .engine.engine import Engine
 from .engine.host import Host
 from .engine.ledger import Ledger
 from .engine.policy import PolicyInForce
-from .kernel.hands import Hands
+from .kernel.early_rules import read_sources
+from .kernel.hands import Blocked, Hands
 from .kernel.index import ModuleIndex
 from .kernel.modules import Modules
 from .kernel.occupancy import Occupancy
 from .kernel.sysfs import Sysfs
 from .kernel.udev_database import UdevDatabase
 from .kernel.uevents import Uevents
+from .model.errors import FlavourError
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ LASTING_STATE = Path("/var/lib/vfio-flavourd")
 
 # A switch that is under way when the service stops is given this long (seconds) to come to its end.
 _GRACE = 5.0
+
+_ROOT = Path("/")
 
 # The policy that was in force last, for a start without a valid one.
 _LAST_GOOD = LASTING_STATE / "last-good-policy.yaml"
@@ -67,15 +73,17 @@ class Daemon:
         self._uevents = Uevents()
         self._database = UdevDatabase()
         self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, sockets: Mapping[str, socket.socket]) -> None:
         """Serve until told to stop. Raises OSError when the state of this boot can't be read."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_unasked)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
         self._hands.prepare()
         self._report_index()
+        sources = read_sources(_ROOT, self._host.release)
         self._read_policy_at_start()
         await self._engine.recover()
         service = ManagerService(
@@ -86,12 +94,14 @@ class Daemon:
             varlink.listen(sock, writes=name == "control")
         uevents = UeventDoor(self._engine, self._uevents, self._database, STATE / "last-wish")
         uevents.open()
-        self._engine.reconciler.start()
+        await self._engine.reconciler.start()
         # What is there now stays: no collection needs to look at it again.
         gc.collect()
         gc.freeze()
         journal.notify("READY=1")
         self._ping()
+        self._engine.reconciler.lasting_wishes_changed = self._compile_soon
+        self._spawn(self._compile(sources, asked=False))
         await self._stop.wait()
         journal.notify("STOPPING=1")
         self._uevents.close()
@@ -108,7 +118,7 @@ class Daemon:
     def _read_policy_at_start(self) -> None:
         """An invalid policy doesn't keep the daemon from starting: the last good one stays in force."""
         try:
-            self._host.policy.read(Path("/"), _LAST_GOOD)
+            self._host.policy.read(_ROOT, _LAST_GOOD)
         except PolicyError as error:
             _log_invalid(error)
             try:
@@ -116,22 +126,63 @@ class Daemon:
             except PolicyError as spoilt:
                 _log.error("the last good policy can't be read either, so there is none: %s", spoilt)
 
-    def _reload(self) -> None:
+    async def _reload(self) -> None:
         """Raises PolicyError, and nothing has changed then."""
+        sources = read_sources(_ROOT, self._host.release)
         journal.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._report_index()
-            self._host.policy.read(Path("/"), _LAST_GOOD)
+            self._host.policy.read(_ROOT, _LAST_GOOD)
             self._engine.reconciler.reload()
+            await self._compile(sources, asked=True)
         except PolicyError as error:
             _log_invalid(error)
             raise
         finally:
             journal.notify("READY=1")
 
-    def _reload_unasked(self) -> None:
+    def _reload_on_signal(self) -> None:
+        self._spawn(self._reload_unheard())
+
+    async def _reload_unheard(self) -> None:
         with suppress(PolicyError):  # it is in the log, nobody waits for an answer
-            self._reload()
+            await self._reload()
+
+    def _compile_soon(self) -> None:
+        self._spawn(self._compile(read_sources(_ROOT, self._host.release), asked=False))
+
+    async def _compile(self, sources: tuple[str, ...], *, asked: bool) -> None:
+        """Have the rules for early boot say what the policy says. It takes its time, since it looks who uses
+        what, so it is done beside the rest; a device that was in use before counts as in use unless a person
+        asks for a reload."""
+        if self._host.policy.trouble:
+            return  # those of the last good policy stay
+        try:
+            update = await asyncio.to_thread(
+                update_rules,
+                _ROOT,
+                self._host.policy.policy,
+                sources,
+                sysfs=self._host.sysfs,
+                table=self._index.table(),
+                find_users=self._host.occupancy.find_users,
+                host_name=os.uname().nodename,
+                kept=self._engine.reconciler.find_kept(),
+                carry=not asked,
+            )
+            for note in update.notes:
+                _log.warning("%s", note)
+            if update.changed:
+                await self._hands.carry_out([("run", "udevadm", "control", "--reload")], timeout=10)
+        except FlavourError as error:
+            _log.error("the rules for early boot stay as they are: %s", error)
+        except Blocked:
+            _log.warning("udevd does not answer, the rules for early boot hold from the next boot on")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _report_index(self) -> None:
         table = self._index.table()

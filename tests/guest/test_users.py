@@ -31,6 +31,7 @@ class Use:
 # Which name the kernel gives to the drive is its own business.
 DISK = f"disk=/dev/$(ls {NVME.sysfs}/nvme/*/ | grep -Eo '^nvme[0-9]+(c[0-9]+)?n[0-9]+$' | sed 's/c[0-9]*//')"
 CARD = "{name}=$(ls {sysfs}/net)"
+CARRIER = 'until [ "$(cat /sys/class/net/$card/carrier)" = 1 ]; do sleep 0.1; done'
 NIC = CARD.format(name="card", sysfs=GOOD.sysfs)
 
 USES = {
@@ -91,7 +92,7 @@ USES = {
     "the default route": Use(
         GOOD,
         f"{NIC}; ip address add 192.0.2.7/24 dev $card; ip link set $card up;"
-        " ip route add default via 192.0.2.1 dev $card onlink",
+        f" {CARRIER}; ip route add default via 192.0.2.1 dev $card onlink",
         "ip -4 route; ip -4 -br address",
         f"{NIC}; ip route del default; ip address flush dev $card; ip link set $card down",
         ("default route via ", "192.0.2.7/24 on "),
@@ -106,7 +107,7 @@ USES = {
     "a bond's port": Use(
         GOOD,
         f"{NIC}; modprobe bonding max_bonds=0; ip link add bond7 type bond; ip link set $card down;"
-        " ip link set $card master bond7",
+        f" ip link set $card master bond7; {CARRIER}",
         "ip -br link show master bond7",
         "ip link del bond7",
         ("bond bond7",),

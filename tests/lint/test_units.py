@@ -86,7 +86,8 @@ TOKEN = re.compile(
 MATCHES = {"ACTION", "ATTR", "ATTRS", "DEVPATH", "DRIVER", "DRIVERS", "ENV", "KERNEL", "KERNELS", "SUBSYSTEM",
            "SUBSYSTEMS", "TAG", "TAGS", "TEST"}  # fmt: skip
 # Not PROGRAM, IMPORT{program} or RUN: udev kills what is slow and lets other events wait for it.
-ASSIGNMENTS = {"ENV", "GOTO", "LABEL", "TAG"}
+ASSIGNMENTS = {"ENV", "GOTO", "GROUP", "LABEL", "MODE", "OWNER", "TAG"}
+IMPORTS = {"db", "file"}
 
 
 def complaints_about(rules: str) -> list[str]:
@@ -104,7 +105,8 @@ def complaints_about(rules: str) -> list[str]:
                 complaints.append(f"not a token: {rest}")
                 break
             comparing = token["operator"] in {"==", "!="}
-            if token["key"] not in (MATCHES if comparing else ASSIGNMENTS):
+            importing = token["key"] == "IMPORT" and token["attribute"] in IMPORTS
+            if not importing and token["key"] not in (MATCHES if comparing else ASSIGNMENTS):
                 complaints.append(f"{token['key']}{token['operator']} in: {line}")
             if token["key"] == "ENV" and not token["attribute"]:
                 complaints.append(f"ENV without a name in: {line}")
@@ -131,6 +133,7 @@ def test_the_udev_rules_are_well_formed_and_do_no_work(rules: Path) -> None:
         'GOTO="nowhere"',
         'ENV=="1"',
         'RUN+="/bin/true"',
+        'IMPORT{program}="/bin/true"',
         "TAG+=x",
     ],
 )

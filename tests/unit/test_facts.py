@@ -144,7 +144,12 @@ def test_no_serial_is_read_unless_a_rule_asks(host: Host, monkeypatch: pytest.Mo
     host.write_config((0x0003, 0, SERIAL_NUMBER))
     opened: list[str] = []
     real = os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest: opened.append(str(path)) or real(path, *rest))
+
+    def noted(path: str, flags: int) -> int:
+        opened.append(path)
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", noted)
     device = host.device
     assert read_facts(host.sysfs, device, Policy()).serials == ()
     assert opened == []

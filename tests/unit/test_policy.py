@@ -59,7 +59,8 @@ def test_each_condition_fits_what_it_names_and_nothing_else(field: str, fitting:
     assert fits(Match(**{field: fitting}), facts)
     assert not fits(Match(**{field: other}), facts)
     if isinstance(fitting, tuple):
-        assert fits(Match(**{field: (*other, *fitting)}), facts)
+        either: Any = (*other, *fitting)
+        assert fits(Match(**{field: either}), facts)
 
 
 @pytest.mark.parametrize("field", ["sriov", "pf", "iommu_group", "serial"])

@@ -34,6 +34,7 @@ VARIANT = AliasLine("vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i*", "mlx5_vfio_pci"
 FLAVOURS = {"vfio": VFIO, "uio": UIO}
 NIC = parse_address("0000:01:00.0")
 SWITCH = "vfio_flavourd.policy"
+ANY = Match()
 
 
 def make_facts(
@@ -108,7 +109,7 @@ def make_udev(facts: Facts, **others: str) -> FakeUdevDevice:
     return FakeUdevDevice(str(device.address), device.path.removeprefix("/sys"), attributes, paths)
 
 
-def make_rule(match: Match = Match(), flavour: str | None = "vfio", **others: object) -> Rule:
+def make_rule(match: Match = ANY, flavour: str | None = "vfio", **others: object) -> Rule:
     rule = Rule("x", match, flavour, (), Settings(), None, "10.yaml:3")
     return replace(rule, **others)  # type: ignore[arg-type]
 

@@ -300,7 +300,7 @@ class Manager(VarlinkInterface, name=NAME):
         yield
 
     @varlinkmethod
-    def Reload(self) -> None:
+    async def Reload(self) -> None:
         """Read the policy, the module index and modprobe.d again, and apply what differs. For root."""
         raise NotImplementedError
 

@@ -66,7 +66,7 @@ class ManagerService(interface.Manager):
     """Answers for the engine. `find_name` gives a device's name from the hardware database."""
 
     def __init__(
-        self, engine: Engine, find_name: Callable[[Device], str], reload: Callable[[], None]
+        self, engine: Engine, find_name: Callable[[Device], str], reload: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
         self._engine = engine
         self._find_name = find_name
@@ -208,10 +208,10 @@ class ManagerService(interface.Manager):
             self._engine.attempts.listeners.discard(listen)
 
     @varlinkmethod
-    def Reload(self) -> None:
+    async def Reload(self) -> None:
         with _translated():
             _allow_root("reloading the policy")
-            self._reload()
+            await self._reload()
 
 
 async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:

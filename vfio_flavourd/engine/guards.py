@@ -32,6 +32,7 @@ class Verdict:
 
 async def judge(host: Host, device: Device, request: Request, settings: Settings) -> Verdict:
     """Whether a device that is about to be touched may be. Raises FlavourError (EBUSY)."""
+    forced = await check_users(host, device, request, settings)
     others: tuple[Device, ...] = ()
     remark = ""
     policy = request.others or settings.group
@@ -44,10 +45,9 @@ async def judge(host: Host, device: Device, request: Request, settings: Settings
             remark = f"IOMMU group {device.iommu_group} is not usable: {_tell(in_the_way)}"
     if policy is OthersInGroup.TOGETHER:
         others = _find_others(host, device, request.flavour)
-    forced: list[User] = []
-    for each in (device, *others):
-        forced += await check_users(host, each, request, settings)
-    return Verdict(tuple(forced), others, remark)
+    for other in others:
+        forced += await check_users(host, other, request, settings)
+    return Verdict(forced, others, remark)
 
 
 def check_isolation(device: Device, settings: Settings) -> None:

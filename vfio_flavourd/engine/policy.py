@@ -1,7 +1,7 @@
 """The policy that is in force: the last good set of files."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..config.load import Loaded, load_files, load_policy
@@ -19,13 +19,11 @@ ModulesOfFlavours = Mapping[Flavour, frozenset[str]]
 
 class PolicyInForce:
     """The last good set. `serials` are those that devices told (by address and inode): an NVMe drive tells
-    none while VFIO has it. `trouble` says why a newer one is not in force, and is empty otherwise. `changed`
-    is called when what is wanted has changed: other files, or a wish that lasts."""
+    none while VFIO has it. `trouble` says why a newer one is not in force, and is empty otherwise."""
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.trouble = ""
         self.files: tuple[str, ...] = ()
-        self.changed: Callable[[], None] = _nobody_listens
         self.policy = policy or Policy()
         self.serials: dict[tuple[PciAddress, int], tuple[str, ...]] = {}
         self._modules: tuple[AliasTable, ModulesOfFlavours] | None = None
@@ -57,7 +55,6 @@ class PolicyInForce:
         self.files = loaded.files
         self.trouble = ""
         self._modules = None
-        self.changed()
 
     @property
     def flavours(self) -> tuple[Flavour, ...]:
@@ -75,7 +72,3 @@ class PolicyInForce:
             }
             self._modules = (table, found)
         return self._modules[1]
-
-
-def _nobody_listens() -> None:
-    """Nothing is made from the policy."""

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..kernel.claims import find_driverctl_override
-from ..model.address import PciAddress
+from ..model.address import PciAddress, parse_address
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepReport
 from ..model.policy import Decision
+from ..model.udev_header import Kept
 from .host import Host
 from .wishes import Wishes
 
@@ -30,6 +31,9 @@ _CALM = 0.05
 
 # Seconds until the first try again after a failure, then twice as many each time, up to the most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 300.0
+
+# Seconds that the start of the service waits for what the policy wants at the most.
+_FIRST_ROUND = 20.0
 
 # A switch that was begun and failed is tried again so often; one that was refused, as long as it is.
 _MOST_TRIES = 4
@@ -55,7 +59,10 @@ class Applied:
 
 
 class Reconciler:
-    """`switch` is the engine's, `is_in_work` whether a switch of the device is under way."""
+    """`switch` is the engine's, `is_in_work` whether a switch of the device is under way.
+
+    `lasting_wishes_changed` is called when what is to hold at the next boot is something else now.
+    """
 
     def __init__(self, host: Host, switch: _Switch, is_in_work: Callable[[PciAddress], bool]) -> None:
         self._host = host
@@ -74,6 +81,7 @@ class Reconciler:
         self._unsaved: asyncio.TimerHandle | None = None
         self._started = False
         self._stopped = False
+        self.lasting_wishes_changed: Callable[[], None] = _nobody_listens
 
     # wishes by hand
 
@@ -92,7 +100,7 @@ class Reconciler:
             return  # gone by now, and the wish with it
         self._note(device, str(request.flavour), done=True)
         if request.persist:
-            self._host.policy.changed()
+            self.lasting_wishes_changed()
 
     def drop_wish(self, address: PciAddress) -> None:
         lasted = str(address) in self._wishes.lasting
@@ -100,15 +108,18 @@ class Reconciler:
         self._applied.pop(str(address), None)
         self._remarks.pop(address, None)
         if lasted:
-            self._host.policy.changed()
+            self.lasting_wishes_changed()
 
     def find_wish(self, device: Device) -> Flavour | None:
         wish = self._wishes.find(device)
         return None if wish is None else wish.flavour
 
-    @property
-    def wishes(self) -> Wishes:
-        return self._wishes
+    def find_kept(self) -> tuple[Kept, ...]:
+        """The wishes that last, as the rules for early boot name them."""
+        return tuple(
+            Kept(parse_address(address), wish.ids, str(wish.flavour), wish.drivers)
+            for address, wish in self._wishes.lasting.items()
+        )
 
     def find_remarks(self, device: Device) -> tuple[str, ...]:
         """What someone else did to the device, or has written down about it."""
@@ -119,26 +130,29 @@ class Reconciler:
 
     # the policy
 
-    def start(self) -> None:
-        """Apply the policy to the devices that it was not applied to in this boot."""
+    async def start(self) -> None:
+        """Apply the policy to the devices that it was not applied to in this boot. Waits for that, so that
+        what is started after the service finds them as they should be; but not for ever."""
         self._started = True
         self._applied = _read_applied(self._file)
         for device in self._host.read_devices():
             applied = self._applied.get(str(device.address))
             if applied is None or applied.inode != device.identity.inode:
-                self.consider(device.address)
+                self._spawn(device.address)
                 continue
             self._host.policy.serials[device.address, applied.inode] = applied.serials
             if applied.wanted != self._describe(device):
                 self._held_back.add(device.address)
             elif not applied.done:
-                self.consider(device.address)
+                self._spawn(device.address)
         if self._held_back:
             _log.warning(
                 "the policy says something else of %d devices than when it was last applied: "
                 "flavourctl reload applies it",
                 len(self._held_back),
             )
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=_FIRST_ROUND)
 
     def reload(self) -> None:
         """The policy has been read again: apply what differs."""
@@ -187,6 +201,9 @@ class Reconciler:
             return
         if self._is_in_work(address):
             return  # the engine has it considered when that is at its end
+        self._spawn(address)
+
+    def _spawn(self, address: PciAddress) -> None:
         task = asyncio.create_task(self._look(address))
         self._tasks[address] = task
         task.add_done_callback(lambda _: self._end(address))
@@ -360,6 +377,10 @@ def _check(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise TypeError(f"{value!r} is not of {kind.__name__}")
     return value
+
+
+def _nobody_listens() -> None:
+    """Nothing is made from the wishes."""
 
 
 def _unheard(_: StepReport) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..model.address import PciAddress
-from ..model.device import Device, Identity
+from ..model.device import Device
 from ..model.flavour import Flavour
+from ..model.udev_header import Ids, find_ids
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class Wish:
 
     flavour: Flavour
     drivers: tuple[str, ...]
-    ids: tuple[int, ...]
+    ids: Ids
     inode: int
 
 
@@ -39,10 +40,10 @@ class Wishes:
 
     def find(self, device: Device) -> Wish | None:
         wish = self._boot.get(str(device.address))
-        if wish is not None and wish.ids == _ids(device.identity) and wish.inode == device.identity.inode:
+        if wish is not None and wish.ids == find_ids(device.identity) and wish.inode == device.identity.inode:
             return wish
         wish = self._lasting.get(str(device.address))
-        return wish if wish is not None and wish.ids == _ids(device.identity) else None
+        return wish if wish is not None and wish.ids == find_ids(device.identity) else None
 
     @property
     def lasting(self) -> dict[str, Wish]:
@@ -52,7 +53,7 @@ class Wishes:
     def keep(self, device: Device, flavour: Flavour, drivers: tuple[str, ...], *, persist: bool) -> None:
         """Raises OSError when one that is to last can't be put on disk."""
         address = str(device.address)
-        ids = _ids(device.identity)
+        ids = find_ids(device.identity)
         self._boot[address] = Wish(flavour, drivers, ids, device.identity.inode)
         if persist:
             self._lasting[address] = Wish(flavour, drivers, ids, 0)
@@ -75,8 +76,9 @@ class Wishes:
             _warn(self._boot_file, error)
 
 
-def _ids(identity: Identity) -> tuple[int, ...]:
-    return (identity.vendor, identity.device, identity.subsystem_vendor, identity.subsystem_device)
+def _parse_ids(ids: list[int]) -> Ids:
+    vendor, device, subsystem_vendor, subsystem_device = map(int, ids)
+    return (vendor, device, subsystem_vendor, subsystem_device)
 
 
 def _warn(path: Path, error: OSError) -> None:
@@ -87,7 +89,7 @@ def _read(path: Path) -> dict[str, Wish]:
     try:
         data = json.loads(path.read_bytes())
         return {
-            address: Wish(Flavour(each["flavour"]), tuple(each["drivers"]), tuple(each["ids"]), each["inode"])
+            address: Wish(Flavour(each["flavour"]), tuple(each["drivers"]), _parse_ids(each["ids"]), each["inode"])
             for address, each in data.items()
         }
     except FileNotFoundError:

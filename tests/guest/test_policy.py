@@ -1,0 +1,311 @@
+"""A policy: devices have their flavour without a hand."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from .conftest import NO_VFIO_PCI, Host, Seen
+from .devices import HOTPLUG_PORTS, ROLES, VFS
+
+GOOD, SIBLING, NVME, NVME_PF, VIRTIO = (
+    ROLES[name] for name in ("good", "good_sibling", "nvme", "nvme_pf", "virtio")
+)
+DIRECTORY = "/etc/vfio-flavourd/policy.d"
+RULES = "/etc/udev/rules.d/79-vfio-flavourd-policy.rules"
+INVALID = 78
+TAKEN = Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
+
+
+def rule(name: str, match: str, flavour: str = "vfio", more: str = "") -> str:
+    return f"  - name: {name}\n    match: {{ {match} }}\n    flavour: {flavour}\n{more}"
+
+
+def write(host: Host, text: str, name: str = "50-test.yaml") -> None:
+    host.run(f"mkdir -p {DIRECTORY}; cat > {DIRECTORY}/{name} <<'EOF'\n{text}\nEOF")
+
+
+def reload(host: Host) -> None:
+    done = host.ctl("reload")
+    assert done.rc == 0, done.stderr
+
+
+def wait_for(host: Host, bdf: str, seen: Seen) -> None:
+    where = f"/sys/bus/pci/devices/{bdf}"
+    host.run(
+        f"until [ \"$(basename $(readlink {where}/driver || echo none))\" = {seen.driver or 'none'} ];"
+        " do sleep 0.1; done; udevadm settle",
+        timeout=60,
+    )
+    assert host.look().devices[bdf] == seen
+
+
+@contextlib.contextmanager
+def policy(host: Host, *rules: str, more: str = "") -> Iterator[None]:
+    """In force while the context lasts; the devices go back after it."""
+    write(host, "version: 1\n" + more + "rules:\n" + "".join(rules))
+    reload(host)
+    try:
+        yield
+    finally:
+        host.run(f"rm -f {DIRECTORY}/*; rm -f /etc/driverctl.d/*")
+        reload(host)
+        host.run(
+            "for file in /run/vfio-flavour/*/driver_flavour; do"
+            "   if grep -q '\\[vfio\\]' $file; then echo native > $file; fi; done; udevadm settle",
+            timeout=300,
+        )
+        for bdf in json.loads(host.ctl("--json", "list").stdout)["devices"]:
+            if bdf["wish"]:
+                host.ctl("reset", bdf["device"])
+
+
+def test_a_device_that_is_plugged_in_is_what_the_policy_says_and_others_are_untouched(host: Host) -> None:
+    before = host.look()
+    first, second = HOTPLUG_PORTS["hotplug1"], HOTPLUG_PORTS["hotplug2"]
+    with policy(host, rule("plugged NICs", f"vendor: 0x8086, device: 10d3, address: {first}")):
+        assert host.look().changed(before) == set()
+        host.guest.device_add("e1000e", id="matching", port="hotplug1")
+        host.guest.device_add("e1000e", id="other", port="hotplug2")
+        host.run(f"until [ -e /sys/bus/pci/devices/{first}/vfio-dev ]; do sleep 0.1; done; udevadm settle", timeout=60)
+        now = host.look()
+        assert now.devices[first] == TAKEN
+        assert now.devices[second] == Seen("e1000e")
+        assert now.changed(before) == {first, second}
+        listed = host.ctl("list").stdout
+        assert "plugged NICs" in next(line for line in listed.splitlines() if line.startswith(first))
+        assert "rule 'plugged NICs'" in host.ctl("show", first).stdout
+        host.guest.device_del("matching")
+        host.guest.device_del("other")
+        host.run(f"while [ -e /sys/bus/pci/devices/{first} ]; do sleep 0.1; done; udevadm settle")
+
+
+def test_sixty_four_vfs_made_at_once_are_all_on_vfio_sooner_than_by_a_shell_loop(host: Host) -> None:
+    """The loop makes the same writes, one device after the other, in the same boot."""
+    vfs = f"{NVME_PF.sysfs}/virtfn*"
+    host.run(f"modprobe vfio-pci; echo 0 > {NVME_PF.sysfs}/sriov_drivers_autoprobe")
+    make = f"echo {VFS} > {NVME_PF.sysfs}/sriov_numvfs"
+    count = f"ls -d {vfs}/vfio-dev 2> /dev/null | wc -l"
+    clock = "cut -d ' ' -f 1 /proc/uptime"
+    loop = (
+        f"for vf in {vfs}; do echo vfio-pci > $vf/driver_override;"
+        " basename $(readlink $vf) > /sys/bus/pci/drivers/vfio-pci/bind; done"
+    )
+
+    def time(after: str) -> float:
+        said = host.run(f"{clock}; {make}; {after}; until [ $({count}) = {VFS} ]; do :; done; {clock}", timeout=300)
+        begin, end = map(float, said.stdout.split())
+        host.run(f"echo 0 > {NVME_PF.sysfs}/sriov_numvfs; udevadm settle", timeout=120)
+        return end - begin
+
+    serial = time(loop)
+    with policy(host, rule("VFs", f"sriov: vf, pf: {NVME_PF.bdf}")):
+        by_policy = time(":")
+        host.run(f"{make}; until [ $({count}) = {VFS} ]; do sleep 0.2; done; udevadm settle", timeout=300)
+        listed = json.loads(host.ctl("--json", "list").stdout)["devices"]
+        assert sum(device["rule"] == "VFs" and device["flavour"] == "vfio" for device in listed) == VFS
+        host.run(f"echo 0 > {NVME_PF.sysfs}/sriov_numvfs; udevadm settle", timeout=120)
+    host.run(f"echo 1 > {NVME_PF.sysfs}/sriov_drivers_autoprobe")
+    print(f"64 VFs by policy {by_policy:.2f} s, by a shell loop {serial:.2f} s: {by_policy / serial:.2f}")
+    assert by_policy < serial
+
+
+def test_a_reload_touches_only_what_differs(host: Host) -> None:
+    before = host.look()
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        wait_for(host, GOOD.bdf, TAKEN)
+        journal = host.journal()
+        write(
+            host,
+            "version: 1\nrules:\n" + rule("one", f"address: {GOOD.bdf}") + rule("two", f"address: {SIBLING.bdf}"),
+        )
+        reload(host)
+        wait_for(host, SIBLING.bdf, TAKEN)
+        assert journal.records(PCI_ADDRESS=GOOD.bdf) == []
+        assert host.look().changed(before) == {GOOD.bdf, SIBLING.bdf}
+        # A restart of the daemon changes nothing, not even where someone else has changed a device.
+        host.run(f"echo {SIBLING.bdf} > {SIBLING.sysfs}/driver/unbind")
+        host.run("systemctl restart vfio-flavourd; sleep 2; udevadm settle")
+        assert host.look().devices[SIBLING.bdf].driver is None
+        assert host.look().devices[GOOD.bdf] == TAKEN
+        host.run(f"echo > {SIBLING.sysfs}/driver_override; echo {SIBLING.bdf} > /sys/bus/pci/drivers_probe")
+
+
+@pytest.mark.parametrize(
+    ("bad", "place"),
+    [
+        ("version: 1\nrules:\n  - nane: x\n", "50-test.yaml:3:"),
+        ("version: 1\nrules: [\n", "50-test.yaml:"),
+        (f"version: 1\nrules:\n  - name: x\n    match: {{ address: {GOOD.bdf} }}\n    flavour: vfoi\n", "50-test.yaml:5:"),
+        ("version: 1\nversion: 1\n", "50-test.yaml:2:"),
+        ("version: 1\nrules: &a [*a]\n", "50-test.yaml:2:"),
+        ("version: !!python/object:os.system 1\n", "50-test.yaml:1:"),
+    ],
+)
+def test_a_broken_policy_is_refused_with_its_place_and_changes_nothing(host: Host, bad: str, place: str) -> None:
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        wait_for(host, GOOD.bdf, TAKEN)
+        before, rules = host.look(), host.guest.read(RULES)
+        write(host, bad)
+        refused = host.ctl("reload")
+        assert refused.rc == INVALID
+        assert place in refused.stderr
+        assert host.ctl("check").rc == INVALID
+        assert place in host.ctl("check").stderr
+        assert host.look().changed(before) == set()
+        assert host.guest.read(RULES) == rules
+        # Everyone who looks is told, and the last good set is in force, also after a restart.
+        assert "50-test.yaml" in host.ctl("list").stderr
+        assert host.show(GOOD)["rule"] == "one"
+        host.run("systemctl restart vfio-flavourd")
+        assert host.show(GOOD)["rule"] == "one"
+        assert "50-test.yaml" in host.ctl("show", GOOD.bdf).stderr
+        assert host.look().changed(before) == set()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        f"chmod 0666 {DIRECTORY}/50-test.yaml",
+        f"chown nobody {DIRECTORY}/50-test.yaml",
+        f"mv {DIRECTORY}/50-test.yaml /root/; ln -s /root/50-test.yaml {DIRECTORY}/",
+        f"head -c 2000000 /dev/zero | tr '\\0' '#' >> {DIRECTORY}/50-test.yaml",
+        f"chmod 0777 {DIRECTORY}",
+    ],
+)
+def test_a_file_that_cannot_be_trusted_changes_nothing(host: Host, spoil: str) -> None:
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        wait_for(host, GOOD.bdf, TAKEN)
+        before = host.look()
+        host.run(spoil)
+        refused = host.ctl("reload")
+        assert refused.rc == INVALID
+        assert DIRECTORY in refused.stderr
+        assert host.look().changed(before) == set()
+        assert host.show(GOOD)["rule"] == "one"
+        host.run(f"chmod 0755 {DIRECTORY}; rm -f {DIRECTORY}/*")
+
+
+def test_what_someone_else_does_is_told_and_not_fought(host: Host) -> None:
+    before = host.look()
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        wait_for(host, GOOD.bdf, TAKEN)
+        journal = host.journal()
+        host.run(
+            f"echo {GOOD.bdf} > {GOOD.sysfs}/driver/unbind; echo > {GOOD.sysfs}/driver_override;"
+            f" echo {GOOD.bdf} > /sys/bus/pci/drivers_probe; udevadm settle; sleep 2"
+        )
+        assert host.look().devices[GOOD.bdf] == Seen("e1000e")
+        assert "by someone else" in host.ctl("show", GOOD.bdf).stdout
+        journal.wait_for("by someone else")
+        reset = host.ctl("reset", GOOD.bdf)
+        assert reset.rc == 0, reset.stderr
+        assert host.look().devices[GOOD.bdf] == TAKEN
+    assert host.look().changed(before) == set()
+
+
+def test_a_wish_by_hand_stands_above_the_policy_until_reset(host: Host) -> None:
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        wait_for(host, GOOD.bdf, TAKEN)
+        host.switch(GOOD, "native")
+        host.run("sleep 1; systemctl restart vfio-flavourd; udevadm settle; sleep 1")
+        reload(host)
+        assert host.look().devices[GOOD.bdf] == Seen("e1000e")
+        listed = next(line for line in host.ctl("list").stdout.splitlines() if line.startswith(GOOD.bdf))
+        assert "by hand: native" in listed
+        assert host.ctl("reset", GOOD.bdf).rc == 0
+        assert host.look().devices[GOOD.bdf] == TAKEN
+
+
+def test_what_driverctl_has_saved_is_told_and_left_to_it(host: Host) -> None:
+    before = host.look()
+    host.run(f"mkdir -p /etc/driverctl.d; echo pci-stub > /etc/driverctl.d/pci-{GOOD.bdf}")
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        host.run("sleep 1")
+        assert host.look().changed(before) == set()
+        assert "driverctl has pci-stub saved for it" in host.ctl("show", GOOD.bdf).stdout
+
+
+def test_in_use_by_rule_is_forced_and_without_it_is_refused_until_it_is_free(host: Host) -> None:
+    before = host.look()
+    host.run(f"card=$(ls {GOOD.sysfs}/net); ip link add br0 type bridge; ip link set $card master br0")
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        host.run("sleep 2")
+        assert host.look().changed(before) == set()
+        assert "bridge br0" in host.show(GOOD)["last"]["error"]
+        host.run("ip link del br0")
+        wait_for(host, GOOD.bdf, TAKEN)  # tried again by itself
+    host.run(f"card=$(ls {GOOD.sysfs}/net); ip link add br0 type bridge; ip link set $card master br0")
+    with policy(host, rule("one", f"address: {GOOD.bdf}", more="    in_use: force\n")):
+        wait_for(host, GOOD.bdf, TAKEN)
+    host.run("ip link del br0")
+    assert host.look().changed(before) == set()
+
+
+def test_a_denied_driver_gives_way_to_the_next(host: Host) -> None:
+    with policy(host, rule("one", f"address: {GOOD.bdf}", more="    deny: vft_good\n")):
+        wait_for(host, GOOD.bdf, Seen("vfio-pci", "vfio-pci", vfio=True))
+        assert "denied by policy" in host.ctl("show", GOOD.bdf).stdout
+
+
+def test_the_serial_tells_one_of_two_identical_drives(host: Host) -> None:
+    before = host.look()
+    with policy(host, rule("the plain drive", "class: 0108, serial: plain")):
+        wait_for(host, NVME.bdf, Seen("vfio-pci", "vfio-pci", vfio=True))
+        assert host.look().changed(before) == {NVME.bdf}
+        # It can't tell its serial any more, and is known all the same.
+        host.run("systemctl restart vfio-flavourd")
+        assert host.show(NVME)["rule"] == "the plain drive"
+        assert host.look().changed(before) == {NVME.bdf}
+
+
+def test_a_flavour_of_the_policys_own(host: Host) -> None:
+    before = host.look()
+    more = "flavours:\n  uio: { alias_prefix: none, fallback: uio_pci_generic }\n"
+    with policy(host, rule("one", f"address: {VIRTIO.bdf}", flavour="uio"), more=more):
+        wait_for(host, VIRTIO.bdf, Seen("uio_pci_generic", "uio_pci_generic"))
+        assert host.read(VIRTIO) == "native vfio [uio]"
+        assert host.read(GOOD) == "[native] vfio uio"
+        assert host.write(VIRTIO, "native").rc == 0
+        assert host.look().changed(before) == set()
+        assert host.write(VIRTIO, "uoi").rc != 0
+        assert "uio" in host.read(VIRTIO, "last_error")
+    host.run("rmmod uio_pci_generic uio")
+
+
+def test_nodes_get_an_owner_a_group_and_a_mode_when_the_policy_says_so(host: Host) -> None:
+    more = "    nodes: { group: vfio-flavour, mode: 0660 }\n"
+    with policy(host, rule("one", f"address: {GOOD.bdf}", more=more)):
+        wait_for(host, GOOD.bdf, TAKEN)
+        node = host.show(GOOD)["group_node"]
+        host.run("udevadm settle")
+        assert host.run(f"stat -c '%U %G %a' {node}").stdout == "root vfio-flavour 660\n"
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        wait_for(host, GOOD.bdf, TAKEN)
+        node = host.show(GOOD)["group_node"]
+        assert host.run(f"stat -c '%U %G %a' {node}").stdout == "root root 600\n"
+
+
+def test_the_policy_never_takes_what_the_host_comes_up_from(host: Host) -> None:
+    before = host.look()
+    with policy(host, rule("all disks", "class: 0100")):
+        host.run("sleep 2")
+        assert host.look().changed(before) == set()
+        root_disk = ROLES["root_disk"]
+        assert "/ on vda" in host.show(root_disk)["last"]["error"]
+        assert root_disk.bdf in host.guest.read(RULES)
+
+
+def test_a_failing_switch_is_tried_again_a_few_times_only(host: Host) -> None:
+    host.run(f"mkdir -p /run/modprobe.d; echo 'blacklist vfio_pci' > {NO_VFIO_PCI}")
+    refuse = ROLES["refuse"]
+    with policy(host, rule("one", f"address: {refuse.bdf}")):
+        host.run("sleep 30")
+        listed = json.loads(host.run("varlinkctl call /run/vfio-flavourd/io.vfioflavour.Manager io.vfioflavour.Manager.History '{}' 2> /dev/null || echo '{}'").stdout)
+        attempts = [each for each in listed.get("attempts", ()) if each["device"] == refuse.bdf]
+        assert len(attempts) <= 4
+        assert host.look().devices[refuse.bdf] == Seen(refuse.native)
+        host.run(f"rm {NO_VFIO_PCI}")
+        host.run("systemctl reload vfio-flavourd")
+        wait_for(host, refuse.bdf, Seen("vfio-pci", "vfio-pci", vfio=True))

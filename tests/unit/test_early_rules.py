@@ -1,0 +1,380 @@
+"""The compiled rules on disk: what they are made of, what they leave the host, when they are out of date."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_udev_rules import EVIL, FLAVOURS, NIC, make_rule
+from udev_interpreter import FakeUdevDevice, apply, parse
+
+from vfio_flavourd import early, journal
+from vfio_flavourd.engine.early_rules import Update, update_rules
+from vfio_flavourd.kernel.early_rules import (
+    RULES,
+    find_rebuild_command,
+    find_stale_initramfs,
+    read_rules,
+    read_sources,
+    write_rules,
+)
+from vfio_flavourd.kernel.index import ModuleIndex
+from vfio_flavourd.kernel.node_access import announce, write_node_files
+from vfio_flavourd.kernel.sysfs import Sysfs
+from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.device import Device, Personality
+from vfio_flavourd.model.errors import FlavourError
+from vfio_flavourd.model.node_access import render_node_files
+from vfio_flavourd.model.occupancy import Use, User
+from vfio_flavourd.model.policy import InUse, Match, NodeAccess, Policy, Rule, Settings
+from vfio_flavourd.model.udev_header import Kept, parse_header
+from vfio_flavourd.model.udev_rules import GENERIC, PLACEHOLDER, Compiled
+
+ROOT = Path(__file__).parents[2]
+RELEASE = os.uname().release
+SECOND = 1_000_000_000
+
+FindUsers = Callable[[Device], tuple[User, ...]]
+
+
+def unused(_: Device) -> tuple[User, ...]:
+    return ()
+
+
+def used_by(use: Use, what: str = "default route via eth0") -> FindUsers:
+    return lambda device: (User(use, what),) if device.address == NIC else ()
+
+
+class FakeHost:
+    """A root directory with one NIC, a module index and policy files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.nic = root / "sys/devices/pci0000:00/0000:00:1c.0/0000:01:00.0"
+        self.nic.mkdir(parents=True)
+        devices = root / "sys/bus/pci/devices"
+        devices.mkdir(parents=True)
+        (devices / "0000:01:00.0").symlink_to(self.nic)
+        self.write(self.nic / "modalias", "pci:v00008086d000010D3sv00008086sd0000A01Fbc02sc00i00\n")
+        self.write(self.nic / "revision", "0x00\n")
+        self.policy = root / "etc/vfio-flavourd/policy.d"
+        self.policy.mkdir(parents=True)
+        self.index = root / "lib/modules" / RELEASE / "modules.alias"
+        self.write(
+            self.index,
+            "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n"
+            "alias vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i* mlx5_vfio_pci\n"
+            "alias pci:v00008086d000010D3sv*sd*bc*sc*i* igb\n",
+        )
+
+    @staticmethod
+    def write(path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="ascii")
+
+    @property
+    def rules(self) -> Path:
+        return self.root / RULES
+
+    def age(self, path: Path, seconds: int) -> None:
+        stamp = path.stat().st_mtime_ns - seconds * SECOND
+        os.utime(path, ns=(stamp, stamp))
+
+    def update(
+        self,
+        *rules: Rule,
+        find_users: FindUsers = unused,
+        kept: tuple[Kept, ...] | None = None,
+        carry: bool = False,
+        personalities: tuple[Personality, ...] = (),
+    ) -> Update:
+        return update_rules(
+            self.root,
+            Policy(rules=rules, flavours=FLAVOURS, personalities=personalities),
+            read_sources(self.root, RELEASE),
+            sysfs=Sysfs(str(self.root)),
+            table=ModuleIndex(self.root, RELEASE).table(),
+            find_users=find_users,
+            host_name="virt1",
+            kept=kept,
+            carry=carry,
+        )
+
+    def override(self) -> str | None:
+        """What the rules on disk do with the NIC when it is found."""
+        device = FakeUdevDevice(
+            "0000:01:00.0",
+            "/devices/pci0000:00/0000:00:1c.0/0000:01:00.0",
+            {
+                "vendor": "0x8086",
+                "device": "0x10d3",
+                "subsystem_vendor": "0x8086",
+                "subsystem_device": "0xa01f",
+                "class": "0x020000",
+                "modalias": (self.nic / "modalias").read_text(encoding="ascii"),
+                "driver_override": "(null)",
+            },
+            {"iommu_group"},
+        )
+        written = apply(parse(self.rules.read_text(encoding="ascii")), device).written
+        return dict(written).get("driver_override")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
+    monkeypatch.setattr(journal, "open_log", lambda: None)
+    return FakeHost(tmp_path)
+
+
+def test_the_rules_are_written_once(host: FakeHost) -> None:
+    assert host.update(make_rule()) == Update(changed=True, notes=())
+    assert host.override() == GENERIC
+    assert host.rules.stat().st_mode & 0o777 == 0o644
+    before = host.rules.stat()
+    assert host.update(make_rule()) == Update(changed=False, notes=())
+    assert host.rules.stat().st_ino == before.st_ino
+    assert [path.name for path in host.rules.parent.iterdir()] == [host.rules.name]
+
+
+def test_a_policy_with_nothing_for_early_boot_makes_no_file(host: FakeHost) -> None:
+    assert not host.update().changed
+    assert not host.rules.exists()
+
+
+def test_rules_that_have_nothing_to_do_any_more_stay_as_comments(host: FakeHost) -> None:
+    host.update(make_rule())
+    host.age(host.rules, 100)
+    before = host.rules.stat().st_mtime_ns
+    assert host.update().changed
+    text = read_rules(host.root)
+    assert text is not None
+    assert all(line.startswith("#") for line in text.splitlines())
+    assert host.rules.stat().st_mtime_ns > before
+
+
+def test_the_time_stamp_is_that_of_the_last_change_in_effect(host: FakeHost) -> None:
+    host.update(make_rule())
+    host.age(host.rules, 100)
+    before = host.rules.stat().st_mtime_ns
+    host.write(host.policy / "10.yaml", "another comment\n")
+    assert host.update(make_rule()).changed
+    assert host.rules.stat().st_mtime_ns == before
+    assert host.update(make_rule(Match(vendor=(0x8086,)))).changed
+    assert host.rules.stat().st_mtime_ns > before
+
+
+def test_a_directory_that_cannot_be_written_is_one_clear_error(host: FakeHost) -> None:
+    host.write(host.rules.parent, "not a directory\n")
+    with pytest.raises(FlavourError, match=r"policy\.rules' failed: not a directory"):
+        write_rules(host.root, Compiled("# x\n", (), acts=True))
+
+
+@pytest.mark.parametrize("use", [Use.ROOT, Use.MOUNT, Use.SWAP, Use.HOLDER])
+def test_what_the_host_needs_is_not_even_taken_by_force(host: FakeHost, use: Use) -> None:
+    forced = make_rule(settings=Settings(in_use=InUse.FORCE))
+    update = host.update(forced, find_users=used_by(use, "/ on vda1"))
+    assert update.notes == ("rule 'x' would take 0000:01:00.0 from the host, which needs it: / on vda1",)
+    assert host.override() is None
+
+
+@pytest.mark.parametrize("use", [Use.ROUTE, Use.ADDRESS, Use.PORT, Use.NETWORK_STORAGE, Use.DISPLAY])
+def test_what_the_running_host_would_be_refused_is_refused_at_boot(host: FakeHost, use: Use) -> None:
+    assert host.update(make_rule(), find_users=used_by(use)).notes
+    assert host.override() is None
+    host.update(make_rule(settings=Settings(in_use=InUse.FORCE)), find_users=used_by(use))
+    assert host.override() == GENERIC
+
+
+@pytest.mark.parametrize("use", [Use.OPEN, Use.GUEST, Use.VFS])
+def test_a_use_that_ends_with_the_boot_spares_nothing(host: FakeHost, use: Use) -> None:
+    host.update(make_rule(), find_users=used_by(use))
+    assert host.override() == GENERIC
+
+
+def test_what_was_seen_in_use_is_spared_until_a_person_asks_anew(host: FakeHost) -> None:
+    host.update(make_rule(), find_users=used_by(Use.ROUTE))
+    host.update(make_rule(), carry=True)
+    assert host.override() is None
+    host.update(make_rule())
+    assert host.override() == GENERIC
+
+
+def test_what_vfio_has_by_now_is_not_spared_any_more(host: FakeHost) -> None:
+    host.update(make_rule(), find_users=used_by(Use.ROUTE))
+    (host.nic / "vfio-dev/vfio0").mkdir(parents=True)
+    host.update(make_rule(), carry=True)
+    assert host.override() == GENERIC
+
+
+def test_another_device_at_the_address_is_not_spared(host: FakeHost) -> None:
+    host.update(make_rule(), find_users=used_by(Use.ROOT))
+    host.write(host.nic / "modalias", "pci:v000010DEd00002230sv000010DEsd00000001bc03sc00i00\n")
+    host.update(make_rule(), carry=True)
+    text = read_rules(host.root)
+    assert text is not None
+    assert parse_header(text).spared == ()
+
+
+def test_wishes_that_last_are_kept_where_nobody_can_tell_them_yet(host: FakeHost) -> None:
+    wish = Kept(NIC, (0x8086, 0x10D3, 0x8086, 0xA01F), "native")
+    host.update(make_rule(), kept=(wish,))
+    assert host.override() is None
+    host.update(make_rule(), carry=True)
+    assert host.override() is None
+    host.update(make_rule(), kept=())
+    assert host.override() == GENERIC
+
+
+def test_what_driverctl_has_is_left_alone_in_the_initramfs_too(host: FakeHost) -> None:
+    host.write(host.root / "etc/driverctl.d/pci-0000:01:00.0", "igb\n")
+    host.update(make_rule())
+    assert host.override() is None
+
+
+def test_variants_and_drivers_with_a_personality_come_from_the_index(host: FakeHost) -> None:
+    host.update(make_rule(), personalities=(Personality("igb", "igb/vfio"),))
+    assert host.override() is None
+    host.write(host.nic / "modalias", "pci:v000015B3d0000101Esv000015B3sd00000001bc02sc00i00\n")
+    assert host.override() == PLACEHOLDER
+
+
+def is_out_of_date(host: FakeHost) -> bool:
+    script = ROOT / "libexec/policy-changed"
+    done = subprocess.run(["/bin/sh", script, host.root], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert done.returncode in (0, 1)
+    return done.returncode == 0
+
+
+def test_the_shell_sees_every_change_that_matters(host: FakeHost) -> None:
+    assert is_out_of_date(host)
+    host.write(host.policy / "10 a.yaml", "version: 1\n")
+    host.write(host.policy / "B.yaml", "version: 1\n")
+    host.write(host.policy / ".hidden.yaml", "version: 1\n")
+    (host.policy / "masked.yaml").symlink_to("/dev/null")
+    host.write(host.root / "usr/lib/modprobe.d/x.conf", "blacklist x\n")
+    host.update(make_rule())
+    assert not is_out_of_date(host)
+
+    changes: list[Callable[[], object]] = [
+        lambda: host.age(host.policy / "B.yaml", 1),
+        lambda: host.write(host.policy / "B.yaml", "version: 12\n"),
+        (host.policy / "B.yaml").unlink,
+        lambda: host.write(host.root / "run/vfio-flavourd/policy.d/c.yaml", "version: 1\n"),
+        lambda: host.write(host.root / "etc/modprobe.d/y.conf", "blacklist y\n"),
+        lambda: host.write(host.index, "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n"),
+        (host.policy / "masked.yaml").unlink,
+    ]
+    for change in changes:
+        change()
+        assert is_out_of_date(host)
+        host.update(make_rule())
+        assert not is_out_of_date(host)
+
+
+def test_a_policy_for_some_hosts_is_out_of_date_on_another(host: FakeHost) -> None:
+    host.update(make_rule(Match(host=("virt*",))))
+    assert is_out_of_date(host)
+    text = host.rules.read_text(encoding="ascii")
+    host.write(host.rules, text.replace("# host: virt1\n", f"# host: {os.uname().nodename}\n"))
+    assert not is_out_of_date(host)
+
+
+def write_policy(host: FakeHost, flavour: str = "vfio") -> None:
+    host.write(
+        host.policy / "10.yaml",
+        f'version: 1\nrules:\n  - name: NICs\n    match: {{ vendor: "8086" }}\n    flavour: {flavour}\n',
+    )
+    for directory in (host.policy, host.policy.parent, host.policy.parent.parent):
+        directory.chmod(0o755)
+
+
+def test_the_early_unit_compiles_what_is_installed(host: FakeHost) -> None:
+    write_policy(host)
+    assert early.main(host.root, owner=os.getuid()) == 0
+    assert host.override() == GENERIC
+    assert not is_out_of_date(host)
+
+
+def test_an_invalid_policy_leaves_the_rules_as_they_are(
+    host: FakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_policy(host)
+    assert early.main(host.root, owner=os.getuid()) == 0
+    before = read_rules(host.root)
+    write_policy(host, flavour="vfoi")
+    assert early.main(host.root, owner=os.getuid()) == 78
+    assert read_rules(host.root) == before
+    assert any(
+        "10.yaml:5" in record.getMessage() and "stay as they are" in record.getMessage()
+        for record in caplog.records
+        if record.levelname == "ERROR"
+    )
+
+
+def test_rules_that_cannot_be_written_are_told(host: FakeHost, caplog: pytest.LogCaptureFixture) -> None:
+    write_policy(host)
+    host.write(host.rules.parent, "not a directory\n")
+    assert early.main(host.root, owner=os.getuid()) == 1
+    assert "not a directory" in caplog.text
+
+
+def test_an_older_initramfs_is_found_the_running_kernels_first(host: FakeHost) -> None:
+    assert find_stale_initramfs(host.root, RELEASE) == ()
+    for release in ("1.0", RELEASE, "gone"):
+        host.write(host.root / f"boot/initrd.img-{release}", "")
+        host.age(host.root / f"boot/initrd.img-{release}", 100)
+    (host.root / "lib/modules/1.0").mkdir()
+    host.write(host.root / "boot/vmlinuz-1.0", "")
+    assert find_stale_initramfs(host.root, RELEASE) == ()
+    host.update(make_rule())
+    found = [(each.path.name, each.running) for each in find_stale_initramfs(host.root, RELEASE)]
+    assert found == [(f"initrd.img-{RELEASE}", True), ("initrd.img-1.0", False)]
+    host.age(host.root / f"boot/initrd.img-{RELEASE}", -200)
+    assert [each.release for each in find_stale_initramfs(host.root, RELEASE)] == ["1.0"]
+
+
+def test_the_command_is_that_of_the_tool_that_is_there(host: FakeHost) -> None:
+    assert find_rebuild_command(host.root) is None
+    host.write(host.root / "usr/bin/dracut", "")
+    assert find_rebuild_command(host.root) == "dracut --force --regenerate-all"
+    host.write(host.root / "usr/sbin/update-initramfs", "")
+    assert find_rebuild_command(host.root) == "update-initramfs -u -k all"
+
+
+KVM = NodeAccess("root", "kvm", 0o660)
+
+
+def test_a_group_is_given_only_where_all_its_devices_are() -> None:
+    other = parse_address("0000:02:00.0")
+    files = render_node_files([(NIC, 7, KVM), (other, 7, KVM)])
+    text = "VFIO_FLAVOUR_NODE=1\n.VFIO_FLAVOUR_OWNER=root\n.VFIO_FLAVOUR_GROUP=kvm\n.VFIO_FLAVOUR_MODE=0660\n"
+    assert files.files == {"0000:01:00.0": text, "0000:02:00.0": text, "7": text}
+    mixed = render_node_files([(NIC, 7, KVM), (other, 7, None)])
+    assert set(mixed.files) == {"0000:01:00.0"}
+    (note,) = mixed.notes
+    assert note.startswith("IOMMU group 7: the policy says different things")
+    assert render_node_files([(NIC, 7, None)]).files == {}
+
+
+def test_no_account_says_more_to_udev_than_its_name() -> None:
+    (text,) = render_node_files([(NIC, None, NodeAccess(EVIL, "a$b", None))]).files.values()
+    assert text == "VFIO_FLAVOUR_NODE=1\n"
+
+
+def test_udev_is_told_of_nodes_that_are_there_already(host: FakeHost) -> None:
+    uevents = [
+        host.root / "sys/devices/virtual/vfio/7/uevent",
+        host.nic / "vfio-dev/vfio0/uevent",
+    ]
+    for path in uevents:
+        host.write(path, "")
+    directory = host.root / "run/vfio-flavourd/nodes"
+    names = write_node_files(directory, render_node_files([(NIC, 7, KVM)]).files)
+    assert names == ("0000:01:00.0", "7")
+    assert write_node_files(directory, render_node_files([(NIC, 7, KVM)]).files) == ()
+    announce(Sysfs(str(host.root)), (*names, "8", "0000:09:00.0"))
+    assert [path.read_text(encoding="ascii") for path in uevents] == ["change", "change"]
+    assert write_node_files(directory, {}) == names
+    assert list(directory.iterdir()) == []
