@@ -57,7 +57,8 @@ def test_killed_fifty_times_no_device_is_left_in_between(host: Host) -> None:
 
 UNTIL_SETTLED = (
     "until flavourctl --json list > /run/list.json; do sleep 0.1; done;"
-    " while grep -q '\"phase\": \"' /run/list.json; do sleep 0.1; flavourctl --json list > /run/list.json; done"
+    """ while grep -q '"phase": "' /run/list.json; do"""
+    " sleep 0.1; flavourctl --json list > /run/list.json; done"
 )
 
 
@@ -79,7 +80,8 @@ def test_a_thousand_switches_leave_nothing_behind(host: Host) -> None:
     def switch(count: int) -> None:
         loop = (
             "for i in $(seq {count}); do echo vfio > {good} && echo native > {good} || exit 1; done & "
-            "for i in $(seq {count}); do echo vfio > {other} && echo native > {other} || exit 1; done; wait $!"
+            "for i in $(seq {count}); do echo vfio > {other} && echo native > {other} || exit 1; done; "
+            "wait $!"
         )
         good, other = (f"/run/vfio-flavour/{role.bdf}/driver_flavour" for role in (GOOD, VIRTIO))
         host.run(loop.format(count=count // 4, good=good, other=other), timeout=900)

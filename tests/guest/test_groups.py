@@ -3,7 +3,7 @@
 from .conftest import NO_VFIO_PCI, Host, Seen
 from .devices import ROLES
 
-# pair2 has a variant of its own, the functions of pair0 and pair1 have not; all are one group with their bridge.
+# pair2 has a variant of its own, pair0 and pair1 have none; all are one group with their bridge.
 PAIR0, PAIR1, PAIR2, BRIDGE = (ROLES[name] for name in ("pair0", "pair1", "pair2", "pair_bridge"))
 GROUP = (PAIR0, PAIR1, PAIR2)
 GENERIC = Seen("vfio-pci", "vfio-pci", vfio=True)

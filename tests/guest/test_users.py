@@ -1,4 +1,4 @@
-"""The host is never hurt by default: a device that is in use is refused, with its user named, and untouched."""
+"""The host is never hurt by default: what is in use is refused, with its user named, and untouched."""
 
 import contextlib
 import json
@@ -30,6 +30,7 @@ class Use:
 
 # Which name the kernel gives to the drive is its own business.
 DISK = f"disk=/dev/$(ls {NVME.sysfs}/nvme/*/ | grep -Eo '^nvme[0-9]+(c[0-9]+)?n[0-9]+$' | sed 's/c[0-9]*//')"
+NOT_STUCK = """grep -q '"stuck": ""'"""
 CARD = "{name}=$(ls {sysfs}/net)"
 CARRIER = 'until [ "$(cat /sys/class/net/$card/carrier)" = 1 ]; do sleep 0.1; done'
 NIC = CARD.format(name="card", sysfs=GOOD.sysfs)
@@ -37,7 +38,8 @@ NIC = CARD.format(name="card", sysfs=GOOD.sysfs)
 USES = {
     "a mounted file system": Use(
         NVME,
-        f"{DISK}; mkfs.ext4 -q -F $disk; mkdir -p /mnt/data; mount $disk /mnt/data; echo dear > /mnt/data/file; sync",
+        f"{DISK}; mkfs.ext4 -q -F $disk; mkdir -p /mnt/data; mount $disk /mnt/data;"
+        " echo dear > /mnt/data/file; sync",
         "cat /mnt/data/file; findmnt -n -o TARGET /mnt/data",
         "umount -l /mnt/data",
         ("/mnt/data on nvme",),
@@ -46,7 +48,7 @@ USES = {
         NVME,
         f"{DISK}; mkfs.ext4 -q -F $disk; mkdir -p /mnt/data;"
         " systemd-run -q --unit=elsewhere -p PrivateMounts=yes"
-        "   sh -c \"mount $disk /mnt/data; touch /run/elsewhere-is-mounted; exec sleep infinity\";"
+        '   sh -c "mount $disk /mnt/data; touch /run/elsewhere-is-mounted; exec sleep infinity";'
         " until [ -e /run/elsewhere-is-mounted ]; do sleep 0.1; done",
         "systemctl is-active elsewhere",
         "rm /run/elsewhere-is-mounted; systemctl stop elsewhere",
@@ -77,14 +79,15 @@ USES = {
     "a RAID": Use(
         NVME,
         f"{DISK}; wipefs -q -a $disk;"
-        " mdadm --create /dev/md0 --run --level=1 --raid-devices=2 --metadata=1.2 $disk missing; udevadm settle",
+        " mdadm --create /dev/md0 --run --level=1 --raid-devices=2 --metadata=1.2 $disk missing;"
+        " udevadm settle",
         "ls /sys/block/md0/slaves",
         "mdadm --stop /dev/md0",
         ("md0", "nvme"),
     ),
     "a program that has the disk open": Use(
         NVME,
-        f"{DISK}; systemd-run -q --unit=reader sh -c \"exec sleep infinity < $disk\"",
+        f'{DISK}; systemd-run -q --unit=reader sh -c "exec sleep infinity < $disk"',
         "systemctl is-active reader",
         "systemctl stop reader",
         ("sleep (pid ", "nvme"),
@@ -276,8 +279,8 @@ def check_others_go_on_while_one_is_stuck(host: Host, role: Role, before: list[f
 
 def wait_for_native(host: Host, role: Role, driver: str) -> State:
     host.run(
-        f"until [ \"$(readlink {role.sysfs}/driver | xargs -r basename)\" = {driver} ]; do sleep 0.1; done;"
-        f" until flavourctl --json show {role.bdf} | grep -q '\"stuck\": \"\"'; do sleep 0.1; done",
+        f'until [ "$(readlink {role.sysfs}/driver | xargs -r basename)" = {driver} ]; do sleep 0.1; done;'
+        f' until flavourctl --json show {role.bdf} | grep -q \'"stuck": ""\'; do sleep 0.1; done',
         timeout=60,
     )
     return host.look()
@@ -312,7 +315,7 @@ def test_a_native_driver_whose_remove_hangs_for_a_minute_holds_up_nobody_else(ho
     assert begun.wait().rc != 0
     host.run("echo 0 > /sys/module/vft_stuck/parameters/hold_ms")
     host.run(
-        f"until [ -e {role.sysfs}/driver ] && flavourctl --json show {role.bdf} | grep -q '\"stuck\": \"\"'; do sleep 1; done",
+        f"until [ -e {role.sysfs}/driver ] && flavourctl --json show {role.bdf} | {NOT_STUCK}; do sleep 1; done",
         timeout=120,
     )
     assert host.look().devices[role.bdf].driver in ("vfio-pci", "vft-stuck")

@@ -21,6 +21,7 @@ from vfio_flavourd.kernel.hands import Blocked, Guard, Operation, Result
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.modules import Modules
 from vfio_flavourd.kernel.sysfs import Sysfs
+from vfio_flavourd.model.address import PciAddress
 from vfio_flavourd.model.device import Device
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import Policy, Settings
@@ -489,7 +490,7 @@ class FakeOccupancy:
 class PassingLedger(Ledger):
     """A test has many daemons, one after the other: each one's records are closed with it."""
 
-    def load(self) -> list[str]:
+    def load(self) -> dict[PciAddress | None, str]:
         self.close()
         return super().load()
 
@@ -536,6 +537,10 @@ def make_host(
 
 def make_engine(kernel: FakeKernel, policy: Policy | None = None, **options: Any) -> Engine:
     return Engine(make_host(kernel, policy, **options))
+
+
+async def no_reload() -> None:
+    """There is nothing to read again."""
 
 
 def pending(engine: Engine) -> set["asyncio.Task[None]"]:

@@ -1,6 +1,5 @@
 """check, cat-config and reload, as somebody at a terminal sees them."""
 
-import argparse
 import errno
 import json
 import os
@@ -15,6 +14,7 @@ from policies import RULE, write
 from vfio_flavourd.cli import policy
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.config.load import load_policy, load_rendered
+from vfio_flavourd.doors import client as client_module
 from vfio_flavourd.model.errors import FlavourError, InvalidPolicyError
 
 GOOD = "version: 1\n" + RULE
@@ -61,12 +61,13 @@ def test_an_invalid_policy_is_78_with_every_place_and_a_caret(say: Say, tmp_path
     path = write(tmp_path, BAD)
     said = say(verb)
     assert (said.status, said.out) == (78, "")
+    keys = "version, defaults, flavours, personalities, rules"
     assert said.err.splitlines() == [
         f"{path}:3:10: group: 'togehter' is not one of refuse, together, ignore",
         "    group: togehter",
         "           ^",
         "  did you mean 'together'?",
-        f"{path}:4:1: 'rulse' is no key of a policy, which has version, defaults, flavours, personalities, rules",
+        f"{path}:4:1: 'rulse' is no key of a policy, which has {keys}",
         "  rulse: []",
         "  ^",
         "  did you mean 'rules'?",
@@ -177,7 +178,7 @@ def served_by(monkeypatch: pytest.MonkeyPatch, client: FakeClient) -> None:
         assert writes
         return client
 
-    monkeypatch.setattr(policy, "connect", connect)
+    monkeypatch.setattr(client_module, "connect", connect)
 
 
 def test_reload_asks_the_daemon(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,4 +217,3 @@ def test_a_wrong_command_line_is_2(argv: list[str]) -> None:
 
 def test_the_installed_policy_is_the_hosts() -> None:
     assert policy.ROOT == "/"
-    assert isinstance(argparse.Namespace(), argparse.Namespace)

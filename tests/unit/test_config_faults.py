@@ -152,6 +152,7 @@ def test_what_a_rule_cannot_say_is_one_error_with_its_place(
         ("flavours: {native: {alias_prefix: none, fallback: x}}", 12, "the flavour 'native' is built in"),
         ("flavours: {u: {alias_prefix: pci, fallback: x}}", 30, "alias_prefix: 'pci' is what the native"),
         ("flavours: {u: {alias_prefix: 'a:b', fallback: x}}", 30, "alias_prefix: 'a:b' is not the beginning"),
+        ("flavours: {u: &x {}}", 15, "an anchor was found"),
         ("flavours: []", 11, "flavours: a list was found, a mapping of names is wanted"),
         ("flavours: {u: x}", 15, "u: 'x' was found, a mapping is wanted"),
         ("personalities: [{driver: x}]", 17, "a personality lacks the key 'attribute'"),
@@ -177,6 +178,12 @@ def test_what_flavours_and_personalities_cannot_be(tmp_path: Path, text: str, co
     problem = problem_of(tmp_path, f"{HEAD}{text}\n")
     assert problem.message.startswith(said)
     assert (problem.line, problem.column) == (2, column)
+
+
+def test_a_flavour_is_given_once_in_a_file(tmp_path: Path) -> None:
+    flavour = "  u: {alias_prefix: none, fallback: x}\n"
+    problem = problem_of(tmp_path, f"{HEAD}flavours:\n{flavour}{flavour}")
+    assert (problem.line, problem.column, problem.message) == (4, 3, "flavours: 'u' is here twice")
 
 
 def test_a_caret_points_at_the_place(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vfio_flavourd.config.problems import PolicyError
 from vfio_flavourd.config.render import render_data, render_yaml
 from vfio_flavourd.config.schema import make_schema, render_schema
 from vfio_flavourd.config.tables import Key, Named, Table
-from vfio_flavourd.model.policy import Policy, Rule
+from vfio_flavourd.model.policy import Policy
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "samples/policy.d").iterdir())
@@ -40,7 +41,7 @@ for tag, pattern, first in (
 ):
     EditorsLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), first)
 EditorsLoader.add_constructor(
-    "tag:yaml.org,2002:int", lambda _, node: int(node.value.replace("0o", ""), 0 or 16)
+    "tag:yaml.org,2002:int", lambda _, node: int(node.value, 16 if node.value.startswith("0x") else 10)
 )
 EditorsLoader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
@@ -178,7 +179,7 @@ def test_what_the_loader_takes_an_editor_does_not_complain_of(tmp_path: Path, ke
 
 
 def without_origins(policy: Policy) -> tuple[object, ...]:
-    rules = [Rule(*(getattr(rule, name) for name in Rule.__slots__[:-1]), origin="") for rule in policy.rules]
+    rules = [replace(rule, origin="") for rule in policy.rules]
     return policy.defaults, rules, policy.flavours, policy.personalities
 
 
@@ -254,7 +255,7 @@ def test_the_merged_policy_as_data_has_values_and_origins(tmp_path: Path) -> Non
     assert data["defaults"]["in_use"] == {"value": "refuse", "origin": "built in"}
     assert data["flavours"]["uio"] == {"alias_prefix": "x", "fallback": "y", "origin": f"{path}:3"}
     assert data["rules"][1]["match"] == {"vendor": ["8086"]}
-    assert data["rules"][1]["origin"] == f"{path}:27"
+    assert data["rules"][1]["origin"] == f"{path}:25"
     assert data["personalities"][0]["on"] == "558"
 
 

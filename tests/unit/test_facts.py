@@ -108,6 +108,12 @@ def test_a_drives_own_serial_has_no_blanks_at_its_ends(host: Host) -> None:
     assert read_serials(host.sysfs, host.device) == ("S4EW 0123",)
 
 
+def test_a_serial_that_cannot_be_read_leaves_the_others(host: Host) -> None:
+    (host.directory / "nvme/nvme0/serial").mkdir(parents=True)
+    host.write("serial_number", "b4-96\n")
+    assert read_serials(host.sysfs, host.device) == ("b4-96",)
+
+
 @pytest.mark.parametrize("size", [0, 64, 256, 0x102])
 def test_what_may_not_be_read_is_as_if_it_were_not_there(host: Host, size: int) -> None:
     host.write_config((0x0003, 0, SERIAL_NUMBER), size=size)

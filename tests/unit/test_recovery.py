@@ -52,7 +52,7 @@ async def settled(engine: Engine) -> None:
         await asyncio.wait(pending(engine))
 
 
-async def restart(kernel: FakeKernel, **timeouts: float) -> Engine:
+async def restart(kernel: FakeKernel, **timeouts: Any) -> Engine:
     engine = make_engine(kernel, **timeouts)
     await engine.recover()
     await settled(engine)

@@ -16,8 +16,8 @@ from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.device import Binding
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Request, StepReport
-from vfio_flavourd.model.policy import OthersInGroup
 from vfio_flavourd.model.plan import Action, Step, plan_move, plan_release
+from vfio_flavourd.model.policy import OthersInGroup
 from vfio_flavourd.model.transition import LAST, MOVES, Phase, check_move
 
 ADDRESS = parse_address("0000:01:00.0")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import varlink
-from fake_kernel import FakeDriver, FakeKernel, make_engine
+from fake_kernel import FakeDriver, FakeKernel, make_engine, no_reload
 
 from vfio_flavourd.doors import client, interface
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
@@ -30,7 +30,7 @@ def kernel(tmp_path: Path) -> FakeKernel:
 @asynccontextmanager
 async def served(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """Both sockets, and the path of the control one."""
-    door = VarlinkDoor(ManagerService(make_engine(kernel, load=2.0), lambda device: "A NIC", lambda: None))
+    door = VarlinkDoor(ManagerService(make_engine(kernel, load=2.0), lambda device: "A NIC", no_reload))
     paths = {name: str(kernel.root / name) for name in ("control", "readonly")}
     for name, path in paths.items():
         sock = socket.socket(socket.AF_UNIX)

@@ -3,7 +3,9 @@
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
 
 
 class _JumpingLoop(asyncio.SelectorEventLoop):
@@ -37,7 +39,7 @@ class _Selector(selectors.DefaultSelector):
         return ready
 
 
-def run_at_once[T](work: Coroutine[Any, Any, T]) -> T:
+def run_at_once(work: Coroutine[Any, Any, _Result]) -> _Result:
     """As asyncio.run()."""
     with asyncio.Runner(loop_factory=_JumpingLoop) as runner:
         return runner.run(work)

@@ -1,7 +1,6 @@
 """check, cat-config and reload. The first two read the files themselves and need no daemon."""
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +8,6 @@ from dataclasses import asdict
 from ..config.load import Loaded, load_files, load_policy
 from ..config.problems import PolicyError, Problem
 from ..config.render import render_data, render_yaml
-from ..doors.client import connect
 from .output import print_json, printable
 
 _INVALID_POLICY = 78
@@ -46,6 +44,9 @@ def cat_config(arguments: argparse.Namespace) -> int:
 
 def reload(arguments: argparse.Namespace) -> int:
     """Raises InvalidPolicyError when the daemon refuses the files."""
+    # Only this one talks to the daemon.
+    import asyncio
+
     asyncio.run(_reload())
     if arguments.json:
         print_json({"reloaded": True})
@@ -55,6 +56,8 @@ def reload(arguments: argparse.Namespace) -> int:
 
 
 async def _reload() -> None:
+    from ..doors.client import connect
+
     client = await connect(writes=True)
     try:
         await client.call("Reload")

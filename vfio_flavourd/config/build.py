@@ -155,8 +155,8 @@ def _check_rule(rule: Rule, value: Value, flavours: Sequence[str], report: Repor
 class _Shadows:
     """Finds the rule that takes everything from a later one.
 
-    A rule can only be covered by one that has, for each of its own conditions, a value of the later one's;
-    so each is kept under the values of one condition, and not every pair need be compared.
+    Whatever covers a later rule has, for each of its own conditions, all of the later one's values. So each
+    rule is kept under the values of one condition, the one that fewest share; and not all pairs are compared.
     """
 
     def __init__(self) -> None:
@@ -167,9 +167,14 @@ class _Shadows:
         candidates = [
             earlier
             for name, values in conditions.items()
-            for earlier in self._by_value.get((name, min(values, key=str)), ())
+            for earlier in self._by_value.get((name, next(iter(values))), ())
         ]
-        name, values = list(conditions.items())[-1]
-        for value in values:
-            self._by_value.setdefault((name, value), []).append(rule)
-        return next((earlier for earlier in candidates if earlier.match.covers(rule.match)), None)
+        found = next((earlier for earlier in candidates if earlier.match.covers(rule.match)), None)
+        if found is None:  # else that one covers all that this one would
+            name = min(conditions, key=lambda name: self._crowd(name, conditions[name]))
+            for value in conditions[name]:
+                self._by_value.setdefault((name, value), []).append(rule)
+        return found
+
+    def _crowd(self, name: str, values: frozenset[object]) -> int:
+        return max(len(self._by_value.get((name, value), ())) for value in values)

@@ -21,7 +21,7 @@ _UNPRINTABLE = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
 
-# libyaml's is fifteen times as fast; Debian's python3-yaml has it.
+# libyaml's is four times as fast (500 rules: 38 ms, 144 without); Debian's python3-yaml has it.
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -33,7 +33,7 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Flavour, Outcome, Request, StepReport, parse_flavour
 from ..model.policy import OthersInGroup
-from . import interface
+from . import interface, rendering
 from .interface import AttemptInfo, Event, Listing, Progress, ResolutionInfo, Shown
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,10 @@ class ManagerService(interface.Manager):
     """Answers for the engine. `find_name` gives a device's name from the hardware database."""
 
     def __init__(
-        self, engine: Engine, find_name: Callable[[Device], str], reload: Callable[[], Coroutine[Any, Any, None]]
+        self,
+        engine: Engine,
+        find_name: Callable[[Device], str],
+        reload: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._engine = engine
         self._find_name = find_name
@@ -81,7 +84,7 @@ class ManagerService(interface.Manager):
     def List(self) -> Listing:
         with _translated():
             devices = [
-                interface.render_device(status, self._find_name(status.device))
+                rendering.render_device(status, self._find_name(status.device))
                 for status in self._engine.devices()
             ]
             return Listing(devices=devices, policy_trouble=self._engine.policy_trouble)
@@ -92,7 +95,7 @@ class ManagerService(interface.Manager):
             status = self._engine.device(parse_address(device))
             found = await self._engine.find_users(status.device) if users else ()
             return Shown(
-                device=interface.render_device(status, self._find_name(status.device), found),
+                device=rendering.render_device(status, self._find_name(status.device), found),
                 flavours=[str(flavour) for flavour in self._engine.flavours],
                 policy_trouble=self._engine.policy_trouble,
             )
@@ -100,7 +103,7 @@ class ManagerService(interface.Manager):
     @varlinkmethod(return_parameter="resolution")
     def Resolve(self, *, modalias: str) -> ResolutionInfo:
         with _translated():
-            return interface.render_resolution(self._engine.resolve(modalias))
+            return rendering.render_resolution(self._engine.resolve(modalias))
 
     @varlinkmethod(return_parameter="steps")
     async def Plan(
@@ -180,7 +183,7 @@ class ManagerService(interface.Manager):
     @varlinkmethod(return_parameter="attempts")
     def History(self) -> list[AttemptInfo]:
         return [
-            interface.render_attempt(str(address), attempt)
+            rendering.render_attempt(str(address), attempt)
             for address, attempt in self._engine.attempts.history
         ]
 
@@ -190,10 +193,10 @@ class ManagerService(interface.Manager):
 
         def listen(address: PciAddress, news: Attempt | StepReport) -> None:
             if isinstance(news, StepReport):
-                event = Event(device=str(address), step=interface.render_step(news), attempt=None)
+                event = Event(device=str(address), step=rendering.render_step(news), attempt=None)
             else:
                 event = Event(
-                    device=str(address), step=None, attempt=interface.render_attempt(str(address), news)
+                    device=str(address), step=None, attempt=rendering.render_attempt(str(address), news)
                 )
             try:
                 queue.put_nowait(event)
@@ -218,18 +221,18 @@ async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
     """Each step as it happens, where the caller wants them; then the outcome as the last reply."""
     if not _wants_steps.get():
         raise LastResult(
-            Progress(step=None, outcome=interface.render_outcome(await switch(request, _ignore)))
+            Progress(step=None, outcome=rendering.render_outcome(await switch(request, _ignore)))
         )
     steps: asyncio.Queue[StepReport | None] = asyncio.Queue()
     task: asyncio.Task[Outcome] = asyncio.create_task(switch(request, steps.put_nowait))
     task.add_done_callback(lambda _: steps.put_nowait(None))
     try:
         while (step := await steps.get()) is not None:
-            yield Progress(step=interface.render_step(step), outcome=None)
+            yield Progress(step=rendering.render_step(step), outcome=None)
         outcome = await task
     finally:
         task.cancel()
-    raise LastResult(Progress(step=None, outcome=interface.render_outcome(outcome)))
+    raise LastResult(Progress(step=None, outcome=rendering.render_outcome(outcome)))
 
 
 def _ignore(_: StepReport) -> None:

@@ -89,7 +89,9 @@ def _read(path: Path) -> dict[str, Wish]:
     try:
         data = json.loads(path.read_bytes())
         return {
-            address: Wish(Flavour(each["flavour"]), tuple(each["drivers"]), _parse_ids(each["ids"]), each["inode"])
+            address: Wish(
+                Flavour(each["flavour"]), tuple(each["drivers"]), _parse_ids(each["ids"]), each["inode"]
+            )
             for address, each in data.items()
         }
     except FileNotFoundError:

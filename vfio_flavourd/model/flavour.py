@@ -102,7 +102,7 @@ class Outcome:
 
     `fallback` is true when the generic driver serves the device although a better candidate was
     known; `reason` says in one line why this driver. `duration` is in seconds. `forced` are the users it
-    was taken from by force, `others` the outcomes of the others in its IOMMU group that were switched with it.
+    was taken from by force, `others` the outcomes of the others in its IOMMU group, switched with it.
     """
 
     address: PciAddress

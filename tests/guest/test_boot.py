@@ -1,0 +1,192 @@
+"""From the first moment: the native driver never gets a device that the policy gives to VFIO."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from .conftest import Host, Seen, State, write_command
+from .devices import ROLES
+from .test_policy import DIRECTORY, RULES, TAKEN, reload, rule, write
+from .vm import Guest
+
+GOOD, SIBLING, NVME, SECOND = ROLES["good"], ROLES["good_sibling"], ROLES["nvme"], ROLES["second"]
+GENERIC = Seen("vfio-pci", "vfio-pci", vfio=True)
+POLICY = "version: 1\nrules:\n" + "".join(
+    rule(role.name, f"address: {role.bdf}, vendor: {role.id[:4]}, device: {role.id[5:]}")
+    for role in (GOOD, NVME, SECOND)
+)
+EARLY = "vfio-flavour-early.service"
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What a boot was like. Times are the guest's seconds since its kernel started."""
+
+    state: State
+    kernel_log: str
+    seconds: float
+    early_seconds: float
+    multi_user: float
+    switched: dict[str, float]
+    failed_units: str
+
+
+def look_at_boot(host: Host) -> Boot:
+    run = host.run
+    said = run("systemd-analyze time").stdout
+    seconds = sum(float(number) for number in re.findall(r"([\d.]+)s \((?:kernel|initrd|userspace)\)", said))
+    seconds += 60 * sum(
+        float(n) for n in re.findall(r"(\d+)min [\d.]+s \((?:kernel|initrd|userspace)\)", said)
+    )
+    times = dict(
+        line.split("=", 1)
+        for line in run(
+            f"systemctl show -p ExecMainStartTimestampMonotonic -p ExecMainExitTimestampMonotonic {EARLY};"
+            " systemctl show -p ActiveEnterTimestampMonotonic multi-user.target"
+        ).stdout.split()
+    )
+    early = int(times["ExecMainExitTimestampMonotonic"]) - int(times["ExecMainStartTimestampMonotonic"])
+    records = [
+        json.loads(line)
+        for line in run("journalctl -b -o json -u vfio-flavourd OUTCOME=done").stdout.splitlines()
+    ]
+    return Boot(
+        state=host.look(),
+        kernel_log=run("dmesg").stdout,
+        seconds=seconds,
+        early_seconds=early / 1e6,
+        multi_user=int(times["ActiveEnterTimestampMonotonic"]) / 1e6,
+        switched={record["PCI_ADDRESS"]: int(record["__MONOTONIC_TIMESTAMP"]) / 1e6 for record in records},
+        failed_units=run("systemctl --failed --no-legend --plain").stdout,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Boots:
+    without: Boot
+    with_policy: Boot
+    with_initramfs: Boot
+
+
+@pytest.fixture(scope="module")
+def boots(guest: Guest, at_first: State) -> Iterator[Boots]:
+    host = Host(guest)
+    guest.reboot()
+    without = look_at_boot(host)
+    write(host, POLICY)
+    reload(host)
+    assert host.look().devices[GOOD.bdf] == TAKEN  # already now
+    guest.reboot()
+    with_policy = look_at_boot(host)
+    # The native drivers are in the initramfs, where udev loads them before the root file system is there.
+    initrd = guest.initrd
+    modules = "/etc/initramfs-tools/modules"
+    guest.run(f"cp {modules} /root/modules; printf 'e1000e\\nvmxnet3\\nnvme\\n' >> {modules}")
+    guest.update_initramfs()
+    guest.reboot()
+    with_initramfs = look_at_boot(host)
+    yield Boots(without, with_policy, with_initramfs)
+    guest.run(f"rm -f {DIRECTORY}/*; cp /root/modules {modules}; flavourctl reload")
+    guest.reboot(initrd=initrd)
+    assert host.look().changed(at_first) == set()
+
+
+def check_never_native(boot: Boot) -> None:
+    assert boot.state.devices[GOOD.bdf] == TAKEN
+    assert boot.state.devices[NVME.bdf] == GENERIC
+    assert boot.state.devices[SECOND.bdf].vfio
+    assert boot.state.devices[SIBLING.bdf] == Seen("e1000e")
+    for role in (GOOD, NVME, SECOND):
+        # Each of these drivers says something of the device when it probes it.
+        native = [
+            line for line in boot.kernel_log.splitlines() if f"{role.native} " in line and role.bdf in line
+        ]
+        assert native == [], role.name
+    assert f"e1000e {SIBLING.bdf}" in boot.kernel_log
+    assert boot.failed_units == ""
+    for bdf, when in boot.switched.items():
+        assert when < boot.multi_user, bdf
+
+
+def test_the_native_driver_never_bound_it_and_vfio_has_it_before_the_boot_is_over(boots: Boots) -> None:
+    check_never_native(boots.with_policy)
+    assert f"e1000e {GOOD.bdf}" in boots.without.kernel_log
+    assert boots.without.state.devices[GOOD.bdf] == Seen("e1000e")
+
+
+def test_the_same_with_the_native_driver_in_the_initramfs(boots: Boots) -> None:
+    check_never_native(boots.with_initramfs)
+
+
+def test_what_is_done_before_udev_costs_next_to_nothing(boots: Boots) -> None:
+    print(
+        f"boot without a policy {boots.without.seconds:.1f} s, with one {boots.with_policy.seconds:.1f} s;"
+        f" before udev {boots.without.early_seconds:.2f} and {boots.with_policy.early_seconds:.2f} s"
+    )
+    assert boots.with_policy.early_seconds < 1
+
+
+def test_an_initramfs_older_than_the_policy_is_told(boots: Boots, host_after_boot: Host) -> None:
+    host = host_after_boot
+    assert "initramfs" not in host.ctl("check").stderr
+    write(host, POLICY + rule("more", f"address: {SIBLING.bdf}"))
+    reload(host)
+    told = host.ctl("check")
+    assert told.rc == 0
+    assert "update-initramfs" in told.stderr
+    write(host, POLICY)
+    reload(host)
+    host.run(f"echo native > /run/vfio-flavour/{SIBLING.bdf}/driver_flavour; flavourctl reset {SIBLING.bdf}")
+
+
+def test_a_policy_that_was_edited_without_a_reload_holds_at_the_next_boot(
+    boots: Boots, host_after_boot: Host
+) -> None:
+    host = host_after_boot
+    write(host, POLICY + rule("more", f"address: {ROLES['hang'].bdf}", more="    driver: vfio-pci\n"))
+    host.guest.reboot()
+    boot = look_at_boot(host)
+    assert boot.state.devices[ROLES["hang"].bdf] == GENERIC
+    assert f"e1000 {ROLES['hang'].bdf}" not in boot.kernel_log
+    assert "rule more" not in boot.failed_units
+
+
+def test_a_wish_that_lasts_stands_above_the_policy_at_the_next_boot_too(
+    boots: Boots, host_after_boot: Host
+) -> None:
+    """And the power is cut while another device is switched."""
+    host = host_after_boot
+    done = host.ctl("set", GOOD.bdf, "native", "--persist")
+    assert done.rc == 0, done.stderr
+    host.ctl("set", NVME.bdf, "native")
+    host.run("sync")
+    write(host, POLICY)
+    pending = host.guest.start(write_command(SECOND, "native"))
+    time.sleep(0.05)
+    host.guest.reboot(power_cut=True)
+    del pending
+    boot = look_at_boot(host)
+    assert boot.state.devices[GOOD.bdf] == Seen("e1000e")
+    # Wishes for the boot have ended with it.
+    assert boot.state.devices[NVME.bdf] == GENERIC
+    assert boot.state.devices[SECOND.bdf].vfio
+    assert boot.failed_units == ""
+    assert host.ctl("reset", GOOD.bdf).rc == 0
+    assert host.look().devices[GOOD.bdf] == TAKEN
+
+
+@pytest.fixture
+def host_after_boot(guest: Guest) -> Host:
+    """The policy has changed what the devices are, so nothing is compared."""
+    return Host(guest)
+
+
+def test_the_rules_are_made_from_the_policy_and_say_so(boots: Boots, host_after_boot: Host) -> None:
+    rules = host_after_boot.guest.read(RULES)
+    assert rules.startswith("#")
+    assert GOOD.bdf in rules
+    assert "PROGRAM" not in rules

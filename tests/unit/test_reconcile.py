@@ -1,0 +1,1200 @@
+"""What the policy says comes true once: at the start, when a device comes, at a reload. Nothing is fought over."""
+
+import asyncio
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
+from virtual_time import now, run_at_once
+
+from vfio_flavourd.engine import reconcile
+from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.model.address import PciAddress, parse_address
+from vfio_flavourd.model.errors import FlavourError
+from vfio_flavourd.model.flavour import Attempt, Flavour, Outcome, Request, StepReport
+from vfio_flavourd.model.occupancy import Use, User
+from vfio_flavourd.model.policy import Match, OthersInGroup, Policy, Rule, Settings
+from vfio_flavourd.model.udev_rules import PLACEHOLDER
+
+QUICK = Settings(load_timeout=1.0, bind_timeout=1.0)
+NATIVE = ("e1000e", None)
+VFIO = ("vfio-pci", "vfio-pci")
+ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
+USER = User(Use.MOUNT, "/mnt/data on nvme0n1p2")
+
+# Longer than any pause between two tries.
+LONG = 400.0
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return FakeKernel(tmp_path)
+
+
+def rule(flavour: str | None, *drivers: str, settings: Settings = QUICK, **match: Any) -> Rule:
+    return Rule("a rule", Match(**match), flavour, drivers, settings, None, "50-test.yaml:3")
+
+
+def policy(*rules: Rule) -> Policy:
+    return Policy(defaults=QUICK, rules=rules)
+
+
+TO_VFIO = policy(rule("vfio", device=(0x10D3,)))
+TO_NATIVE = policy(rule("native", device=(0x10D3,)))
+
+
+def has(device: FakeDevice) -> tuple[str | None, str | None]:
+    return (device.driver.name if device.driver else None, device.override)
+
+
+def at(device: FakeDevice) -> PciAddress:
+    return parse_address(device.address)
+
+
+def add_with_native(kernel: FakeKernel, address: str = "0000:01:00.0", group: int = 7) -> FakeDevice:
+    device = kernel.add_device(address, group=group)
+    if "e1000e" in kernel.drivers:
+        kernel.probe(kernel.drivers["e1000e"], device)
+    else:
+        kernel.add_native(device)
+    return device
+
+
+async def start(kernel: FakeKernel, rules: Policy | None = None, **options: Any) -> Engine:
+    """A daemon begins, and has done all that it does by itself at once."""
+    engine = make_engine(kernel, rules, **options)
+    await engine.recover()
+    await engine.reconciler.start()
+    await asyncio.sleep(1)
+    return engine
+
+
+async def stop(engine: Engine) -> None:
+    await engine.settle(1.0)
+
+
+def change_policy(engine: Engine, rules: Policy) -> None:
+    engine._host.policy.policy = rules
+    engine._host.policy._modules = None
+
+
+async def reload(engine: Engine, rules: Policy) -> None:
+    change_policy(engine, rules)
+    engine.reconciler.reload()
+    await asyncio.sleep(1)
+
+
+async def event(engine: Engine, device: FakeDevice) -> None:
+    """Its uevent has come, and all that follows from that at once."""
+    engine.reconciler.consider(at(device))
+    await asyncio.sleep(1)
+
+
+async def ask(engine: Engine, device: FakeDevice, flavour: Flavour, *drivers: str, **more: Any) -> Outcome:
+    return await engine.set_flavour(Request(at(device), flavour, drivers, **more), lambda _: None)
+
+
+async def reset(engine: Engine, device: FakeDevice) -> Outcome:
+    return await engine.reset(Request(at(device), Flavour.NATIVE), lambda _: None)
+
+
+def bind_by_others(kernel: FakeKernel, device: FakeDevice, driver: str, override: str | None = None) -> None:
+    if device.driver is not None:
+        kernel.release(device)
+    device.override = override
+    assert kernel.probe(kernel.drivers[driver], device) == 0
+
+
+def attempts(engine: Engine) -> list[tuple[str, str]]:
+    """Of each attempt its device, and by whom."""
+    return [(str(address), attempt.requester) for address, attempt in engine.attempts.history]
+
+
+def tries(engine: Engine) -> list[float]:
+    """When there was an attempt, from now on; grows as they come."""
+    found: list[float] = []
+
+    def listen(_: PciAddress, what: Attempt | StepReport) -> None:
+        if isinstance(what, Attempt):
+            found.append(now())
+
+    engine.attempts.listeners.add(listen)
+    return found
+
+
+def remarks(engine: Engine, device: FakeDevice) -> tuple[str, ...]:
+    return engine.device(at(device)).remarks
+
+
+# when it is applied
+
+
+def test_at_the_first_start_a_device_gets_what_the_policy_says_and_others_are_not_touched(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+    other = kernel.add_device("0000:02:00.0", device=0x1533, group=8)
+    kernel.add_native(other, "igb")
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        assert has(device) == VFIO
+        assert has(other) == ("igb", None)
+        assert attempts(engine) == [("0000:01:00.0", "policy")]
+        assert not any("02:00.0" in write for write in kernel.writes)
+        assert engine.device(at(device)).wish is None
+
+    run_at_once(run())
+
+
+def test_a_device_that_is_so_already_is_not_touched(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_NATIVE)
+        assert attempts(engine) == []
+        assert has(device) == NATIVE
+        assert kernel.writes == []
+
+    run_at_once(run())
+
+
+def test_a_device_that_comes_later_gets_what_the_policy_says(kernel: FakeKernel) -> None:
+    add_with_native(kernel, "0000:09:00.0", group=1)
+
+    async def run() -> None:
+        engine = await start(kernel, policy(rule("vfio", address=(parse_address("0000:01:00.0"),))))
+        device = add_with_native(kernel)
+        other = add_with_native(kernel, "0000:02:00.0", group=8)
+        await event(engine, device)
+        await event(engine, other)
+        assert (has(device), has(other)) == (VFIO, NATIVE)
+
+    run_at_once(run())
+
+
+def test_a_driver_that_the_policy_names_is_had_also_where_another_vfio_driver_has_the_device(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True))
+    kernel.load("vfio_pci")
+    bind_by_others(kernel, device, "vfio-pci", "vfio-pci")
+
+    async def run() -> None:
+        engine = await start(kernel, policy(rule("vfio", "good_vfio", device=(0x10D3,))))
+        assert has(device) == ("good", "good")
+        assert len(attempts(engine)) == 1
+
+    run_at_once(run())
+
+
+def test_a_reload_touches_only_what_differs(kernel: FakeKernel) -> None:
+    devices = [add_with_native(kernel, f"0000:0{number}:00.0", number) for number in range(1, 5)]
+    on, off, same, fresh = devices
+
+    def chosen(*which: FakeDevice) -> Policy:
+        return policy(rule("vfio", address=tuple(map(at, which))), rule("native", device=(0x10D3,)))
+
+    async def run() -> None:
+        engine = await start(kernel, chosen(on, off, same))
+        kernel.writes.clear()
+        await reload(engine, chosen(on, same, fresh))
+        assert [has(each) for each in devices] == [VFIO, NATIVE, VFIO, VFIO]
+        assert {write[-7:] for write in kernel.writes if "bind" in write} == {"02:00.0", "04:00.0"}
+        assert not any("01:00.0" in write or "03:00.0" in write for write in kernel.writes)
+        kernel.writes.clear()
+        await reload(engine, chosen(on, same, fresh))
+        assert kernel.writes == []
+
+    run_at_once(run())
+
+
+def test_a_rule_that_is_gone_at_a_reload_leaves_its_device_as_it_is(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        kernel.writes.clear()
+        await reload(engine, policy())
+        assert kernel.writes == []
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
+def test_a_storm_of_events_makes_one_switch(kernel: FakeKernel) -> None:
+    add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        device = add_with_native(kernel, "0000:02:00.0", group=8)
+        real = kernel.write
+
+        async def write(path: str, text: str) -> None:
+            for _ in range(100):
+                engine.reconciler.consider(at(device))
+            await asyncio.sleep(0.3)
+            await real(path, text)
+
+        kernel.write = write  # type: ignore[method-assign]
+        for _ in range(5000):
+            engine.reconciler.consider(at(device))
+        engine.reconciler.consider_all()
+        await asyncio.sleep(5)
+        engine.notice_all()
+        await asyncio.sleep(5)
+        assert attempts(engine) == [("0000:01:00.0", "policy"), ("0000:02:00.0", "policy")]
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
+def test_many_devices_are_switched_side_by_side_but_not_more_than_so_many(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "_WORKERS", 3)
+    devices = [add_with_native(kernel, f"0000:{number:02x}:00.0", number) for number in range(1, 11)]
+    real = kernel.write
+    busy: set[str] = set()
+    most = 0
+
+    async def write(path: str, text: str) -> None:
+        nonlocal most
+        address = text if "drivers/" in path else path.split("/")[4]
+        busy.add(address)
+        most = max(most, len(busy))
+        await asyncio.sleep(0.1)
+        busy.discard(address)
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+
+    async def run() -> None:
+        await start(kernel, TO_VFIO)
+        await asyncio.sleep(5)
+        assert [has(each) for each in devices] == [VFIO] * 10
+        assert most == 3
+
+    run_at_once(run())
+
+
+# when it can't be applied
+
+
+def test_a_device_in_use_is_asked_for_again_with_growing_pauses_until_it_is_free(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.users[device.address] = (USER,)
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        found = tries(engine)
+        await engine.reconciler.start()
+        await asyncio.sleep(2000)
+        pauses = [round(then - first) for first, then in zip(found, found[1:], strict=False)]
+        assert pauses[:9] == [2, 4, 8, 16, 32, 64, 128, 256, 300]
+        assert set(pauses[9:]) == {300}
+        assert kernel.writes == []
+        kernel.users.clear()
+        await asyncio.sleep(LONG)
+        assert has(device) == VFIO
+        count = len(found)
+        await asyncio.sleep(10 * LONG)
+        assert len(found) == count
+
+    run_at_once(run())
+
+
+def test_events_do_not_shorten_the_pause_after_a_failure(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.users[device.address] = (USER,)
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        found = tries(engine)
+        await engine.reconciler.start()
+        for _ in range(100):
+            engine.reconciler.consider(at(device))
+            await asyncio.sleep(0.3)
+        assert len(found) == 4  # at 0, 2, 6 and 14 s
+
+    run_at_once(run())
+
+
+def test_a_switch_that_fails_is_tried_four_times_and_again_only_at_a_reload(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+    driver = kernel.modules["vfio_pci"].drivers[0]
+    driver.probe_errno = errno.EINVAL
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        found = tries(engine)
+        await engine.reconciler.start()
+        for _ in range(200):
+            await asyncio.sleep(3)
+            engine.reconciler.consider(at(device))  # each try makes events
+        assert len(found) == 4
+        assert has(device) == NATIVE
+        assert [record.message for record in caplog.records].count(
+            "0000:01:00.0: the policy could not be applied in 4 tries: left as it is"
+        ) == 1
+        driver.probe_errno = 0
+        await reload(engine, TO_VFIO)
+        assert has(device) == VFIO
+        assert len(found) == 5
+
+    run_at_once(run())
+
+
+def test_a_device_that_was_given_up_is_tried_anew_when_it_is_replugged(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    driver = kernel.modules["vfio_pci"].drivers[0]
+    driver.probe_errno = errno.EINVAL
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        await asyncio.sleep(LONG)
+        driver.probe_errno = 0
+        kernel.remove_device(device)
+        engine.forget(at(device))
+        successor = add_with_native(kernel)
+        await event(engine, successor)
+        assert has(successor) == VFIO
+
+    run_at_once(run())
+
+
+def test_a_reload_does_not_wait_for_a_pause_to_end(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.users[device.address] = (USER,)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        await asyncio.sleep(2000)
+        kernel.users.clear()
+        await reload(engine, TO_VFIO)
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
+def test_a_device_that_was_stuck_is_looked_at_again_when_the_kernel_lets_go(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    native = kernel.drivers["e1000e"]
+
+    async def run() -> None:
+        native.remove_blocks = blocks = asyncio.Event()
+        engine = await start(kernel, TO_VFIO)
+        await asyncio.sleep(60)
+        assert "unbind from e1000e" in engine.device(at(device)).stuck
+        native.remove_blocks = None
+        blocks.set()
+        await asyncio.sleep(5)
+        assert engine.device(at(device)).stuck == ""
+        assert has(device) == VFIO
+        assert remarks(engine, device) == ()
+        assert engine.reconciler._applied[device.address].done
+
+    run_at_once(run())
+
+
+def test_a_stuck_device_does_not_keep_the_policy_from_others_while_its_group_waits(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "_WORKERS", 1)
+    first = add_with_native(kernel, "0000:01:00.0", 1)
+    ignoring = Settings(1.0, 1.0, group=OthersInGroup.IGNORE)
+
+    async def run() -> None:
+        kernel.drivers["e1000e"].remove_blocks = asyncio.Event()
+        engine = await start(kernel, policy(rule("vfio", device=(0x10D3,), settings=ignoring)), group=30.0)
+        await asyncio.sleep(1)
+        assert engine.device(at(first)).stuck
+        kernel.drivers["e1000e"].remove_blocks = None
+        sibling = add_with_native(kernel, "0000:01:00.1", 1)
+        engine.reconciler.consider(at(sibling))
+        await asyncio.sleep(0.1)
+        other = add_with_native(kernel, "0000:02:00.0", 2)
+        await event(engine, other)
+        assert has(other) == VFIO
+        assert has(sibling) == NATIVE
+
+    run_at_once(run())
+
+
+# a restart
+
+
+def test_a_restart_with_the_same_policy_touches_nothing(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+    changed = add_with_native(kernel, "0000:02:00.0", 8)
+
+    async def run() -> None:
+        await stop(await start(kernel, TO_VFIO))
+        bind_by_others(kernel, changed, "e1000e")
+        kernel.writes.clear()
+        caplog.clear()
+        for _ in range(3):
+            engine = await start(kernel, TO_VFIO)
+            engine.reconciler.consider_all()
+            await asyncio.sleep(LONG)
+            assert attempts(engine) == []
+            await stop(engine)
+        assert kernel.writes == []
+        assert (has(device), has(changed)) == (VFIO, NATIVE)
+        assert "flavourctl reload" not in caplog.text
+
+    run_at_once(run())
+
+
+def test_a_policy_that_changed_before_a_restart_is_told_and_applied_at_a_reload(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        await stop(await start(kernel, TO_NATIVE))
+        for _ in range(2):
+            caplog.clear()
+            engine = await start(kernel, TO_VFIO)
+            engine.reconciler.consider_all()
+            await asyncio.sleep(LONG)
+            assert kernel.writes == []
+            assert caplog.text.count("flavourctl reload applies it") == 1
+            if not _:
+                await stop(engine)
+        await reload(engine, TO_VFIO)
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
+def test_what_could_not_be_had_before_a_restart_is_tried_after_it(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.users[device.address] = (USER,)
+
+    async def run() -> None:
+        await stop(await start(kernel, TO_VFIO))
+        kernel.users.clear()
+        await start(kernel, TO_VFIO)
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
+def test_a_daemon_that_was_killed_right_after_a_wish_has_nothing_to_complain_of(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        await stop(await start(kernel, TO_NATIVE))
+        killed = await start(kernel, TO_NATIVE)
+        await ask(killed, device, Flavour.VFIO)
+        killed.reconciler._stopped = True
+        killed._host.ledger.close()
+        caplog.clear()
+        engine = await start(kernel, TO_NATIVE)
+        assert has(device) == VFIO
+        assert engine.device(at(device)).wish == Flavour.VFIO
+        assert "flavourctl reload" not in caplog.text
+
+    run_at_once(run())
+
+
+# wishes by hand
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_wish_by_hand_stands_above_the_policy_until_reset(kernel: FakeKernel, restarted: bool) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        await ask(engine, device, Flavour.NATIVE)
+        if restarted:
+            await stop(engine)
+            engine = await start(kernel, TO_VFIO)
+        kernel.writes.clear()
+        await event(engine, device)
+        await reload(engine, TO_VFIO)
+        assert has(device) == NATIVE
+        assert kernel.writes == []
+        status = engine.device(at(device))
+        assert (status.wish, status.decision.flavour, status.remarks) == (Flavour.NATIVE, "vfio", ())
+        outcome = await reset(engine, device)
+        assert outcome.flavour == Flavour.VFIO
+        await asyncio.sleep(LONG)
+        assert has(device) == VFIO
+        assert engine.device(at(device)).wish is None
+        assert len(attempts(engine)) == (1 if restarted else 3)
+
+    run_at_once(run())
+
+
+def test_without_a_rule_reset_gives_back_what_was_there(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO)
+        assert engine.device(at(device)).wish == Flavour.VFIO
+        await reset(engine, device)
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert engine.device(at(device)).wish is None
+        assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_a_refused_wish_is_no_wish(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.users[device.address] = (USER,)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        with pytest.raises(FlavourError):
+            await ask(engine, device, Flavour.VFIO)
+        assert engine.device(at(device)).wish is None
+        kernel.users.clear()
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+
+    run_at_once(run())
+
+
+def test_the_wish_of_one_who_has_gone_is_kept_when_it_was_carried_to_its_end(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_NATIVE)
+        real = kernel.write
+
+        async def write(path: str, text: str) -> None:
+            await asyncio.sleep(0.2)
+            await real(path, text)
+
+        kernel.write = write  # type: ignore[method-assign]
+        asking = asyncio.create_task(ask(engine, device, Flavour.VFIO))
+        await asyncio.sleep(0.3)
+        asking.cancel()
+        await asyncio.sleep(5)
+        assert asking.cancelled()
+        assert has(device) == VFIO
+        assert engine.device(at(device)).wish == Flavour.VFIO
+        assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_what_the_policy_was_about_to_do_gives_way_to_a_wish_that_came_first(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+    ignoring = Settings(1.0, 1.0, group=OthersInGroup.IGNORE)
+
+    async def run() -> None:
+        kernel.modules["vfio_pci"].hang = hang = asyncio.Event()
+        engine = make_engine(kernel, policy(rule("vfio", device=(0x10D3,), settings=ignoring)), group=30.0)
+        engine.reconciler._started = True
+        first = asyncio.create_task(ask(engine, sibling, Flavour.VFIO))
+        await asyncio.sleep(0.1)
+        by_hand = asyncio.create_task(ask(engine, device, Flavour.NATIVE))
+        await asyncio.sleep(0.1)
+        engine.reconciler.consider(at(device))
+        await asyncio.sleep(0.1)
+        hang.set()
+        await first
+        await by_hand
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert not any("bind 0000:01:00.0" in write for write in kernel.writes)
+
+    run_at_once(run())
+
+
+def test_a_wish_for_the_boot_is_not_for_another_device_at_the_same_address(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO)
+        kernel.remove_device(device)
+        engine.forget(at(device))
+        successor = add_with_native(kernel)
+        await event(engine, successor)
+        assert has(successor) == NATIVE
+        assert engine.device(at(successor)).wish is None
+
+    run_at_once(run())
+
+
+def new_boot(kernel: FakeKernel) -> FakeKernel:
+    """The same host after a reboot: nothing but /var is left."""
+    again = FakeKernel(kernel.root.with_name(kernel.root.name + "-again"))
+    for path in (kernel.root / "var/lib").iterdir():
+        (again.root / "var/lib" / path.name).write_bytes(path.read_bytes())
+    return again
+
+
+@pytest.mark.parametrize("rules", [policy(), TO_NATIVE], ids=["no rule", "another rule"])
+def test_a_wish_that_lasts_comes_true_in_the_next_boot(kernel: FakeKernel, rules: Policy) -> None:
+    device = add_with_native(kernel)
+    for_boot = add_with_native(kernel, "0000:02:00.0", 8)
+
+    async def first() -> None:
+        engine = await start(kernel, rules)
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        await ask(engine, for_boot, Flavour.VFIO)
+        await stop(engine)
+
+    run_at_once(first())
+    again = new_boot(kernel)
+    devices = [add_with_native(again), add_with_native(again, "0000:02:00.0", 8)]
+
+    async def second() -> None:
+        engine = await start(again, rules)
+        assert [has(each) for each in devices] == [VFIO, NATIVE]
+        assert engine.device(at(device)).wish == Flavour.VFIO
+        await reset(engine, devices[0])
+        assert has(devices[0]) == NATIVE
+        await stop(engine)
+
+    run_at_once(second())
+    third = new_boot(again)
+    unwished = add_with_native(third)
+    run_at_once(start(third, rules))
+    assert has(unwished) == NATIVE
+
+
+def test_a_wish_that_lasts_keeps_the_driver_that_was_named(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True))
+
+    async def first() -> None:
+        engine = await start(kernel, policy())
+        assert (await ask(engine, device, Flavour.VFIO, "good_vfio", persist=True)).driver == "good"
+        await stop(engine)
+
+    run_at_once(first())
+    again = new_boot(kernel)
+    again.add_module(FakeDriver("good", "good_vfio", vfio=True))
+    device = add_with_native(again)
+    run_at_once(start(again, policy()))
+    assert has(device) == ("good", "good")
+
+
+def test_a_wish_that_lasts_is_not_for_a_device_with_other_ids(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def first() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        await stop(engine)
+
+    run_at_once(first())
+    again = new_boot(kernel)
+    other = again.add_device(device=0x1533)
+    again.add_native(other, "igb")
+    run_at_once(start(again, policy()))
+    assert has(other) == ("igb", None)
+    assert again.writes == []
+
+
+def test_a_wish_that_lasts_for_a_group_holds_for_all_of_it(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+
+    async def first() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO, persist=True, others=OthersInGroup.TOGETHER)
+        assert (has(device), has(sibling)) == (VFIO, VFIO)
+        await stop(engine)
+
+    run_at_once(first())
+    again = new_boot(kernel)
+    devices = [add_with_native(again), add_with_native(again, "0000:01:00.1")]
+    run_at_once(start(again, policy()))
+    assert [has(each) for each in devices] == [VFIO, VFIO]
+
+
+def test_a_group_that_was_switched_by_hand_is_not_said_to_be_somebody_elses_doing(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+
+    async def run() -> None:
+        engine = await start(kernel, TO_NATIVE)
+        await ask(engine, device, Flavour.VFIO, others=OthersInGroup.TOGETHER)
+        await event(engine, sibling)
+        assert has(sibling) == VFIO
+        assert remarks(engine, sibling) == ()
+        await reload(engine, TO_NATIVE)
+        assert (has(device), has(sibling)) == (VFIO, VFIO)
+
+    run_at_once(run())
+
+
+# others
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_driver_that_someone_else_changed_is_told_and_not_changed_back(
+    kernel: FakeKernel, restarted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        bind_by_others(kernel, device, "e1000e")
+        kernel.writes.clear()
+        if restarted:
+            await stop(engine)
+            engine = await start(kernel, TO_VFIO)
+        for _ in range(5):
+            await event(engine, device)
+        await reload(engine, TO_VFIO)
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert kernel.writes == []
+        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+        assert caplog.text.count("by someone else: left as it is") == 1
+        assert (await reset(engine, device)).flavour == Flavour.VFIO
+        await asyncio.sleep(1)
+        assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_what_someone_else_undoes_himself_is_remarked_on_no_more(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        bind_by_others(kernel, device, "e1000e")
+        await event(engine, device)
+        assert remarks(engine, device)
+        bind_by_others(kernel, device, "vfio-pci", "vfio-pci")
+        await event(engine, device)
+        assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_a_wish_that_someone_else_undid_is_told_and_not_fought_for(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO)
+        bind_by_others(kernel, device, "e1000e")
+        await event(engine, device)
+        await stop(engine)
+        engine = await start(kernel, policy())
+        await event(engine, device)
+        assert has(device) == NATIVE
+        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+
+    run_at_once(run())
+
+
+def test_reset_gives_the_driver_that_the_policy_names_back_at_once(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True))
+
+    async def run() -> None:
+        engine = await start(kernel, policy(rule("vfio", "good_vfio", device=(0x10D3,))))
+        kernel.load("vfio_pci")
+        bind_by_others(kernel, device, "vfio-pci", "vfio-pci")
+        await event(engine, device)
+        assert "was made vfio (vfio-pci) by someone else" in remarks(engine, device)[0]
+        assert (await reset(engine, device)).driver == "good"
+        assert has(device) == ("good", "good")
+
+    run_at_once(run())
+
+
+def test_a_device_that_driverctl_has_a_driver_for_is_left_to_it_and_told(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+    saved = kernel.root / "etc/driverctl.d"
+    saved.mkdir(parents=True)
+    (saved / f"pci-{device.address}").write_text("e1000e\n", encoding="ascii")
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        for _ in range(3):
+            await event(engine, device)
+        await asyncio.sleep(LONG)
+        assert kernel.writes == []
+        assert attempts(engine) == []
+        (remark,) = remarks(engine, device)
+        assert remark == (
+            "driverctl has e1000e saved for it (driverctl unset-override takes that back)"
+        )
+        assert caplog.text.count("driverctl has e1000e saved") == 1
+        # A person's wish is another matter.
+        await ask(engine, device, Flavour.VFIO)
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
+def test_a_replug_at_the_same_address_has_the_policy_applied_anew(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        kernel.remove_device(device)
+        engine.forget(at(device))
+        successor = add_with_native(kernel)
+        await event(engine, successor)
+        assert has(successor) == VFIO
+        # The event of its going was lost.
+        bind_by_others(kernel, successor, "e1000e")
+        await event(engine, successor)
+        kernel.remove_device(successor)
+        third = add_with_native(kernel)
+        engine.notice_all()
+        await asyncio.sleep(1)
+        assert has(third) == VFIO
+        assert remarks(engine, third) == ()
+
+    run_at_once(run())
+
+
+def test_a_device_that_goes_while_the_policy_is_applied_leaves_nothing_behind(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.modules["vfio_pci"].drivers[0].on_probe = kernel.remove_device
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        engine.forget(at(device))
+        kernel.modules["vfio_pci"].drivers[0].on_probe = None
+        await asyncio.sleep(LONG)
+        assert len(attempts(engine)) == 1
+        assert engine.reconciler._applied == {}
+        assert engine.reconciler._failures == {}
+        assert engine.reconciler._due == {}
+
+    run_at_once(run())
+
+
+# rules that can be decided only later
+
+
+def test_a_rule_by_driver_takes_effect_when_the_native_driver_has_bound(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = policy(rule("vfio", driver=("e1000e",)))
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        device = kernel.add_device()
+        await event(engine, device)
+        assert has(device) == (None, None)
+        kernel.add_native(device)
+        await event(engine, device)
+        assert has(device) == VFIO
+        # The rule matches no more, now that another driver has it. That changes nothing.
+        await event(engine, device)
+        await stop(engine)
+        engine = await start(kernel, rules)
+        await event(engine, device)
+        await reload(engine, rules)
+        assert has(device) == VFIO
+        assert len(attempts(engine)) == 0
+        assert "flavourctl reload" not in caplog.text
+        assert remarks(engine, device) == ()
+        # Nor does it match anew what someone else did.
+        bind_by_others(kernel, device, "e1000e")
+        await event(engine, device)
+        assert has(device) == NATIVE
+        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+
+    run_at_once(run())
+
+
+def test_a_rule_by_serial_takes_effect_when_the_native_driver_tells_it_and_holds_afterwards(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = policy(rule("vfio", serial=("S4EWNX0R123",)))
+
+    def tell(device: FakeDevice) -> None:
+        path = kernel.path(device) / "nvme/nvme0"
+        path.mkdir(parents=True)
+        (path / "serial").write_text("S4EWNX0R123         \n", encoding="ascii")
+
+    def tell_no_more(device: FakeDevice) -> None:
+        if (kernel.path(device) / "nvme").exists():
+            (kernel.path(device) / "nvme").rename(kernel.root / "gone")
+
+    kernel.modules["vfio_pci"].drivers[0].on_probe = tell_no_more
+
+    async def run() -> None:
+        device = kernel.add_device(class_code=0x010802)
+        other = kernel.add_device("0000:02:00.0", class_code=0x010802, group=8)
+        engine = await start(kernel, rules)
+        assert attempts(engine) == []
+        kernel.add_native(device, "nvme")
+        tell(device)
+        await event(engine, device)
+        await event(engine, other)
+        assert (has(device), has(other)) == (VFIO, ("nvme", None))
+        await stop(engine)
+        engine = await start(kernel, rules)
+        assert engine.device(at(device)).decision.flavour == "vfio"
+        await event(engine, device)
+        await reload(engine, rules)
+        assert attempts(engine) == []
+        assert "flavourctl reload" not in caplog.text
+
+    run_at_once(run())
+
+
+# a device that the early rules have kept from its driver
+
+
+def kept_from_its_driver(kernel: FakeKernel) -> FakeDevice:
+    device = kernel.add_device()
+    device.override = PLACEHOLDER
+    kernel.add_native(device)
+    assert has(device) == (None, PLACEHOLDER)
+    return device
+
+
+@pytest.mark.parametrize("way", ["native", "reset"])
+def test_a_device_that_the_early_rules_kept_goes_to_vfio_and_home_to_the_kernels_choice(
+    kernel: FakeKernel, way: str
+) -> None:
+    device = kept_from_its_driver(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        assert has(device) == VFIO
+        if way == "reset":
+            change_policy(engine, policy())
+            await reset(engine, device)
+        else:
+            await ask(engine, device, Flavour.NATIVE)
+        assert has(device) == NATIVE
+        assert list((kernel.root / "run/devices").iterdir()) == []
+
+    run_at_once(run())
+
+
+def test_a_device_that_the_early_rules_kept_can_be_made_native_where_vfio_can_not_be_had(
+    kernel: FakeKernel,
+) -> None:
+    device = kept_from_its_driver(kernel)
+    kernel.modules["vfio_pci"].status = 1
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        await asyncio.sleep(LONG)
+        assert has(device) == (None, PLACEHOLDER)
+        await ask(engine, device, Flavour.NATIVE)
+        assert has(device) == NATIVE
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+
+    run_at_once(run())
+
+
+# files
+
+
+CORRUPT: dict[str, bytes] = {
+    "empty": b"",
+    "cut off": b'{"0000:01:00.0": [12',
+    "a list": b"[1, 2]",
+    "other types": b'{"0000:01:00.0": ["x", 1, 2, 3], "y": 5}',
+    "short": b'{"0000:01:00.0": [1]}',
+    "not text": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", CORRUPT.values(), ids=CORRUPT)
+def test_a_spoilt_file_of_what_was_applied_is_told_and_changes_no_device(
+    kernel: FakeKernel, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+    changed = add_with_native(kernel, "0000:02:00.0", 8)
+
+    async def run() -> None:
+        await stop(await start(kernel, TO_VFIO))
+        (kernel.root / "run/applied.json").write_bytes(content)
+        bind_by_others(kernel, changed, "e1000e")
+        kernel.writes.clear()
+        engine = await start(kernel, TO_VFIO)
+        engine.reconciler.consider_all()
+        await asyncio.sleep(LONG)
+        assert kernel.writes == []
+        assert (has(device), has(changed)) == (VFIO, NATIVE)
+        assert caplog.text.count("what was applied can't be read") == 1
+        # It is whole again afterwards.
+        await stop(engine)
+        caplog.clear()
+        engine = await start(kernel, TO_VFIO)
+        assert "can't be read" not in caplog.text
+        assert kernel.writes == []
+        await reload(engine, TO_VFIO)
+        assert (has(device), has(changed)) == (VFIO, VFIO)
+
+    run_at_once(run())
+
+
+def test_serials_of_a_spoilt_file_keep_the_daemon_from_nothing(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    inode = kernel.path(device).stat().st_ino
+    rules = policy(rule("vfio", serial=("S4",)))
+    data = {device.address: [inode, "-", True, [7, None, {}]]}
+    (kernel.root / "run/applied.json").write_text(json.dumps(data), encoding="ascii")
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        assert [str(each.device.address) for each in engine.devices()] == [device.address]
+
+    run_at_once(run())
+
+
+SPOILT_WISHES = {
+    **CORRUPT,
+    "no such flavour": b'{"0000:01:00.0": {"flavour": "purple", "drivers": [], "ids": %s, "inode": 0}}',
+    "a number": b'{"0000:01:00.0": {"flavour": 5, "drivers": [], "ids": %s, "inode": 0}}',
+    "drivers are numbers": b'{"0000:01:00.0": {"flavour": "vfio", "drivers": [7], "ids": %s, "inode": 0}}',
+    "a driver with a slash": b'{"0000:01:00.0": {"flavour": "vfio", "drivers": ["-C/tmp"], "ids": %s, "inode": 0}}',
+}
+
+
+@pytest.mark.parametrize("name", SPOILT_WISHES)
+def test_spoilt_wishes_keep_the_daemon_from_nothing(kernel: FakeKernel, name: str) -> None:
+    device = add_with_native(kernel)
+    other = kernel.add_device("0000:02:00.0", device=0x1533, group=8)
+    content = SPOILT_WISHES[name]
+    if b"%s" in content:
+        content %= b"[%d, %d, %d, %d]" % (0x8086, 0x10D3, 0x1AF4, 0x1100)
+    (kernel.root / "var/lib/wishes.json").write_bytes(content)
+
+    async def run() -> None:
+        engine = await start(kernel, policy(rule("vfio", device=(0x1533,))))
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert has(other) == VFIO
+        engine.devices()
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        assert has(device) == VFIO
+        await stop(engine)
+        engine = await start(kernel, policy())
+        assert engine.device(at(device)).wish == Flavour.VFIO
+
+    run_at_once(run())
+
+
+def fails(what: int) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(what, os.strerror(what))
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_where_what_was_applied_can_not_be_kept_the_policy_is_applied_all_the_same(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", fails(code))
+            patch.setattr(Path, "write_text", fails(code))
+            engine = await start(kernel, TO_VFIO)
+            assert has(device) == VFIO
+            await ask(engine, device, Flavour.NATIVE)  # for the boot: it is done, and that is what counts
+            assert has(device) == NATIVE
+            assert engine.device(at(device)).wish == Flavour.NATIVE
+        assert "what was applied can't be kept" in caplog.text
+        assert "what was asked for by hand can't be kept" in caplog.text
+
+    run_at_once(run())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_wish_that_can_not_be_made_to_last_is_told_and_holds_for_the_boot(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    device = add_with_native(kernel)
+    real = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if "var/lib" in str(path):
+            raise OSError(code, os.strerror(code))
+        return real(path, target)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_NATIVE)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            with pytest.raises(FlavourError, match="can't be made to last") as caught:
+                await ask(engine, device, Flavour.VFIO, persist=True)
+        assert caught.value.errno == errno.EIO
+        assert has(device) == VFIO
+        assert engine.reconciler.wishes.lasting == {}
+        await stop(engine)
+        engine = await start(kernel, TO_NATIVE)
+        await reload(engine, TO_NATIVE)
+        assert has(device) == VFIO
+        assert engine.device(at(device)).wish == Flavour.VFIO
+
+    run_at_once(run())
+
+
+# the daemon stops
+
+
+def test_a_daemon_that_stops_begins_nothing_and_carries_to_its_end_what_is_touched(kernel: FakeKernel) -> None:
+    devices = [add_with_native(kernel, f"0000:0{number}:00.0", number) for number in range(1, 9)]
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        await asyncio.sleep(0.1)
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        starting = asyncio.create_task(engine.reconciler.start())
+        await asyncio.sleep(0.2)
+        await engine.settle(5.0)
+        await starting
+        assert all(has(each) in (NATIVE, VFIO) for each in devices)
+        done = sum(has(each) == VFIO for each in devices)
+        assert 0 < done < 8
+        kernel.writes.clear()
+        for each in devices:
+            engine.reconciler.consider(at(each))
+        await asyncio.sleep(LONG)
+        assert kernel.writes == []
+        assert not any(turn.locked() for turn in engine._turns.values())
+        # The next one goes on with the rest.
+        await start(kernel, TO_VFIO)
+        await asyncio.sleep(5)
+        assert [has(each) for each in devices] == [VFIO] * 8
+
+    run_at_once(run())

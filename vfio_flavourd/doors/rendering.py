@@ -1,0 +1,110 @@
+"""What the engine knows, as it travels by varlink."""
+
+from ..model.aliases import Candidate, Resolution
+from ..model.flavour import Attempt, DeviceStatus, Outcome, StepReport
+from ..model.occupancy import User
+from .interface import (
+    AttemptInfo,
+    CandidateInfo,
+    DeviceInfo,
+    MemberInfo,
+    OutcomeInfo,
+    ResolutionInfo,
+    StepInfo,
+    UserInfo,
+)
+
+
+def find_group_node(iommu_group: int | None, vfio_device: str | None) -> str | None:
+    return f"/dev/vfio/{iommu_group}" if iommu_group is not None and vfio_device is not None else None
+
+
+def render_candidate(candidate: Candidate) -> CandidateInfo:
+    return CandidateInfo(
+        candidate.module, candidate.pattern, str(candidate.source), candidate.accepted, candidate.reason
+    )
+
+
+def render_resolution(resolution: Resolution) -> ResolutionInfo:
+    return ResolutionInfo(
+        modalias=resolution.modalias,
+        candidates=[render_candidate(candidate) for candidate in resolution.candidates],
+        winner=resolution.winner,
+        warnings=list(resolution.warnings),
+    )
+
+
+def render_step(step: StepReport) -> StepInfo:
+    return StepInfo(str(step.phase), step.what, step.started, step.duration, step.error)
+
+
+def render_attempt(device: str, attempt: Attempt) -> AttemptInfo:
+    return AttemptInfo(
+        device=device,
+        flavour=str(attempt.flavour),
+        requester=attempt.requester,
+        when=attempt.when,
+        reason=attempt.reason,
+        error=attempt.error,
+        steps=[render_step(step) for step in attempt.steps],
+    )
+
+
+def render_outcome(outcome: Outcome) -> OutcomeInfo:
+    return OutcomeInfo(
+        device=str(outcome.address),
+        flavour=str(outcome.flavour),
+        driver=outcome.driver,
+        previous_driver=outcome.previous_driver,
+        fallback=outcome.fallback,
+        reason=outcome.reason,
+        vfio_device=outcome.vfio_device,
+        group_node=find_group_node(outcome.iommu_group, outcome.vfio_device),
+        duration=outcome.duration,
+        changed=outcome.changed,
+        steps=[render_step(step) for step in outcome.steps],
+        forced=[render_user(user) for user in outcome.forced],
+        others=[
+            MemberInfo(
+                device=str(other.address),
+                flavour=str(other.flavour),
+                driver=other.driver,
+                previous_driver=other.previous_driver,
+                reason=other.reason,
+            )
+            for other in outcome.others
+        ],
+    )
+
+
+def render_user(user: User) -> UserInfo:
+    return UserInfo(str(user.use), user.what, user.pid)
+
+
+def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ()) -> DeviceInfo:
+    device = status.device
+    address = str(device.address)
+    return DeviceInfo(
+        device=address,
+        name=name,
+        ids=f"{device.identity.vendor:04x}:{device.identity.device:04x}",
+        class_code=f"{device.class_code:06x}",
+        flavour=str(status.flavour),
+        driver=device.driver,
+        previous_driver=status.origin_driver,
+        recorded=status.held,
+        iommu_group=device.iommu_group,
+        vfio_device=device.vfio_device,
+        group_node=find_group_node(device.iommu_group, device.vfio_device),
+        personality=None if device.personality is None else device.personality.attribute,
+        phase=str(status.phase) if status.phase else None,
+        stuck=status.stuck,
+        resolution=render_resolution(status.resolution),
+        last=render_attempt(address, status.last) if status.last else None,
+        rule=status.decision.rule.name if status.decision.rule is not None else None,
+        policy_flavour=status.decision.flavour,
+        policy_reason=status.decision.reason,
+        wish=None if status.wish is None else str(status.wish),
+        remarks=list(status.remarks),
+        users=[render_user(user) for user in users],
+    )
