@@ -1,4 +1,4 @@
-"""`vfio-flavourd --early`: compiles the policy before udev looks for drivers, when it is not what it was.
+"""compile-policy: compiles the policy before udev looks for drivers, when it is not what it was.
 
 No daemon, no socket and no udevd is there yet. udevd starts after this, so nothing has to be told to it.
 """

@@ -121,7 +121,7 @@ class Agent:
 
     def _read(self, id: int, path: str, offset: int, size: int) -> None:
         try:
-            with open(path, "rb") as file:
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:

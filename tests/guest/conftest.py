@@ -95,13 +95,15 @@ def _nobody_answers_the_rigs_own_uevents(
     if deb is None or request.path.stem != "test_rig":
         yield
         return
-    masked = "/run/udev/rules.d/90-vfio-flavourd.rules"
+    # In /etc and synced: it must outlast a reboot and a power cut.
+    masked = "/etc/udev/rules.d/90-vfio-flavourd.rules"
     guest.run(f"""
-        mkdir -p /run/udev/rules.d; ln -s /dev/null {masked}; udevadm control --reload
-        systemctl stop {UNITS}
+        ln -s /dev/null {masked}; udevadm control --reload
+        systemctl mask --now {UNITS}
+        sync
     """)
     yield
-    guest.run(f"rm {masked}; udevadm control --reload; systemctl start {UNITS}")
+    guest.run(f"rm {masked}; udevadm control --reload; systemctl unmask {UNITS}; systemctl start {UNITS}")
 
 
 FILES = Path("/run/vfio-flavour")

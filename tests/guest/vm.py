@@ -97,6 +97,12 @@ class Guest:
     def start(self, command: str) -> Pending:
         return self._channel.run(command)
 
+    def hold(self, *devices: str) -> Pending:
+        """A process that holds them (BDFs) as a virtual machine does, until it is killed."""
+        holder = self.start(f"exec /usr/libexec/guest-vfio-holder {' '.join(devices)}")
+        holder.wait_for("holding")
+        return holder
+
     def loaded_modules(self) -> frozenset[str]:
         return frozenset(line.split()[0] for line in self.read("/proc/modules").splitlines())
 
@@ -140,8 +146,8 @@ class Guest:
         self._scratch = Path(directory)
         self._root = self._scratch / "root.qcow2"
         self._nvme = self._scratch / "nvme.img"
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.image.disk, self._root]
-        subprocess.run(create, check=True)
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(self.image.disk)]
+        subprocess.run([*create, str(self._root)], check=True)
         self._nvme.touch()
         os.truncate(self._nvme, NVME_SIZE)
 

@@ -35,7 +35,8 @@ Say = Callable[..., Said]
 
 @pytest.fixture
 def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    monkeypatch.setattr(policy, "load_policy", lambda _: load_policy(tmp_path, owner=os.getuid()))
+    monkeypatch.setattr(policy, "ROOT", str(tmp_path))
+    monkeypatch.setattr(policy, "load_policy", lambda root: load_policy(root, owner=os.getuid()))
 
     def run(*argv: str) -> Said:
         status = main(argv)

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -1106,23 +1105,21 @@ def test_spoilt_wishes_keep_the_daemon_from_nothing(kernel: FakeKernel, name: st
     run_at_once(run())
 
 
-def fails(what: int) -> Callable[..., None]:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(what, os.strerror(what))
-
-    return fail
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_where_what_was_applied_can_not_be_kept_the_policy_is_applied_all_the_same(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     device = add_with_native(kernel)
+    real = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if path.parent.name == "run":
+            raise OSError(code, os.strerror(code))
+        return real(path, target)
 
     async def run() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", fails(code))
-            patch.setattr(Path, "write_text", fails(code))
+            patch.setattr(Path, "replace", replace)
             engine = await start(kernel, TO_VFIO)
             assert has(device) == VFIO
             await ask(engine, device, Flavour.NATIVE)  # for the boot: it is done, and that is what counts
@@ -1154,7 +1151,7 @@ def test_a_wish_that_can_not_be_made_to_last_is_told_and_holds_for_the_boot(
                 await ask(engine, device, Flavour.VFIO, persist=True)
         assert caught.value.errno == errno.EIO
         assert has(device) == VFIO
-        assert engine.reconciler.wishes.lasting == {}
+        assert engine.reconciler.find_kept() == ()
         await stop(engine)
         engine = await start(kernel, TO_NATIVE)
         await reload(engine, TO_NATIVE)

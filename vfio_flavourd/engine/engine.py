@@ -12,7 +12,7 @@ from ..model.address import PciAddress
 from ..model.aliases import Resolution
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport
+from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport, parse_flavour
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind
 from ..model.transition import Phase
@@ -22,6 +22,7 @@ from .guards import Verdict, judge
 from .host import Host
 from .ledger import Record, find_record
 from .moves import StuckError
+from .nodes import update_nodes
 from .quarantine import Quarantine, describe_holders
 from .reconcile import Reconciler
 from .switch import Switch, Way
@@ -41,9 +42,9 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self._releases: set[asyncio.Task[None]] = set()
-        self._quarantine = Quarantine(host, self._find_turn)
         self.attempts = Attempts(host.sysfs)
         self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
+        self._quarantine = Quarantine(host, self._find_turn, self.reconciler.consider)
 
     # looking
 
@@ -97,6 +98,7 @@ class Engine:
 
     async def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
+        self._quarantine.check(request.address)
         return await forecast(self._host, self._host.read_device(request.address), request)
 
     # switching
@@ -104,20 +106,19 @@ class Engine:
     async def set_flavour(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
-        outcome = await self._take(
-            request, report, to_native if request.flavour == Flavour.NATIVE else to_vfio
-        )
-        if request.by_hand:
-            self.reconciler.keep_wish(request)
-        return outcome
+        parse_flavour(request.flavour, self.flavours)
+        return await self._take(request, report, to_native if request.flavour == Flavour.NATIVE else to_vfio)
 
     async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
         """Drop the wish that was made by hand: back to what the policy says, or else to what was there before
         the first switch. Raises FlavourError."""
         self.reconciler.drop_wish(request.address)
-        decision = self._host.decide(self._host.read_device(request.address))
+        device = self._host.read_device(request.address)
+        decision = self._host.decide(device)
         if decision.flavour is not None:
-            request = replace(request, flavour=Flavour(decision.flavour), by_hand=False)
+            # Named where it is only the driver that is another one.
+            drivers = decision.drivers if self._host.find_flavour(device) == decision.flavour else ()
+            request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
             return await self.set_flavour(request, report)
         return await self._take(request, report, restore)
 
@@ -143,6 +144,8 @@ class Engine:
     async def _run(self, work: "_Work") -> Outcome:
         try:
             outcome = await self._in_turn(work)
+            if work.request.by_hand and work.way is not restore:
+                self._keep_wishes(work.request, outcome)
         except FlavourError as error:
             work.conclude(self.attempts, error=error)
             raise
@@ -158,10 +161,20 @@ class Engine:
         work.conclude(self.attempts, outcome=outcome)
         return outcome
 
+    def _keep_wishes(self, request: Request, outcome: Outcome) -> None:
+        """Raises FlavourError (EIO) when they are to last and can't be kept."""
+        for other in outcome.others:
+            self.reconciler.keep_wish(replace(request, address=other.address, drivers=()))
+        self.reconciler.keep_wish(request)
+
     async def _in_turn(self, work: "_Work") -> Outcome:
         address = work.request.address
         self._quarantine.check(address)
         turn = self._find_turn(address)
+        if not work.request.by_hand and self._quarantine.holds(turn):
+            raise FlavourError(
+                f"{address}: another device of its IOMMU group is stuck", errno=errno.EAGAIN
+            )  # the policy has others to see to
         await self._wait_for_turn(turn, work.request)
         stuck: list[asyncio.Task[None]] = []
         try:
@@ -172,6 +185,8 @@ class Engine:
                 users = self._running[held.address][1]
                 stuck.append(self._quarantine.take(held, error, users))
 
+            if work.request.flavour == Flavour.VFIO:
+                update_nodes(self._host, [member.device for member in members])
             for member in members:
                 self._running[member.device.address] = (member.switch, work.verdict.forced)
             outcomes = await run_together(members, quarantine)
@@ -191,6 +206,11 @@ class Engine:
         """Who is switched, after all guards. Raises FlavourError."""
         request, decision = work.request, self._host.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
+        wish = self.reconciler.find_wish(device)
+        if not request.by_hand and wish not in (None, request.flavour):
+            raise FlavourError(
+                f"{request.address}: {wish} was asked for by hand meanwhile", errno=errno.EAGAIN
+            )
         if not self._is_settled(device, work):
             try:
                 work.verdict = await judge(self._host, device, request, decision.settings)

@@ -24,17 +24,27 @@ _log = logging.getLogger(__name__)
 
 class Quarantine:
     """`find_turn` gives the lock of a device's IOMMU group, which is held for as long as one of the group's
-    devices is in here."""
+    devices is in here; `freed` is called when one gets out."""
 
-    def __init__(self, host: Host, find_turn: Callable[[PciAddress], asyncio.Lock]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        find_turn: Callable[[PciAddress], asyncio.Lock],
+        freed: Callable[[PciAddress], None],
+    ) -> None:
         self._host = host
         self._find_turn = find_turn
+        self._freed = freed
         self._stuck: dict[PciAddress, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def find(self, address: PciAddress) -> str:
         """Why a device is in here, in words; empty when it is not."""
         return self._stuck.get(address, "")
+
+    def holds(self, turn: asyncio.Lock) -> bool:
+        """Whether a turn won't come for as long as the kernel likes."""
+        return any(self._find_turn(address) is turn for address in self._stuck)
 
     def check(self, address: PciAddress) -> None:
         """Raises FlavourError (EBUSY) for a device that is in here."""
@@ -107,17 +117,29 @@ class Quarantine:
                 )
                 return
         finally:
-            del self._stuck[address]
+            self._free(address)
 
     async def _rebuild(self, address: PciAddress) -> None:
         try:
-            said = await rebuild(self._host, address)
+            while True:
+                try:
+                    said = await rebuild(self._host, address)
+                except StuckError as error:
+                    self._stuck[address] = _describe(error, address, ())
+                    with suppress(FlavourError):
+                        await error.blocked.finished
+                else:
+                    break
         except FlavourError as error:
             _log.error("%s", error, extra={"PCI_ADDRESS": str(address)})
         else:
             _log.warning("%s: its record is lost: %s", address, said, extra={"PCI_ADDRESS": str(address)})
         finally:
-            del self._stuck[address]
+            self._free(address)
+
+    def _free(self, address: PciAddress) -> None:
+        del self._stuck[address]
+        self._freed(address)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

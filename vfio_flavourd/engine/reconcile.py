@@ -22,6 +22,7 @@ from ..model.flavour import Flavour, Outcome, Request, StepReport
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from .host import Host
+from .nodes import update_nodes
 from .wishes import Wishes
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Reconciler:
         self._file = host.state / "applied.json"
         self._applied: dict[str, Applied] = {}
         self._failures: dict[PciAddress, int] = {}
+        self._given_up: set[PciAddress] = set()
         self._remarks: dict[PciAddress, str] = {}
         self._held_back: set[PciAddress] = set()
         self._again: set[PciAddress] = set()
@@ -89,16 +91,19 @@ class Reconciler:
         """A request by hand was granted. Raises FlavourError (EIO) when it is to last and can't be kept."""
         try:
             device = self._host.read_device(request.address)
-            self._wishes.keep(device, request.flavour, request.drivers, persist=request.persist)
-        except OSError as error:
-            raise FlavourError(
-                f"{request.address}: it has the flavour, but that can't be made to last ({error.strerror})",
-                errno=error.errno or errno.EIO,
-                hint=f"see whether {self._host.lasting_state} is full or read-only",
-            ) from error
         except FlavourError:
             return  # gone by now, and the wish with it
         self._note(device, str(request.flavour), done=True)
+        try:
+            self._wishes.keep(
+                device, request.flavour, request.drivers, request.others, persist=request.persist
+            )
+        except OSError as error:
+            raise FlavourError(
+                f"{request.address}: it has the flavour, but that can't be made to last ({error.strerror})",
+                errno=errno.EIO,
+                hint=f"see whether {self._host.lasting_state} is full or read-only",
+            ) from error
         if request.persist:
             self.lasting_wishes_changed()
 
@@ -107,6 +112,7 @@ class Reconciler:
         self._wishes.drop(address)
         self._applied.pop(str(address), None)
         self._remarks.pop(address, None)
+        self._take_heart(address)
         if lasted:
             self.lasting_wishes_changed()
 
@@ -134,15 +140,29 @@ class Reconciler:
         """Apply the policy to the devices that it was not applied to in this boot. Waits for that, so that
         what is started after the service finds them as they should be; but not for ever."""
         self._started = True
-        self._applied = _read_applied(self._file)
-        for device in self._host.read_devices():
+        update_nodes(self._host)
+        devices = self._host.read_devices()
+        try:
+            self._applied = _read_applied(self._file)
+        except _SPOILT as error:
+            _log.warning("what was applied can't be read from %r (%r), ignoring", str(self._file), error)
+            # It was applied, so this is no first start: nothing is touched until someone says so.
+            self._applied = {
+                str(each.address): Applied(each.identity.inode, _NOTHING, done=True, serials=())
+                for each in devices
+            }
+        for device in devices:
             applied = self._applied.get(str(device.address))
             if applied is None or applied.inode != device.identity.inode:
                 self._spawn(device.address)
                 continue
             self._host.policy.serials[device.address, applied.inode] = applied.serials
-            if applied.wanted != self._describe(device):
-                self._held_back.add(device.address)
+            wanted = self._describe(device)
+            if wanted not in (_NOTHING, applied.wanted):
+                if self._is_so(device, wanted):
+                    self._note(device, wanted, done=True)  # a wish of just before the end
+                else:
+                    self._held_back.add(device.address)
             elif not applied.done:
                 self._spawn(device.address)
         if self._held_back:
@@ -157,11 +177,16 @@ class Reconciler:
     def reload(self) -> None:
         """The policy has been read again: apply what differs."""
         self._failures.clear()
+        self._given_up.clear()
         self._held_back.clear()
+        update_nodes(self._host)
         for device in self._host.read_devices():
             applied = self._applied.get(str(device.address))
-            if applied is None or not applied.done or applied.wanted != self._describe(device):
+            # Nothing wanted is no difference: a rule by driver matches no more when it was applied.
+            same = (_NOTHING, applied.wanted) if applied is not None and applied.done else ()
+            if self._describe(device) not in same:
                 self._applied.pop(str(device.address), None)
+                self._call_off(device.address)
                 self.consider(device.address)
 
     def consider_all(self) -> None:
@@ -170,7 +195,9 @@ class Reconciler:
 
     def consider(self, address: PciAddress) -> None:
         """Something has happened to a device: see in a moment whether it is what it should be."""
-        if self._started and not self._stopped and address not in self._due:
+        if address in self._tasks:
+            self._again.add(address)
+        elif self._started and not self._stopped and address not in self._due:
             loop = asyncio.get_running_loop()
             self._due[address] = loop.call_later(_CALM, self._begin, address)
 
@@ -178,11 +205,10 @@ class Reconciler:
         """The device is gone."""
         if self._applied.pop(str(address), None) is not None:
             self._save_soon()
-        self._failures.pop(address, None)
+        self._take_heart(address)
         self._remarks.pop(address, None)
         self._held_back.discard(address)
-        if due := self._due.pop(address, None):
-            due.cancel()
+        self._call_off(address)
 
     def stop(self) -> None:
         """Begin nothing any more."""
@@ -206,12 +232,17 @@ class Reconciler:
     def _spawn(self, address: PciAddress) -> None:
         task = asyncio.create_task(self._look(address))
         self._tasks[address] = task
-        task.add_done_callback(lambda _: self._end(address))
+        task.add_done_callback(lambda done: self._end(address, done))
 
-    def _end(self, address: PciAddress) -> None:
+    def _end(self, address: PciAddress, done: asyncio.Task[None]) -> None:
         del self._tasks[address]
-        if address in self._again:
-            self._again.discard(address)
+        again = address in self._again
+        self._again.discard(address)
+        if not done.cancelled() and (bug := done.exception()):
+            # Nor is a bug tried again and again.
+            what = f"{address}: applying the policy to it"
+            done.get_loop().call_exception_handler({"message": what, "exception": bug, "task": done})
+        elif again:
             self.consider(address)
 
     async def _look(self, address: PciAddress) -> None:
@@ -228,8 +259,12 @@ class Reconciler:
                 return
             if address in self._held_back:
                 return
+        elif applied is not None and applied.inode == device.identity.inode and address in self._given_up:
+            return
         if wanted == _NOTHING or self._is_so(device, wanted):
             self._note(device, wanted, done=True)
+            if device.vfio_device is not None:
+                update_nodes(self._host)  # udev itself may have had it bound
             return
         if claim := find_driverctl_override(self._host.root, address):
             _log.warning(
@@ -243,22 +278,28 @@ class Reconciler:
     async def _apply(self, device: Device, wanted: str, decision: Decision) -> None:
         address = device.address
         wish = self._wishes.find(device)
-        drivers = wish.drivers if wish is not None else decision.drivers
+        if wish is not None and wish.flavour not in self._host.policy.flavours:
+            wish = None  # it was made under another policy
+        flavour = Flavour(wanted.partition(" ")[0])
+        # The policy's are known to the switch; naming them has it change the driver and not the flavour.
+        drivers = decision.drivers if self._host.find_flavour(device) == flavour else ()
         request = Request(
             address,
-            Flavour(wanted.partition(" ")[0]),
-            drivers if self._host.find_flavour(device) == wanted.partition(" ")[0] else (),
+            flavour,
+            drivers if wish is None else wish.drivers,
             requester=REQUESTER if wish is None else "a wish that lasts",
+            others=None if wish is None else wish.others,
             by_hand=False,
         )
         async with self._places:
             try:
                 await self._switch(request, _unheard)
             except FlavourError as error:
+                if error.errno == errno.ENODEV:
+                    return  # it is gone
                 self._note(device, wanted, done=False)
                 self._try_again(address, error)
                 return
-        self._failures.pop(address, None)
         self._note(device, wanted, done=True)
 
     def _try_again(self, address: PciAddress, error: FlavourError) -> None:
@@ -269,10 +310,22 @@ class Reconciler:
                 "%s: the policy could not be applied in %d tries: left as it is", address, tries,
                 extra={"PCI_ADDRESS": str(address)},
             )  # fmt: skip
+            self._given_up.add(address)
             return
         pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
-        if not self._stopped and address not in self._due:
+        # The failed switch's own end has it considered in a moment, and so have its events.
+        self._call_off(address)
+        if not self._stopped:
             self._due[address] = asyncio.get_running_loop().call_later(pause, self._begin, address)
+
+    def _take_heart(self, address: PciAddress) -> None:
+        """What failed before counts no more."""
+        self._failures.pop(address, None)
+        self._given_up.discard(address)
+
+    def _call_off(self, address: PciAddress) -> None:
+        if due := self._due.pop(address, None):
+            due.cancel()
 
     def _compare(self, device: Device, applied: Applied) -> None:
         """It was made what it should be once: is it still?"""
@@ -280,6 +333,8 @@ class Reconciler:
         if applied.wanted == _NOTHING or self._is_so(device, applied.wanted):
             self._remarks.pop(address, None)
             return
+        if find_driverctl_override(self._host.root, address):
+            return  # left to that, and told as such
         remark = (
             f"it was {applied.wanted}, and was made {self._host.find_flavour(device)} "
             f"({device.driver or 'no driver'}) by someone else"
@@ -294,7 +349,7 @@ class Reconciler:
     def _describe(self, device: Device) -> str:
         """What is wanted of a device, as it is kept and compared."""
         wish = self._wishes.find(device)
-        if wish is not None:
+        if wish is not None and wish.flavour in self._host.policy.flavours:
             return str(wish.flavour)
         decision = self._host.decide(device)
         if decision.flavour is None:
@@ -310,18 +365,23 @@ class Reconciler:
         return (
             not drivers
             or flavour == Flavour.NATIVE
+            or device.personality is not None  # such a driver is never changed
             or bool(names & {name.replace("-", "_") for name in drivers})
         )
 
     def _note(self, device: Device, wanted: str, *, done: bool) -> None:
         serials = self._host.policy.serials.get((device.address, device.identity.inode), ())
         self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials)
+        if done:
+            self._take_heart(device.address)
         self._held_back.discard(device.address)
         self._remarks.pop(device.address, None)
         self._save_soon()
 
     def _save_soon(self) -> None:
-        if self._unsaved is None and self._started and not self._stopped:
+        if self._stopped:
+            self._save()
+        elif self._unsaved is None and self._started:
             self._unsaved = asyncio.get_running_loop().call_later(_CALM, self._save)
 
     def _save(self) -> None:
@@ -344,6 +404,9 @@ class Reconciler:
 
 _NOTHING = "-"
 
+# What reading a file of ours raises that isn't as it was written.
+_SPOILT = (OSError, ValueError, TypeError, AttributeError, RecursionError)
+
 
 def is_refusal(error: FlavourError) -> bool:
     """Whether nothing was touched, so that trying again costs nothing."""
@@ -355,22 +418,20 @@ def _describe_claim(driver: str) -> str:
 
 
 def _read_applied(path: Path) -> dict[str, Applied]:
+    """Raises one of _SPOILT."""
     try:
         data = json.loads(path.read_bytes())
-        return {
-            address: Applied(
-                _check(inode, int),
-                _check(wanted, str),
-                _check(done, bool),
-                tuple(_check(serials, list)),
-            )
-            for address, (inode, wanted, done, serials) in data.items()
-        }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        _log.warning("what was applied can't be read from %r (%r), ignoring", str(path), error)
-        return {}
+    return {
+        address: Applied(
+            _check(inode, int),
+            _check(wanted, str),
+            _check(done, bool),
+            tuple([_check(serial, str) for serial in _check(serials, list)]),
+        )
+        for address, (inode, wanted, done, serials) in data.items()
+    }
 
 
 def _check(value: object, kind: type[_T]) -> _T:

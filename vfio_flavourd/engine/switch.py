@@ -182,7 +182,10 @@ class Switch:
         if record is None:
             return
         flavour = self.host.find_flavour_of(after.binding.driver, after.vfio_device)
-        record = replace(record, flavour=flavour, binding=after.binding)
+        self.keep(replace(record, flavour=flavour, binding=after.binding))
+
+    def keep(self, record: Record) -> None:
+        """It stays open where the switch is one of several."""
         if self.together:
             self.host.ledger.settle(record)
         else:

@@ -1,6 +1,7 @@
 """The way back: the very driver and override that were there, or the kernel's own choice."""
 
 import errno
+from dataclasses import replace
 
 from ..kernel.modules import NotLoaded
 from ..model.device import Device
@@ -10,7 +11,7 @@ from ..model.plan import plan_move, plan_release
 from ..model.transition import Phase
 from ..model.udev_rules import PLACEHOLDER
 from .ledger import Record, find_record
-from .moves import StepError
+from .moves import StepError, StuckError
 from .personality import ask
 from .switch import Aim, Switch
 
@@ -19,12 +20,23 @@ async def to_native(switch: Switch, device: Device) -> Outcome:
     """Raises FlavourError; the device then is as it was, or the text says that it could not be."""
     record = find_record(switch.host.ledger, device)
     if switch.host.find_flavour(device) == Flavour.NATIVE:
+        if device.driver is None and await _has_placeholder(switch, device):
+            return await _let_go(switch, device)
         return switch.unchanged(device, "the device had this flavour already")
     if _did_it_itself(switch, device, record):
         return await _ask_back(switch, device, record)
     if record is not None and record.origin_flavour == Flavour.NATIVE:
         return await _give_back(switch, device, record)
     return await _release(switch, device, "nothing is on record of what the device had before")
+
+
+async def _has_placeholder(switch: Switch, device: Device) -> bool:
+    """Whether an early rule keeps its native driver from it still: VFIO could not be had."""
+    try:
+        return (await switch.observe(device)).binding.override == PLACEHOLDER
+    except StuckError:
+        switch.enter(Phase.LOADING)  # no longer waiting for its turn
+        raise
 
 
 def _did_it_itself(switch: Switch, device: Device, record: Record | None) -> bool:
@@ -69,11 +81,7 @@ def _was_kept_from_its_driver(switch: Switch, record: Record) -> bool:
 
 async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
     if _was_kept_from_its_driver(switch, record):
-        outcome = await _release(
-            switch, device, "the policy has kept its native driver from it since the boot"
-        )
-        switch.host.ledger.forget(device.address)
-        return outcome
+        return await _let_go(switch, device)
     goal = record.origin
     await _load_driver(switch, device, record)
     try:
@@ -92,6 +100,15 @@ async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
     switch.settle(device, after)
     reason = "what the device had before" if goal.driver else "the device had no driver before"
     return switch.outcome(device, after, reason)
+
+
+async def _let_go(switch: Switch, device: Device) -> Outcome:
+    """What it gets now is what it would have had at first, and what a later switch goes back to."""
+    outcome = await _release(switch, device, "the policy has kept its native driver from it since the boot")
+    record = find_record(switch.host.ledger, device)
+    if record is not None:
+        switch.keep(replace(record, origin=record.binding, origin_flavour=record.flavour))
+    return outcome
 
 
 async def _release(switch: Switch, device: Device, why: str) -> Outcome:

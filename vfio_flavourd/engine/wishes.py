@@ -10,10 +10,13 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..model.address import PciAddress
+from ..model.address import PciAddress, parse_address
 from ..model.device import Device
+from ..model.errors import FlavourError
 from ..model.flavour import Flavour
+from ..model.policy import OthersInGroup
 from ..model.udev_header import Ids, find_ids
 
 _log = logging.getLogger(__name__)
@@ -21,12 +24,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """`inode` is 0 for one that lasts; `drivers` are those that were named."""
+    """`inode` is 0 for one that lasts; `drivers` are those that were named, `others` is what was said of the
+    others in its IOMMU group."""
 
     flavour: Flavour
     drivers: tuple[str, ...]
     ids: Ids
     inode: int
+    others: OthersInGroup | None = None
 
 
 class Wishes:
@@ -50,15 +55,24 @@ class Wishes:
         """By address."""
         return self._lasting
 
-    def keep(self, device: Device, flavour: Flavour, drivers: tuple[str, ...], *, persist: bool) -> None:
+    def keep(
+        self,
+        device: Device,
+        flavour: Flavour,
+        drivers: tuple[str, ...],
+        others: OthersInGroup | None = None,
+        *,
+        persist: bool,
+    ) -> None:
         """Raises OSError when one that is to last can't be put on disk."""
         address = str(device.address)
         ids = find_ids(device.identity)
-        self._boot[address] = Wish(flavour, drivers, ids, device.identity.inode)
-        if persist:
-            self._lasting[address] = Wish(flavour, drivers, ids, 0)
-            _write(self._lasting_file, self._lasting)
+        self._boot[address] = Wish(flavour, drivers, ids, device.identity.inode, others)
         self._write_boot()
+        if persist:
+            lasting = {**self._lasting, address: Wish(flavour, drivers, ids, 0, others)}
+            _write(self._lasting_file, lasting)
+            self._lasting = lasting
 
     def drop(self, address: PciAddress) -> None:
         if self._boot.pop(str(address), None) is not None:
@@ -81,6 +95,21 @@ def _parse_ids(ids: list[int]) -> Ids:
     return (vendor, device, subsystem_vendor, subsystem_device)
 
 
+def _parse(data: dict[str, Any]) -> Wish:
+    flavour, drivers, others = data["flavour"], data["drivers"], data.get("others")
+    if not isinstance(flavour, str) or not isinstance(drivers, list):
+        raise TypeError(f"{flavour!r} is no flavour, or {drivers!r} no list")
+    if not all(isinstance(driver, str) for driver in drivers):
+        raise TypeError(f"{drivers!r} are no drivers")
+    return Wish(
+        Flavour(flavour),
+        tuple(drivers),
+        _parse_ids(data["ids"]),
+        int(data["inode"]),
+        None if others is None else OthersInGroup(others),
+    )
+
+
 def _warn(path: Path, error: OSError) -> None:
     _log.warning("what was asked for by hand can't be kept in %r (%s), ignoring", str(path), error.strerror)
 
@@ -88,15 +117,10 @@ def _warn(path: Path, error: OSError) -> None:
 def _read(path: Path) -> dict[str, Wish]:
     try:
         data = json.loads(path.read_bytes())
-        return {
-            address: Wish(
-                Flavour(each["flavour"]), tuple(each["drivers"]), _parse_ids(each["ids"]), each["inode"]
-            )
-            for address, each in data.items()
-        }
+        return {str(parse_address(address)): _parse(each) for address, each in data.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, FlavourError) as error:
         _log.warning("wishes in %r can't be read (%r), ignoring", str(path), error)
         return {}
 
@@ -109,6 +133,7 @@ def _write(path: Path, wishes: dict[str, Wish]) -> None:
             "drivers": list(wish.drivers),
             "ids": list(wish.ids),
             "inode": wish.inode,
+            "others": wish.others,
         }
         for address, wish in wishes.items()
     }
