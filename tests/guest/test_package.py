@@ -2,12 +2,14 @@
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from .conftest import Host, Seen
 from .devices import ROLES
+from .test_policy import DIRECTORY, RULES, policy, reload, rule, wait_for, write
 
 GOOD = ROLES["good"]
 ON_VFIO = Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
@@ -19,7 +21,14 @@ FILES = [
     "/usr/lib/systemd/system/vfio-flavourd.socket",
     "/usr/lib/systemd/system/vfio-flavourd-readonly.socket",
     "/usr/lib/systemd/system/vfio-flavour-fs.service",
+    "/usr/lib/systemd/system/vfio-flavour-early.service",
     "/usr/lib/udev/rules.d/90-vfio-flavourd.rules",
+    "/usr/lib/udev/rules.d/91-vfio-flavourd-nodes.rules",
+    "/usr/libexec/vfio-flavourd/compile-policy",
+    "/usr/libexec/vfio-flavourd/policy-changed",
+    "/usr/share/initramfs-tools/hooks/vfio-flavourd",
+    "/usr/lib/dracut/modules.d/90vfio-flavourd/module-setup.sh",
+    "/usr/share/vfio-flavourd/policy.schema.json",
     "/usr/lib/sysusers.d/vfio-flavour.conf",
 ]
 UNITS = [
@@ -131,6 +140,46 @@ def test_a_removed_package_leaves_devices_alone_and_a_new_one_can_undo_them(host
     assert host.look().changed(switched) == set()
     assert host.read(GOOD) == "native [vfio]"
     host.switch(GOOD, "native")
+    assert host.look().changed(before) == set()
+
+
+def test_an_upgrade_applies_no_policy_that_was_not_in_force(
+    host: Host, package: str, newer: str
+) -> None:
+    """Edited, not reloaded: that an upgrade restarts the daemon is no reason to touch a device."""
+    before = host.look()
+    with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        wait_for(host, GOOD.bdf, ON_VFIO)
+        write(host, "version: 1\nrules:\n" + rule("other", f"address: {ROLES['good_sibling'].bdf}"))
+        host.run(f"{INSTALL} {newer}", timeout=180)
+        host.run("sleep 2; udevadm settle")
+        assert host.look().changed(before) == {GOOD.bdf}
+        assert host.look().devices[GOOD.bdf] == ON_VFIO
+        host.run(f"{INSTALL} {package}", timeout=180)
+
+
+def test_a_purge_takes_back_what_the_policy_and_the_daemon_have_set(host: Host, package: str) -> None:
+    """What VFIO has it keeps, since a guest may be using it; nothing will hold it there."""
+    before, virtio = host.look(), ROLES["virtio"]
+    in_initramfs = "lsinitramfs /boot/initrd.img-$(uname -r) | grep flavour"
+    write(host, "version: 1\nrules:\n" + rule("one", f"address: {GOOD.bdf}"))
+    reload(host)
+    wait_for(host, GOOD.bdf, ON_VFIO)
+    host.switch(virtio, "vfio")
+    host.run("update-initramfs -u", timeout=300)
+    assert "79-vfio-flavourd-policy.rules" in host.run(in_initramfs, check=False).stdout
+
+    host.run("apt-get purge --yes vfio-flavourd", timeout=600)
+
+    now = host.look()
+    assert now.devices[GOOD.bdf] == replace(ON_VFIO, override="(null)")
+    assert now.devices[virtio.bdf].override == "(null)"
+    assert host.run(f"ls {RULES}", check=False).rc != 0
+    assert host.run(in_initramfs, check=False).stdout == ""
+    host.run(f"rm -r {DIRECTORY}")
+    for role in (GOOD, virtio):
+        host.run(f"echo {role.bdf} > {role.sysfs}/driver/unbind; echo {role.bdf} > /sys/bus/pci/drivers_probe")
+    host.run(f"{INSTALL} {package}", timeout=180)
     assert host.look().changed(before) == set()
 
 

@@ -90,6 +90,8 @@ def show_device(arguments: argparse.Namespace) -> int:
                 f"{device['driver']} becomes a VFIO driver by its attribute {device['personality']}",
             )
         )
+    rows.append(("slot", device["slot"]))
+    rows += [("serial", printable(serial)) for serial in device["serials"]]
     rows.append(("policy", _describe_policy(device)))
     rows += [("note", printable(remark)) for remark in device["remarks"]]
     rows += [("used by", printable(user["what"])) for user in device["users"]]

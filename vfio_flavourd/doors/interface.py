@@ -114,6 +114,8 @@ class DeviceInfo:
     policy_reason: str
     wish: str | None
     remarks: list[str]
+    slot: str
+    serials: list[str]
     users: list[UserInfo]
 
 

@@ -106,5 +106,7 @@ def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ())
         policy_reason=status.decision.reason,
         wish=None if status.wish is None else str(status.wish),
         remarks=list(status.remarks),
+        slot=status.slot,
+        serials=list(status.serials),
         users=[render_user(user) for user in users],
     )

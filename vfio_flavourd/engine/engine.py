@@ -14,7 +14,7 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport, parse_flavour
 from ..model.occupancy import User
-from ..model.policy import VFIO, Decision, FlavourKind
+from ..model.policy import VFIO, Decision, FlavourKind, decide
 from ..model.transition import Phase
 from .attempts import Attempts
 from .forecast import forecast
@@ -288,7 +288,8 @@ class Engine:
         stuck = self._quarantine.find(device.address)
         if not stuck and running is not None and (delay := running.find_delay()):
             stuck = delay + describe_holders(users)
-        decision = self._host.decide(device)
+        facts = self._host.read_facts(device)
+        decision = decide(facts, self._host.policy.policy)
         return DeviceStatus(
             device=device,
             flavour=self._host.find_flavour(device),
@@ -303,6 +304,8 @@ class Engine:
             decision=decision,
             wish=self.reconciler.find_wish(device),
             remarks=self.reconciler.find_remarks(device),
+            slot=facts.slot,
+            serials=facts.serials,
         )
 
     def _find_kind(self, decision: Decision) -> FlavourKind:

@@ -14,7 +14,7 @@ from ..model.address import PciAddress
 from ..model.aliases import Resolution
 from ..model.device import Device
 from ..model.flavour import Flavour, find_flavour
-from ..model.policy import Decision, FlavourKind, decide, decide_by_default
+from ..model.policy import Decision, Facts, FlavourKind, decide, decide_by_default
 from .changes import Changes
 from .ledger import Ledger
 from .policy import ModulesOfFlavours, PolicyInForce
@@ -52,13 +52,16 @@ class Host:
 
     def decide(self, device: Device) -> Decision:
         """What the policy says of a device."""
-        policy, key = self.policy.policy, (device.address, device.identity.inode)
-        if not policy.rules:
-            return decide_by_default(policy)
-        facts = read_facts(self.sysfs, device, policy, self.policy.serials.get(key, ()))
+        policy = self.policy.policy
+        return decide(self.read_facts(device), policy) if policy.rules else decide_by_default(policy)
+
+    def read_facts(self, device: Device) -> Facts:
+        """What rules look at; a serial only where one asks for it."""
+        key = (device.address, device.identity.inode)
+        facts = read_facts(self.sysfs, device, self.policy.policy, self.policy.serials.get(key, ()))
         if facts.serials:
             self.policy.serials[key] = facts.serials
-        return decide(facts, policy)
+        return facts
 
     def find_flavour(self, device: Device) -> Flavour:
         return find_flavour(device.vfio_device, device.driver_module, self._modules_of_flavours())

@@ -136,7 +136,8 @@ class Attempt:
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
     """All that is known of one device. `decision` is what the policy says of it, `wish` the flavour that was
-    asked for by hand and stands above that, `remarks` what someone else did to it or claims of it."""
+    asked for by hand and stands above that, `remarks` what someone else did to it or claims of it. `slot` and
+    `serials` are what rules can name it by; the latter only where one asks for them."""
 
     device: Device
     flavour: Flavour
@@ -149,3 +150,5 @@ class DeviceStatus:
     decision: Decision
     wish: Flavour | None = None
     remarks: tuple[str, ...] = ()
+    slot: str = ""
+    serials: tuple[str, ...] = ()
