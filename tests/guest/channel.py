@@ -80,7 +80,8 @@ class Pending:
         """Its standard output so far, as soon as that holds `text`."""
         self._channel.wait(lambda: text in self.stdout or self.done, timeout)
         if text not in self.stdout:
-            raise RigError(f"'{self.command}' printed no '{text}' within {timeout} s:\n{self.stdout[-4000:]}")
+            said = self.stdout[-4000:] + self._state.text["stderr"][-4000:]
+            raise RigError(f"'{self.command}' printed no '{text}' within {timeout} s:\n{said}")
         return self.stdout
 
     def kill(self, signal: Signals = SIGKILL) -> None:

@@ -178,7 +178,8 @@ def test_a_purge_takes_back_what_the_policy_and_the_daemon_have_set(host: Host, 
     assert host.run(in_initramfs, check=False).stdout == ""
     host.run(f"rm -r {DIRECTORY}")
     for role in (GOOD, virtio):
-        host.run(f"echo {role.bdf} > {role.sysfs}/driver/unbind; echo {role.bdf} > /sys/bus/pci/drivers_probe")
+        host.run(f"echo {role.bdf} > {role.sysfs}/driver/unbind")
+        host.run(f"echo {role.bdf} > /sys/bus/pci/drivers_probe")
     host.run(f"{INSTALL} {package}", timeout=180)
     assert host.look().changed(before) == set()
 

@@ -309,6 +309,28 @@ def test_the_policy_never_takes_what_the_host_comes_up_from(host: Host) -> None:
         assert root_disk.bdf in host.guest.read(RULES)
 
 
+def test_udev_finds_nothing_wrong_in_the_rules(host: Host) -> None:
+    """Neither in those that are shipped nor in those that a policy with all kinds of matches is compiled to."""
+    matches = [
+        f"address: {GOOD.bdf}, vendor: 0x8086, device: 10d3",
+        "slot: 0000:00:11.0",
+        "vendor: [0x15b3, 8086], subsystem_vendor: 1af4, class: '03'",
+        "modalias: 'pci:v000015B3d0000101[CE]*', sriov: vf",
+        f"pf: {NVME_PF.bdf}",
+        "iommu_group: 7, host: 'no-such-*'",
+        "serial: plain",
+        "driver: nouveau",
+    ]
+    rules = [rule(f"'rule {number}'", match) for number, match in enumerate(matches)]
+    with policy(host, *rules):
+        shipped = "/usr/lib/udev/rules.d/9?-vfio-flavourd*.rules"
+        said = host.run(f"udevadm verify {RULES} {shipped}", check=False)
+        # systemd 254 and later have it.
+        assert said.rc == 0 or "Unknown command verb" in said.stderr, said.stdout
+        test = host.run(f"udevadm test --action=add {SIBLING.sysfs} 2>&1", check=False).stdout
+        assert not [line for line in test.splitlines() if "79-vfio" in line and "nvalid" in line]
+
+
 def test_a_failing_switch_is_tried_again_a_few_times_only(host: Host) -> None:
     host.run(f"mkdir -p /run/modprobe.d; echo 'blacklist vfio_pci' > {NO_VFIO_PCI}")
     refuse = ROLES["refuse"]

@@ -98,13 +98,17 @@ def unload(guest: Guest, *modules: str) -> None:
 
 
 def back_to_native(guest: Guest, role: Role, *modules: str) -> None:
+    give_back(guest, role)
+    unload(guest, *modules)
+
+
+def give_back(guest: Guest, role: Role) -> None:
     guest.run(f"""
         if [ -e {role.sysfs}/driver ]; then echo {role.bdf} > {role.sysfs}/driver/unbind; fi
         echo > {role.sysfs}/driver_override
         echo {role.bdf} > /sys/bus/pci/drivers_probe
         udevadm settle
     """)
-    unload(guest, *modules)
 
 
 def test_it_boots_without_a_failed_unit(guest: Guest) -> None:
@@ -399,7 +403,7 @@ def test_a_disk_has_room_for_a_file_system_swap_a_mapper_and_an_array(guest: Gue
         mdadm -q --create /dev/md0 --run --level=1 --force --raid-devices=1 --metadata=1.2 ${{disk}}p3
         ls /sys/class/block/${{disk#/dev/}}p3/holders
         mdadm -q --stop /dev/md0
-        wipefs -q -a ${{disk}}p3 $disk
+        wipefs -q -a ${{disk}}p3 $disk > /dev/null
         udevadm settle
     """).stdout
     assert said.split() == ["ext4", "1", "dm-0", "md0"]
@@ -474,7 +478,7 @@ def test_each_member_of_a_group_can_have_its_own_driver_and_the_group_opens_when
     holder.kill()
     holder.wait()
     for role in PAIR:
-        back_to_native(guest, role)
+        give_back(guest, role)
     unload(guest, "vft_good", "vfio_pci")
 
 

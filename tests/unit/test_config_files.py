@@ -175,12 +175,6 @@ def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Pat
     assert problem_of(tmp_path).message == "is not a regular file"
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root can read everything")
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, rule("a")).chmod(0)
-    assert problem_of(tmp_path).message == "can't be read: Permission denied"
-
-
 @pytest.mark.parametrize(("size", "fits"), [(65535, True), (65536, False), (65537, False), (1 << 22, False)])
 def test_a_file_of_64_kib_and_more_is_refused(tmp_path: Path, size: int, fits: bool) -> None:
     text = rule("a")

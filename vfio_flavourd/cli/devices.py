@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from ..doors.client import connect
+from ..model.errors import FlavourError
 from .output import (
     BOLD,
     DIM,
@@ -64,10 +65,10 @@ def _tell_trouble(answer: dict[str, Any]) -> None:
 
 
 def show_device(arguments: argparse.Namespace) -> int:
-    answer = asyncio.run(_ask("Get", device=arguments.device, users=True))
+    answer, plan = asyncio.run(_ask_about(arguments.device))
     device = answer["device"]
     if arguments.json:
-        print_json({"device": device, "policy_trouble": answer["policy_trouble"]})
+        print_json({"device": device, "plan": plan, "policy_trouble": answer["policy_trouble"]})
         return 0
     bold, dim, red, green, off = (BOLD, DIM, RED, GREEN, OFF) if arguments.color else ("",) * 5
     print(f"{bold}{device['device']}{off} {printable(device['name'])} [{device['ids']}]")
@@ -98,6 +99,12 @@ def show_device(arguments: argparse.Namespace) -> int:
     print_facts(rows)
     print("candidates:")
     print_candidates(device["resolution"])
+    if plan["refused"]:
+        print(f"set {plan['flavour']} would be refused: {printable(plan['refused'])}")
+    else:
+        print(f"set {plan['flavour']} would:")
+        for step in plan["steps"]:
+            print(f"  {printable(step)}")
     if last := device.get("last"):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last["when"]))
         result = (
@@ -123,6 +130,26 @@ def _describe_policy(device: dict[str, Any]) -> str:
     if device.get("wish"):
         said = f"{device['wish']} by hand, until flavourctl reset {device['device']}; the policy: {said}"
     return said
+
+
+async def _ask_about(device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What it is, and what would be done to give it the flavour that it has not: the policy's, or else the
+    other one."""
+    client = await connect(writes=False)
+    try:
+        answer = await client.call("Get", device=device, users=True)
+        shown = answer["device"]
+        flavour = shown.get("policy_flavour")
+        if flavour in (None, shown["flavour"]):
+            flavour = "vfio" if shown["flavour"] == "native" else "native"
+        plan: dict[str, Any] = {"flavour": flavour, "steps": [], "refused": ""}
+        try:
+            plan |= await client.call("Plan", device=device, flavour=flavour)
+        except FlavourError as error:
+            plan["refused"] = str(error).removeprefix(f"{shown['device']}: ")
+        return answer, plan
+    finally:
+        client.close()
 
 
 async def _ask(method: str, **parameters: str | bool) -> dict[str, Any]:

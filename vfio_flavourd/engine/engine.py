@@ -176,14 +176,14 @@ class Engine:
                 f"{address}: another device of its IOMMU group is stuck", errno=errno.EAGAIN
             )  # the policy has others to see to
         await self._wait_for_turn(turn, work.request)
-        stuck: list[asyncio.Task[None]] = []
+        stuck: list[tuple[Device, StuckError]] = []
         try:
             device = self._host.read_device(address)
             members = await self._prepare(work, device)
 
             def quarantine(held: Device, error: StuckError) -> None:
-                users = self._running[held.address][1]
-                stuck.append(self._quarantine.take(held, error, users))
+                self._quarantine.take(held, error, self._running[held.address][1])
+                stuck.append((held, error))
 
             if work.request.flavour == Flavour.VFIO:
                 update_nodes(self._host, [member.device for member in members])
@@ -195,8 +195,12 @@ class Engine:
             for member in work.members:
                 self._running.pop(member.device.address, None)
                 self.reconciler.consider(member.device.address)
+                record = self._host.ledger.find(member.device.address)
+                if work.verdict.others and record is not None and not record.is_open:
+                    self._check_held(record)  # it may have gone while the others had their turn
             if stuck:
-                release = asyncio.create_task(_release_after(turn, stuck))
+                held = [self._quarantine.outlast(device, error) for device, error in stuck]
+                release = asyncio.create_task(_release_after(turn, held))
                 self._releases.add(release)
                 release.add_done_callback(self._releases.discard)
             else:

@@ -120,13 +120,10 @@ def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
 
     Bridges don't count, nor do devices without a driver (kernel: iommu_group_claim_dma_owner()).
     """
-    if device.iommu_group is None:
-        return ()
     return tuple(
         other
-        for other in host.read_group(device.iommu_group)
-        if other.address != device.address
-        and not other.is_bridge
+        for other in host.read_others_in_group(device)
+        if not other.is_bridge
         and other.driver is not None
         and other.driver not in _HARMLESS
         and host.find_flavour(other) != Flavour.VFIO
@@ -135,12 +132,10 @@ def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
 
 def _find_others(host: Host, device: Device, flavour: Flavour) -> tuple[Device, ...]:
     """All other endpoints of its group that have not got the flavour."""
-    if device.iommu_group is None:
-        return ()
     return tuple(
         other
-        for other in host.read_group(device.iommu_group)
-        if other.address != device.address and not other.is_bridge and host.find_flavour(other) != flavour
+        for other in host.read_others_in_group(device)
+        if not other.is_bridge and host.find_flavour(other) != flavour
     )
 
 

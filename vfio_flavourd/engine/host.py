@@ -6,7 +6,7 @@ from pathlib import Path
 from ..kernel.facts import read_facts
 from ..kernel.hands import Hands
 from ..kernel.index import ModuleIndex
-from ..kernel.inventory import find_driver_module, read_device, read_devices, read_group
+from ..kernel.inventory import find_driver_module, read_device, read_devices, read_others_in_group
 from ..kernel.modules import Modules
 from ..kernel.occupancy import Occupancy
 from ..kernel.sysfs import Sysfs
@@ -47,8 +47,8 @@ class Host:
     def read_devices(self) -> tuple[Device, ...]:
         return read_devices(self.sysfs, self.policy.policy.personalities)
 
-    def read_group(self, iommu_group: int) -> tuple[Device, ...]:
-        return read_group(self.sysfs, iommu_group, self.policy.policy.personalities)
+    def read_others_in_group(self, device: Device) -> tuple[Device, ...]:
+        return read_others_in_group(self.sysfs, device, self.policy.policy.personalities)
 
     def decide(self, device: Device) -> Decision:
         """What the policy says of a device."""

@@ -55,9 +55,13 @@ class Quarantine:
                 hint="it is finished or undone by itself when the kernel lets go",
             )
 
-    def take(self, device: Device, error: StuckError, users: tuple[User, ...]) -> asyncio.Task[None]:
-        """A write has not come back; returns what ends when the device is out of here again."""
+    def take(self, device: Device, error: StuckError, users: tuple[User, ...]) -> None:
+        """A write has not come back."""
         self._stuck[device.address] = _describe(error, device.address, users)
+
+    def outlast(self, device: Device, error: StuckError) -> asyncio.Task[None]:
+        """To be called when its switch has ended, which others may be part of; returns what ends when the
+        device is out of here again."""
         return self._spawn(self._outlast(device.address, error.blocked.finished))
 
     async def recover(self) -> None:

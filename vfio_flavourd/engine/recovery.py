@@ -8,11 +8,12 @@ from ..model.address import PciAddress
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
-from ..model.plan import Action, Step, plan_move, plan_release
+from ..model.plan import Action, plan_move, plan_release
+from ..model.udev_rules import PLACEHOLDER
 from .host import Host
-from .ledger import Record
+from .ledger import Record, find_record
 from .moves import GoneError, Observed, move, observe
-from .switch import close
+from .switch import close, plan_to_ask_back
 
 
 async def converge(host: Host, record: Record) -> str:
@@ -32,13 +33,8 @@ async def converge(host: Host, record: Record) -> str:
         back = bool(record.together) and not _all_are_there(host, record)
         if record.personality is None:
             now = await _move(host, record, device, now, back=back)
-        elif back and now.vfio_device is not None:
-            now = await move(
-                host,
-                device,
-                (Step(Action.ASK, record.personality.off, record.personality.attribute),),
-                timeout,
-            )
+        elif back:
+            now = await move(host, device, plan_to_ask_back(record.personality, record.flavour, now), timeout)
     except GoneError:
         host.ledger.forget(address)
         return "the device is gone, or another one is at this address now"
@@ -48,9 +44,10 @@ async def converge(host: Host, record: Record) -> str:
             return "the device is gone"
         raise
     flavour = host.find_flavour_of(now.binding.driver, now.vfio_device)
-    if flavour == record.origin_flavour and now.binding.driver == record.origin.driver:
+    as_before = flavour == record.origin_flavour and now.binding.driver == record.origin.driver
+    if as_before or (flavour == Flavour.NATIVE and was_kept_from_its_driver(host, record)):
         host.ledger.forget(address)
-        return f"it has {_name(now.binding)}, as before"
+        return f"it has {_name(now.binding)}{', as before' if as_before else ''}"
     close(host.ledger, replace(record, flavour=flavour, binding=now.binding))
     return f"it has {_name(now.binding)}"
 
@@ -64,7 +61,7 @@ async def rebuild(host: Host, address: PciAddress) -> str:
         return "the device is gone"
     timeout = host.decide(device).settings.bind_timeout
     now = await observe(host, device, timeout)
-    if now.binding.driver is not None or now.binding.override is None:
+    if now.binding.driver is not None or now.binding.override in (None, PLACEHOLDER):
         return f"it has {_name(now.binding)}, and keeps it"
     # Without a driver, but with an override: nobody leaves a device so on purpose.
     await host.modules.load_native(device.modalias, host.decide(device).settings.load_timeout)
@@ -72,11 +69,28 @@ async def rebuild(host: Host, address: PciAddress) -> str:
     return f"it had no driver, and has {_name(after.binding)} by the kernel's own choice"
 
 
+def was_kept_from_its_driver(host: Host, record: Record) -> bool:
+    """Whether it had no driver because an override kept the native one away from it: the policy's udev rule."""
+    override = record.origin.override
+    if record.origin.driver is not None or override is None:
+        return False
+    return override == PLACEHOLDER or host.find_flavour_of(override, None) != Flavour.NATIVE
+
+
 def _all_are_there(host: Host, record: Record) -> bool:
     try:
-        return all(host.find_flavour(host.read_device(each)) == record.flavour for each in record.together)
+        return all(_is_there(host, each, record.flavour) for each in record.together)
     except FlavourError:
         return False  # one is gone
+
+
+def _is_there(host: Host, address: PciAddress, flavour: Flavour) -> bool:
+    device = host.read_device(address)
+    if host.find_flavour(device) != flavour:
+        return False
+    # Without a driver it counts as native, also in the middle of a switch.
+    record = find_record(host.ledger, device)
+    return device.driver is not None or record is None or record.binding.driver is None
 
 
 async def _move(host: Host, record: Record, device: Device, now: Observed, *, back: bool) -> Observed:
@@ -84,10 +98,15 @@ async def _move(host: Host, record: Record, device: Device, now: Observed, *, ba
     reached = host.find_flavour_of(now.binding.driver, now.vfio_device) == record.flavour
     if record.flavour == Flavour.VFIO and now.vfio_device is None:
         reached = False  # the driver took it and made no VFIO device
+    was_released = record.flavour == Flavour.NATIVE and record.binding == record.before
     if back:
         goal = record.before
+    elif reached and now.binding.driver is not None and was_released:
+        goal = now.binding  # the kernel's own choice
+    elif reached and now.binding.driver == record.binding.driver:
+        goal = record.binding
     else:
-        goal = record.binding if reached and now.binding.driver == record.binding.driver else record.origin
+        goal = record.before if was_kept_from_its_driver(host, record) else record.origin
     if now.binding.override not in (*record.written, record.before.override):
         # Not written by the switch that was cut off, so it is somebody else's.
         goal = replace(goal, override=now.binding.override)

@@ -159,22 +159,34 @@ class Switch:
             return cause
         self.enter(Phase.UNDOING)
         bind = self.settings.bind_timeout
-        now = (await observe(self.host, device, bind)).binding
-        goal = self.before
+        seen = await observe(self.host, device, bind)
+        now, goal = seen.binding, self.before
         if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
             # It was not unbound by us: whoever changed its driver meanwhile keeps it.
             goal = Binding(now.driver, goal.override)
+        steps = plan_move(now, goal)
+        if self._aim.personality is not None:
+            steps = plan_to_ask_back(self._aim.personality, self._aim.flavour, seen)
         try:
             # Going back has the full time, also where the one who asked has run out of his.
-            after = await self._move_on_record(device, plan_move(now, goal), bind)
+            after = await self._move_on_record(device, steps, bind)
         except (StepError, NotRecordedError) as error:
             return self._could_not(device, cause, str(error).removeprefix(f"{device.address}: "))
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
+        if self._aim.personality is not None and not await self._has_changed(device, self._aim.flavour):
+            return self._could_not(device, cause, f"{goal.driver} has not changed its personality")
         self.settle(device, after)
         self.commit()
         again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
         return FlavourError(f"{cause}; it has {again}", errno=cause.errno, hint=cause.hint)
+
+    async def _has_changed(self, device: Device, flavour: Flavour) -> bool:
+        """Whether a driver that was asked back has given up that flavour, in time."""
+        path = f"{device.path}/vfio-dev"
+        return await self.wait_for(
+            device, lambda: bool(self.host.sysfs.list(path)) != (flavour == Flavour.VFIO)
+        )
 
     def settle(self, device: Device, after: Observed) -> None:
         """Nothing is under way any more: keep what `reset` needs, and nothing when that is what it has."""
@@ -349,6 +361,14 @@ class Switch:
 
 
 Way = Callable[[Switch, Device], Coroutine[Any, Any, Outcome]]
+
+
+def plan_to_ask_back(personality: Personality, flavour: Flavour, seen: Observed) -> tuple[Step, ...]:
+    """The write that undoes what was asked of a driver for the sake of a flavour; none where it isn't so."""
+    if (seen.vfio_device is not None) != (flavour == Flavour.VFIO):
+        return ()
+    value = personality.off if flavour == Flavour.VFIO else personality.on
+    return (Step(Action.ASK, value, personality.attribute),)
 
 
 def close(ledger: Ledger, record: Record) -> None:

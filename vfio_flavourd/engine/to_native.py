@@ -13,6 +13,7 @@ from ..model.udev_rules import PLACEHOLDER
 from .ledger import Record, find_record
 from .moves import StepError, StuckError
 from .personality import ask
+from .recovery import was_kept_from_its_driver
 from .switch import Aim, Switch
 
 
@@ -71,16 +72,8 @@ async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Ou
     return await ask(switch, device, personality, wanted=False)
 
 
-def _was_kept_from_its_driver(switch: Switch, record: Record) -> bool:
-    """Whether it had no driver because an override kept the native one away: the policy's udev rule."""
-    override = record.origin.override
-    if record.origin.driver is not None or override is None:
-        return False
-    return override == PLACEHOLDER or switch.host.find_flavour_of(override, None) != Flavour.NATIVE
-
-
 async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
-    if _was_kept_from_its_driver(switch, record):
+    if was_kept_from_its_driver(switch.host, record):
         return await _let_go(switch, device)
     goal = record.origin
     await _load_driver(switch, device, record)

@@ -63,6 +63,7 @@ async def _take_back(members: Sequence[Member], quarantine: Callable[[Device, St
             member.switch.enter(Phase.STUCK)
             said = "stuck on its way back"
         except GoneError:
+            member.switch.host.ledger.forget(address)
             said = "gone"
         except FlavourError as error:
             said = str(error)

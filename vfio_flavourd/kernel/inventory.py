@@ -73,11 +73,15 @@ def read_devices(
     return tuple(devices)
 
 
-def read_group(
-    sysfs: Sysfs, iommu_group: int, personalities: Sequence[Personality] = (ENABLE_VFIO,)
+def read_others_in_group(
+    sysfs: Sysfs, device: Device, personalities: Sequence[Personality] = (ENABLE_VFIO,)
 ) -> tuple[Device, ...]:
-    """All PCI functions of an IOMMU group, by address."""
-    return read_devices(sysfs, personalities, f"{IOMMU_GROUPS}/{iommu_group}/devices")
+    """The other PCI functions of its IOMMU group, by address."""
+    directory = f"{IOMMU_GROUPS}/{device.iommu_group}/devices"
+    if device.iommu_group is None or sysfs.list(directory) == (str(device.address),):
+        return ()
+    others = read_devices(sysfs, personalities, directory)
+    return tuple(other for other in others if other.address != device.address)
 
 
 def _find_personality(
