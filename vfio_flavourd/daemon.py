@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ LASTING_STATE = Path("/var/lib/vfio-flavourd")
 _GRACE = 5.0
 
 _ROOT = Path("/")
+
+# Threads that look for who uses a device; each keeps some memory for good.
+_LOOKING = 3
 
 # The policy that was in force last, for a start without a valid one.
 _LAST_GOOD = LASTING_STATE / "last-good-policy.yaml"
@@ -81,6 +85,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
+        loop.set_default_executor(ThreadPoolExecutor(_LOOKING, thread_name_prefix="looking"))
         self._hands.prepare()
         self._report_index()
         sources = read_sources(_ROOT, self._host.release)

@@ -586,8 +586,8 @@ def test_a_device_that_is_held_is_unplugged_when_it_is_let_go_and_holds_up_other
     holder.kill()
     holder.wait()
     guest.wait_device_deleted("plugged", timeout=10)
-    assert role.bdf not in look(guest).devices
     assert numvfs.wait().rc == 0
+    assert role.bdf not in look(guest).devices
     guest.run(f"echo 0 > {other}/sriov_numvfs")
     back_to_native(guest, ROLES["good_sibling"], "vft_good")
 

@@ -315,7 +315,8 @@ def test_a_native_driver_whose_remove_hangs_for_a_minute_holds_up_nobody_else(ho
     assert begun.wait().rc != 0
     host.run("echo 0 > /sys/module/vft_stuck/parameters/hold_ms")
     host.run(
-        f"until [ -e {role.sysfs}/driver ] && flavourctl --json show {role.bdf} | {NOT_STUCK}; do sleep 1; done",
+        f"until [ -e {role.sysfs}/driver ] && flavourctl --json show {role.bdf} | {NOT_STUCK};"
+        " do sleep 1; done",
         timeout=120,
     )
     assert host.look().devices[role.bdf].driver in ("vfio-pci", "vft-stuck")

@@ -48,8 +48,8 @@ def on_disk(kernel: FakeKernel) -> list[str]:
 
 async def settled(engine: Engine) -> None:
     """What `recover` started of its own has come to its end."""
-    while pending(engine):
-        await asyncio.wait(pending(engine))
+    while tasks := pending(engine):
+        await asyncio.gather(*tasks)  # which raises, where the daemon is killed
 
 
 async def restart(kernel: FakeKernel, **timeouts: Any) -> Engine:

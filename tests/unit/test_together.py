@@ -3,17 +3,20 @@
 import asyncio
 import errno
 import os
-import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, make_engine, pending
 from virtual_time import run_at_once
 
+from vfio_flavourd.engine import switch
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.errors import FlavourError
@@ -112,8 +115,8 @@ def records(kernel: FakeKernel) -> list[str]:
 
 
 async def settled(engine: Engine) -> None:
-    while pending(engine):
-        await asyncio.wait(pending(engine))
+    while tasks := pending(engine):
+        await asyncio.gather(*tasks)  # which raises, where the daemon is killed
 
 
 def attempts(engine: Engine) -> list[tuple[str, bool]]:
@@ -405,20 +408,22 @@ def test_one_that_goes_after_its_turn_leaves_no_record(kernel: FakeKernel) -> No
     run_at_once(run())
 
 
-def test_a_time_limit_that_ends_between_two_leaves_none_of_them_switched(kernel: FakeKernel) -> None:
+def test_a_time_limit_that_ends_between_two_leaves_none_of_them_switched(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_group(kernel, 2)
     before = state(kernel)
-    real = kernel.write
+    clock = SimpleNamespace(monotonic=time.monotonic)
+    monkeypatch.setattr(switch, "time", clock)
 
-    async def write(path: str, text: str) -> None:
-        if path.endswith("nvgrace/bind"):
-            await asyncio.sleep(0.3)
-        await real(path, text)
+    def report(step: StepReport) -> None:
+        if step.what == f"{AUDIO}: load vfio_pci":
+            clock.monotonic = lambda: time.monotonic() + 100
 
-    kernel.write = write  # type: ignore[method-assign]
-    with pytest.raises(FlavourError) as caught:
-        asyncio.run(ask(make_engine(kernel), GPU, Flavour.VFIO, timeout=0.25))
-    assert caught.value.errno == errno.ETIMEDOUT
+    error = refused(make_engine(kernel), GPU, Flavour.VFIO, report=report, timeout=50)
+    assert error.errno == errno.ETIMEDOUT
+    assert "0000:01:00.1: not done within 50 s, and left untouched" in str(error)
+    assert "0000:01:00.0 of the same group: it has nouveau again" in str(error)
     assert state(kernel) == before
     assert records(kernel) == []
 
@@ -583,61 +588,76 @@ def test_one_who_goes_away_in_the_middle_of_a_group_gets_none_of_it_or_all(
 # killed
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Hundreds of kernels are made: in memory that takes half the time."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as path:
+        yield Path(path)
+
+
 @dataclass(frozen=True)
 class Scenario:
-    """`prepare` brings the group to where the switch starts."""
+    """`prepare` brings a group of `size` to where the switch starts."""
 
-    prepare: Callable[[FakeKernel], Any]
+    prepare: Callable[[FakeKernel, int], Any]
     flavour: Flavour
+    size: int = 2
     goes_back: bool = False
 
+    def find_first(self, which: str) -> str:
+        return GPU if which == "first" else (AUDIO, USB)[self.size - 2]
 
-def to_native_from(prepare: Callable[[FakeKernel], Any]) -> Callable[[FakeKernel], None]:
-    def on_vfio(kernel: FakeKernel) -> None:
-        prepare(kernel)
+
+def to_native_from(prepare: Callable[[FakeKernel, int], Any]) -> Callable[[FakeKernel, int], None]:
+    def on_vfio(kernel: FakeKernel, size: int) -> None:
+        prepare(kernel, size)
         run_at_once(ask(make_engine(kernel), GPU, Flavour.VFIO))
 
     return on_vfio
 
 
-def mixed(kernel: FakeKernel) -> None:
+def mixed(kernel: FakeKernel, size: int) -> None:
     """One with an override of its own, one without a driver."""
-    gpu, _, usb = add_group(kernel)
-    gpu.override = "nouveau"
-    kernel.release(usb)
+    devices = add_group(kernel, size)
+    devices[0].override = "nouveau"
+    kernel.release(devices[-1])
 
 
-def with_personality(kernel: FakeKernel) -> None:
-    kernel.add_personality(add_group(kernel)[0])
+def with_personality(kernel: FakeKernel, size: int) -> None:
+    kernel.add_personality(add_group(kernel, size)[0])
 
 
-def kept_by_early_rules(kernel: FakeKernel) -> None:
-    for device in add_group(kernel):
+def kept_by_early_rules(kernel: FakeKernel, size: int) -> None:
+    for device in add_group(kernel, size):
         kernel.release(device)
         device.override = PLACEHOLDER
 
 
-def by_others_on_vfio(kernel: FakeKernel) -> None:
+def by_others_on_vfio(kernel: FakeKernel, size: int) -> None:
     kernel.load("vfio_pci")
-    for device in add_group(kernel):
+    for device in add_group(kernel, size):
         kernel.release(device)
         device.override = "vfio-pci"
         kernel.probe(kernel.drivers["vfio-pci"], device)
 
 
-def last_refuses(kernel: FakeKernel) -> None:
-    _, _, usb = add_group(kernel)
+def last_refuses(kernel: FakeKernel, size: int) -> None:
+    last = add_group(kernel, size)[-1]
     driver = kernel.modules["vfio_pci"].drivers[0]
 
     def refuse(each: FakeDevice) -> None:
-        driver.probe_errno = errno.EIO if each.address == usb.address else 0
+        driver.probe_errno = errno.EIO if each is last else 0
 
     driver.on_probe = refuse
 
 
 SCENARIOS = {
-    "to vfio": Scenario(add_group, Flavour.VFIO),
-    "to native": Scenario(to_native_from(add_group), Flavour.NATIVE),
+    "to vfio": Scenario(add_group, Flavour.VFIO, 3),
+    "to native": Scenario(to_native_from(add_group), Flavour.NATIVE, 3),
     "mixed to vfio": Scenario(mixed, Flavour.VFIO),
     "mixed to native": Scenario(to_native_from(mixed), Flavour.NATIVE),
     "personality to vfio": Scenario(with_personality, Flavour.VFIO),
@@ -645,7 +665,7 @@ SCENARIOS = {
     "kept to vfio": Scenario(kept_by_early_rules, Flavour.VFIO),
     "kept to native": Scenario(to_native_from(kept_by_early_rules), Flavour.NATIVE),
     "released": Scenario(by_others_on_vfio, Flavour.NATIVE),
-    "last refuses": Scenario(last_refuses, Flavour.VFIO, goes_back=True),
+    "last refuses": Scenario(last_refuses, Flavour.VFIO, 3, goes_back=True),
 }
 
 
@@ -704,10 +724,9 @@ def check_recovered(kernel: FakeKernel, before: dict[str, Has], after: dict[str,
     assert not any(turn.locked() for turn in engine._turns.values())
 
 
-def make_all(path: Path, scenario: Scenario, first: str) -> tuple[dict[str, Has], dict[str, Has]]:
+def make_all(kernel: FakeKernel, scenario: Scenario, first: str) -> tuple[dict[str, Has], dict[str, Has]]:
     """What a group has before a switch, and after one that nobody cuts off."""
-    kernel = FakeKernel(path)
-    scenario.prepare(kernel)
+    scenario.prepare(kernel, scenario.size)
     before = state(kernel)
     if scenario.goes_back:
         return before, before
@@ -718,19 +737,20 @@ def make_all(path: Path, scenario: Scenario, first: str) -> tuple[dict[str, Has]
 
 
 @pytest.mark.parametrize(
-    ("first", "goes_on"), [(GPU, False), (USB, True)], ids=["the worker dies too", "the worker goes on"]
+    ("which", "goes_on"), [("first", False), ("last", True)], ids=["the worker dies too", "the worker goes on"]
 )
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_any_step_a_group_is_switched_as_a_whole_or_not_at_all(
-    tmp_path: Path, name: str, first: str, goes_on: bool
+    disk: Path, name: str, which: str, goes_on: bool
 ) -> None:
     scenario = SCENARIOS[name]
-    before, after = make_all(tmp_path / "undisturbed", scenario, first)
+    first = scenario.find_first(which)
+    before, after = make_all(FakeKernel(disk / "undisturbed"), scenario, first)
     failures = Failures()
     number = 0
     while True:
-        kernel = FakeKernel(tmp_path / str(number))
-        scenario.prepare(kernel)
+        kernel = FakeKernel(disk / str(number))
+        scenario.prepare(kernel, scenario.size)
         known = records(kernel)
         if not killed_at(kernel, scenario, first, number, goes_on=goes_on):
             break
@@ -738,66 +758,60 @@ def test_killed_at_any_step_a_group_is_switched_as_a_whole_or_not_at_all(
             check_recovered(kernel, before, after)
             if state(kernel) == before:
                 assert records(kernel) == known
-        shutil.rmtree(kernel.root)
         number += 1
     failures.check()
-    assert number >= 12
+    assert number >= 10
 
 
 @pytest.mark.parametrize("goes_on", [False, True], ids=["the worker dies too", "the worker goes on"])
-@pytest.mark.parametrize("name", ["to vfio", "to native", "personality to vfio", "released", "kept to native"])
+@pytest.mark.parametrize("name", ["to vfio", "personality to native", "released", "kept to native"])
 def test_killed_again_while_recovering_a_group_still_ends_as_a_whole(
-    tmp_path: Path, name: str, goes_on: bool
+    disk: Path, name: str, goes_on: bool
 ) -> None:
-    scenario = SCENARIOS[name]
-    before, after = make_all(tmp_path / "undisturbed", scenario, USB)
+    scenario = replace(SCENARIOS[name], size=2)
+    before, after = make_all(FakeKernel(disk / "undisturbed"), scenario, AUDIO)
     failures = Failures()
-    number, again = 3, 0
+    number, again, crashes = 1, 0, 0
     while True:
-        kernel = FakeKernel(tmp_path / f"{number}-{again}")
-        scenario.prepare(kernel)
-        if not killed_at(kernel, scenario, USB, number, goes_on=False):
+        kernel = FakeKernel(disk / f"{number}-{again}")
+        scenario.prepare(kernel, scenario.size)
+        if not killed_at(kernel, scenario, AUDIO, number, goes_on=False):
             break
         kernel.crash_after, kernel.batch_goes_on = again, goes_on
         try:
             run_at_once(restart(kernel))
         except Crash:
-            pass
-        crashed = any_crash(kernel, again)
+            crashes += 1
+            next_one = (number, again + 2)
+        else:
+            next_one = (number + 3, 0)
         kernel.crash_after = None
         with failures.collected(f"after {number} operations, then after {again} of the next daemon's"):
             check_recovered(kernel, before, after)
-        shutil.rmtree(kernel.root)
-        number, again = (number, again + 2) if crashed else (number + 3, 0)
+        number, again = next_one
     failures.check()
+    assert crashes > 5
 
 
-def any_crash(kernel: FakeKernel, again: int) -> bool:
-    raise NotImplementedError
-
-
-@pytest.mark.parametrize("name", ["to vfio", "to native"])
-def test_killed_at_any_step_a_group_can_be_switched_afterwards_and_goes_home(tmp_path: Path, name: str) -> None:
-    scenario = SCENARIOS[name]
-    home = FakeKernel(tmp_path / "home")
-    add_group(home)
+def test_killed_at_any_step_a_group_can_be_switched_afterwards_and_goes_home(disk: Path) -> None:
+    home = FakeKernel(disk / "home")
+    add_group(home, 2)
     failures = Failures()
+
+    async def there_and_back(kernel: FakeKernel) -> None:
+        engine = await restart(kernel)
+        await ask(engine, GPU, Flavour.VFIO)
+        await ask(engine, GPU, Flavour.NATIVE)
+
     number = 0
     while True:
-        kernel = FakeKernel(tmp_path / str(number))
-        scenario.prepare(kernel)
-        if not killed_at(kernel, scenario, GPU, number, goes_on=False):
+        kernel = FakeKernel(disk / str(number))
+        add_group(kernel, 2)
+        if not killed_at(kernel, SCENARIOS["to vfio"], GPU, number, goes_on=False):
             break
-
-        async def there_and_back(kernel: FakeKernel) -> None:
-            engine = await restart(kernel)
-            await ask(engine, GPU, Flavour.VFIO)
-            await ask(engine, GPU, Flavour.NATIVE)
-
         with failures.collected(f"after {number} operations"):
             run_at_once(there_and_back(kernel))
             assert state(kernel) == state(home)
             assert records(kernel) == []
-        shutil.rmtree(kernel.root)
         number += 1
     failures.check()

@@ -23,6 +23,7 @@ from ..model.policy import Decision
 from ..model.udev_header import Kept
 from .host import Host
 from .nodes import update_nodes
+from .recovery import forget_what_is_undone
 from .wishes import Wishes
 
 _log = logging.getLogger(__name__)
@@ -171,6 +172,8 @@ class Reconciler:
                 "flavourctl reload applies it",
                 len(self._held_back),
             )
+        for record in self._host.ledger.all():
+            self.consider(record.address)
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=_FIRST_ROUND)
 
@@ -248,6 +251,7 @@ class Reconciler:
     async def _look(self, address: PciAddress) -> None:
         try:
             device = self._host.read_device(address)
+            await forget_what_is_undone(self._host, device, lambda: self._is_in_work(address))
         except FlavourError:
             return
         wanted, decision = self._describe(device), self._host.decide(device)

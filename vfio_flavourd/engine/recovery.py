@@ -1,6 +1,7 @@
 """What becomes of a switch that nobody finished: forward if it got there, else back."""
 
 import errno
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..kernel.modules import NotLoaded
@@ -50,6 +51,18 @@ async def converge(host: Host, record: Record) -> str:
         return f"it has {_name(now.binding)}{', as before' if as_before else ''}"
     close(host.ledger, replace(record, flavour=flavour, binding=now.binding))
     return f"it has {_name(now.binding)}"
+
+
+async def forget_what_is_undone(host: Host, device: Device, is_in_work: Callable[[], bool]) -> None:
+    """Drop the record of a device that somebody else has made again what it was before. Raises FlavourError."""
+    record = find_record(host.ledger, device)
+    if record is None or record.is_open or record.origin_flavour != host.find_flavour(device):
+        return
+    if record.origin.driver != device.driver:
+        return
+    now = await observe(host, device, host.decide(device).settings.bind_timeout)
+    if now.binding == record.origin and host.ledger.find(device.address) is record and not is_in_work():
+        host.ledger.forget(device.address)
 
 
 async def rebuild(host: Host, address: PciAddress) -> str:
