@@ -15,10 +15,6 @@ from .interface import (
 )
 
 
-def find_group_node(iommu_group: int | None, vfio_device: str | None) -> str | None:
-    return f"/dev/vfio/{iommu_group}" if iommu_group is not None and vfio_device is not None else None
-
-
 def render_candidate(candidate: Candidate) -> CandidateInfo:
     return CandidateInfo(
         candidate.module, candidate.pattern, str(candidate.source), candidate.accepted, candidate.reason
@@ -59,7 +55,7 @@ def render_outcome(outcome: Outcome) -> OutcomeInfo:
         fallback=outcome.fallback,
         reason=outcome.reason,
         vfio_device=outcome.vfio_device,
-        group_node=find_group_node(outcome.iommu_group, outcome.vfio_device),
+        group_node=outcome.group_node,
         duration=outcome.duration,
         changed=outcome.changed,
         steps=[render_step(step) for step in outcome.steps],
@@ -95,7 +91,7 @@ def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ())
         recorded=status.held,
         iommu_group=device.iommu_group,
         vfio_device=device.vfio_device,
-        group_node=find_group_node(device.iommu_group, device.vfio_device),
+        group_node=device.group_node,
         personality=None if device.personality is None else device.personality.attribute,
         phase=str(status.phase) if status.phase else None,
         stuck=status.stuck,

@@ -103,7 +103,7 @@ def _log_end(
         "DRIVER": driver or "",
         "DURATION_USEC": str(int(seconds * 1e6)),
         "RULE": rule,
-        "FORCED": "yes" if request.force else "",
+        "FORCED": "yes" if request.force or (outcome is not None and outcome.forced) else "",
     }
     if error is not None:
         said = without_address(error, request.address)

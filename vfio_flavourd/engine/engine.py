@@ -18,7 +18,7 @@ from ..model.policy import VFIO, Decision, FlavourKind, decide
 from ..model.transition import Phase
 from .attempts import Attempts
 from .forecast import forecast
-from .guards import Verdict, judge
+from .guards import Verdict, has_it_already, judge
 from .host import Host
 from .ledger import Record, find_record
 from .moves import StuckError
@@ -215,7 +215,7 @@ class Engine:
             raise FlavourError(
                 f"{request.address}: {wish} was asked for by hand meanwhile", errno=errno.EAGAIN
             )
-        if not self._is_settled(device, work):
+        if not self._is_settled(device, work, decision):
             try:
                 work.verdict = await judge(self._host, device, request, decision.settings)
             except FlavourError:
@@ -229,17 +229,11 @@ class Engine:
             work.add(self._host, other, self._host.decide(other), own, together)
         return work.members
 
-    def _is_settled(self, device: Device, work: "_Work") -> bool:
+    def _is_settled(self, device: Device, work: "_Work", decision: Decision) -> bool:
         """Whether nothing will be touched, so that nobody needs to be asked."""
         if work.way is restore:
             return find_record(self._host.ledger, device) is None
-        request = work.request
-        if self._host.find_flavour(device) != request.flavour:
-            return False
-        if not request.drivers or request.flavour == Flavour.NATIVE:
-            return True
-        first = request.drivers[0].replace("-", "_")
-        return device.driver is not None and first in (device.driver.replace("-", "_"), device.driver_module)
+        return has_it_already(self._host, device, work.request, decision.settings)
 
     def _is_in_work(self, address: PciAddress) -> bool:
         return address in self._running or bool(self._quarantine.find(address))

@@ -4,7 +4,7 @@ from ..model.device import Binding, Device
 from ..model.flavour import Flavour, Request
 from ..model.plan import plan_move, plan_release
 from ..model.policy import Decision
-from .guards import check_named, judge
+from .guards import check_personality, has_it_already, judge
 from .host import Host
 from .ledger import find_record
 
@@ -15,9 +15,9 @@ async def forecast(host: Host, device: Device, request: Request) -> list[str]:
     Raises FlavourError where the switch itself would be refused. `driver_override` is not read, since
     that may block: it is taken to be what the record says, or empty.
     """
-    if host.find_flavour(device) == request.flavour and not request.drivers:
-        return []
     decision = host.decide(device)
+    if has_it_already(host, device, request, decision.settings):
+        return []
     verdict = await judge(host, device, request, decision.settings)
     lines = [f"take it by force from: {user.what}" for user in verdict.forced]
     lines += _forecast_one(host, device, request, decision)
@@ -32,7 +32,7 @@ async def forecast(host: Host, device: Device, request: Request) -> list[str]:
 def _forecast_one(host: Host, device: Device, request: Request, decision: Decision) -> list[str]:
     if request.flavour == Flavour.NATIVE:
         return _forecast_native(host, device)
-    check_named(device, request.drivers)
+    check_personality(device, request)
     if device.personality is not None and request.flavour == Flavour.VFIO:
         personality = device.personality
         return [f"write {personality.on} to {personality.attribute} of {device.driver}, which is not unbound"]

@@ -38,6 +38,8 @@ async def judge(host: Host, device: Device, request: Request, settings: Settings
     policy = request.others or settings.group
     if request.flavour == Flavour.VFIO:
         check_isolation(device, settings)
+        if device.iommu_group is None:
+            remark = "no IOMMU isolates it: whoever has it can read and write all of the host's memory"
         in_the_way = find_in_the_way(host, device)
         if in_the_way and policy is OthersInGroup.REFUSE:
             raise _refuse_group(device, in_the_way)
@@ -50,30 +52,49 @@ async def judge(host: Host, device: Device, request: Request, settings: Settings
     return Verdict(forced, others, remark)
 
 
+def has_it_already(host: Host, device: Device, request: Request, settings: Settings) -> bool:
+    """Whether nothing will be touched, so that nobody needs to be asked."""
+    if host.find_flavour(device) != request.flavour:
+        return False
+    if not request.drivers or request.flavour == Flavour.NATIVE:
+        return True
+    if request.flavour == Flavour.VFIO and device.vfio_device is None:
+        return False
+    kind = host.policy.policy.flavours[request.flavour]
+    accepted = host.resolve(device.modalias, kind, request.drivers, settings.denied).accepted
+    return bool(accepted) and host.modules.find_drivers(accepted[0].module)[:1] == (device.driver,)
+
+
 def check_isolation(device: Device, settings: Settings) -> None:
     """Raises FlavourError where VFIO can't isolate the device, and nobody has said that this is all right."""
     if device.iommu_group is None and settings.noiommu is NoIommu.REFUSE:
         raise FlavourError(
             f"{device.address}: the device is in no IOMMU group, so VFIO can't isolate it",
             errno=errno.EIO,
-            hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on)",
+            hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on); the "
+            "policy's `noiommu: allow` gives it away unprotected",
         )
 
 
-def check_named(device: Device, named: tuple[str, ...]) -> None:
-    """Raises FlavourError where the device can't have the drivers that are named."""
-    if device.personality is not None and named:
+def check_personality(device: Device, request: Request) -> None:
+    """Raises FlavourError (EINVAL) where the device's driver would have to be unbound, and never is."""
+    if device.personality is not None and (request.drivers or request.flavour != Flavour.VFIO):
         raise FlavourError(
             f"{device.address}: its driver {device.driver} becomes a VFIO driver itself "
             f"({device.personality.attribute}) and is never unbound",
             errno=errno.EINVAL,
-            hint="leave out the driver's name",
+            hint="leave out the driver's name" if request.drivers else "it can be native or vfio",
         )
 
 
 async def check_users(host: Host, device: Device, request: Request, settings: Settings) -> tuple[User, ...]:
     """Those it is taken from by force. Raises FlavourError (EBUSY) that names who uses it."""
     users = await asyncio.to_thread(host.occupancy.find_users, device)
+    group = device.iommu_group
+    if group is not None and request.flavour != Flavour.VFIO and not _may_bind_beside_a_guest(host.release):
+        # By whichever member of the group: also one without a driver, which nobody uses, is to get one.
+        holders = await asyncio.to_thread(host.occupancy.find_group_holders, group)
+        users = tuple(dict.fromkeys((*users, *holders)))
     return judge_users(device, users, host.release, forced=request.force or settings.in_use is InUse.FORCE)
 
 

@@ -54,7 +54,7 @@ async def converge(host: Host, record: Record) -> str:
 
 
 async def forget_what_is_undone(host: Host, device: Device, is_in_work: Callable[[], bool]) -> None:
-    """Drop the record of a device that somebody else has made again what it was before. Raises FlavourError."""
+    """Drop the record of a device that somebody else has made what it was before. Raises FlavourError."""
     record = find_record(host.ledger, device)
     if record is None or record.is_open or record.origin_flavour != host.find_flavour(device):
         return
@@ -83,7 +83,7 @@ async def rebuild(host: Host, address: PciAddress) -> str:
 
 
 def was_kept_from_its_driver(host: Host, record: Record) -> bool:
-    """Whether it had no driver because an override kept the native one away from it: the policy's udev rule."""
+    """Whether it had no driver because an override kept the native one away: the policy's udev rule."""
     override = record.origin.override
     if record.origin.driver is not None or override is None:
         return False

@@ -222,11 +222,16 @@ class Switch:
             fallback=fallback,
             reason=reason,
             vfio_device=after.vfio_device,
-            iommu_group=device.iommu_group,
+            group_node=self._find_group_node(device, after.vfio_device),
             duration=time.monotonic() - self._began,
             changed=True,
             steps=tuple(self.steps),
         )
+
+    def _find_group_node(self, device: Device, vfio_device: str | None) -> str | None:
+        if device.iommu_group is None and vfio_device is not None:
+            device = self.host.read_device(device.address)  # VFIO has made a group up
+        return replace(device, vfio_device=vfio_device).group_node
 
     def unchanged(self, device: Device, reason: str) -> Outcome:
         now = Observed(Binding(device.driver, None), device.vfio_device)

@@ -112,8 +112,12 @@ async def _release(switch: Switch, device: Device, why: str) -> Outcome:
         after = await switch.carry_out(device, plan_release, Aim(Flavour.NATIVE))
     except StepError as error:
         raise await switch.undo(device, error) from error
-    if after.vfio_device is not None:
-        still = FlavourError(f"{device.address}: it is still a VFIO device", errno=errno.EIO)
+    flavour = switch.host.find_flavour_of(after.binding.driver, after.vfio_device)
+    if flavour != Flavour.NATIVE:
+        still = FlavourError(
+            f"{device.address}: the kernel's own choice is {after.binding.driver}, so it is still {flavour}",
+            errno=errno.EIO,
+        )
         raise await switch.undo(device, still)
     switch.settle(device, after)
     return switch.outcome(device, after, f"the kernel's own choice: {why}")

@@ -10,7 +10,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
 from ..model.plan import Action, plan_move
 from ..model.transition import Phase
-from .guards import check_isolation, check_named
+from .guards import check_isolation, check_personality
 from .moves import StepError, describe_errno
 from .personality import ask
 from .switch import Aim, Switch
@@ -25,9 +25,9 @@ async def to_vfio(switch: Switch, device: Device) -> Outcome:
     kind = switch.host.policy.policy.flavours[flavour]
     if switch.host.find_flavour(device) == flavour and not switch.request.drivers:
         return switch.unchanged(device, "the device had this flavour already")
+    check_personality(device, switch.request)
     if flavour == Flavour.VFIO:
         check_isolation(device, switch.settings)
-        check_named(device, switch.request.drivers)
         if device.personality is not None:
             return await ask(switch, device, device.personality, wanted=True)
     resolution = switch.host.resolve(device.modalias, kind, named, switch.settings.denied)

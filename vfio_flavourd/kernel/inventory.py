@@ -38,6 +38,7 @@ def read_device(
     modalias = parse_modalias(sysfs.read(f"{path}/modalias"))
     driver = sysfs.find_link(f"{path}/driver")
     group = sysfs.find_link(f"{path}/iommu_group")
+    vfio_device = find_vfio_device(sysfs, path)
     return Device(
         address=address,
         path=path,
@@ -54,8 +55,9 @@ def read_device(
         driver=driver,
         driver_module=find_driver_module(sysfs, driver),
         iommu_group=int(group) if group is not None else None,
-        vfio_device=find_vfio_device(sysfs, path),
+        vfio_device=vfio_device,
         personality=_find_personality(sysfs, path, driver, personalities),
+        is_noiommu=vfio_device is not None and _is_made_up(sysfs, f"{path}/iommu_group"),
     )
 
 
@@ -82,6 +84,11 @@ def read_others_in_group(
         return ()
     others = read_devices(sysfs, personalities, directory)
     return tuple(other for other in others if other.address != device.address)
+
+
+def _is_made_up(sysfs: Sysfs, group: str) -> bool:
+    """vfio_noiommu_group_alloc() in drivers/vfio/group.c; a group of the IOMMU's has no name."""
+    return sysfs.exists(f"{group}/name") and sysfs.read(f"{group}/name") == "vfio-noiommu"
 
 
 def _find_personality(

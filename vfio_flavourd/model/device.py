@@ -49,7 +49,8 @@ class Device:
     """One PCI function.
 
     `path` is its directory as the kernel names it (with `/sys`), `personality` the way its bound driver
-    becomes a VFIO driver itself, `vfio_device` the name of its child in `vfio-dev/`.
+    becomes a VFIO driver itself, `vfio_device` the name of its child in `vfio-dev/`. With `is_noiommu` its
+    group is one that VFIO made up, and isolates nothing.
     """
 
     address: PciAddress
@@ -62,6 +63,14 @@ class Device:
     iommu_group: int | None
     vfio_device: str | None
     personality: Personality | None
+    is_noiommu: bool = False
+
+    @property
+    def group_node(self) -> str | None:
+        """The node by which a VFIO device's group is opened."""
+        if self.iommu_group is None or self.vfio_device is None:
+            return None
+        return f"/dev/vfio/{'noiommu-' if self.is_noiommu else ''}{self.iommu_group}"
 
     @property
     def is_bridge(self) -> bool:

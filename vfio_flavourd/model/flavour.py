@@ -112,7 +112,7 @@ class Outcome:
     fallback: bool
     reason: str
     vfio_device: str | None
-    iommu_group: int | None
+    group_node: str | None
     duration: float
     changed: bool
     steps: tuple[StepReport, ...]
