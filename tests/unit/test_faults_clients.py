@@ -1,14 +1,17 @@
 """Clients that may not, say nothing, say anything, come by the thousand, go away, or want opposite things."""
 
 import asyncio
+import errno
+import gc
 import json
 import logging
+import os
+import re
 import resource
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 from fake_kernel import FakeDriver, FakeKernel, make_engine, no_reload
 from virtual_time import run_at_once
 
-from vfio_flavourd.doors import client, interface
+from vfio_flavourd.doors import client
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
@@ -27,6 +30,11 @@ DEVICE = "0000:01:00.0"
 MODALIAS = "pci:v00008086d000010D3sv00001AF4sd00001100bc02sc00i00"
 CONTROL = "\x1b[31m\r\n\x07\x9b\u202e\0"
 ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
+
+SET_FLAVOUR = (
+    b'{"method":"io.vfioflavour.Manager.SetFlavour",'
+    b'"parameters":{"device":"0000:01:00.0","flavour":"vfio",%b}}'
+)
 
 # A client that has said half of what it wants is waited for; not so long as this.
 PATIENCE = 120.0
@@ -51,6 +59,11 @@ class Service:
         self.door = VarlinkDoor(ManagerService(self.engine, lambda device: "A NIC", no_reload))
         self.control = str(kernel.root / "control")
         self.readonly = str(kernel.root / "readonly")
+        self.clients: list[client.Client] = []
+
+    async def connect(self) -> client.Client:
+        self.clients.append(await client.connect(writes=True))
+        return self.clients[-1]
 
     def listen(self) -> None:
         for path in (self.control, self.readonly):
@@ -59,6 +72,7 @@ class Service:
             sock.listen(4096)
             self.door.listen(sock, writes=path == self.control)
 
+    @property
     def driver(self) -> str | None:
         driver = self.kernel.devices[DEVICE].driver
         return None if driver is None else driver.name
@@ -66,7 +80,7 @@ class Service:
     async def get(self) -> dict[str, Any]:
         """What a newcomer is told at once."""
         async with asyncio.timeout(5):
-            caller = await client.connect(writes=True)
+            caller = await self.connect()
             answer: dict[str, Any] = (await caller.call("Get", device=DEVICE))["device"]
             caller.close()
         return answer
@@ -79,7 +93,7 @@ class Service:
             await loop.sock_connect(sock, self.control)
             await loop.sock_sendall(sock, data)
             try:
-                async with asyncio.timeout(0.05):
+                async with asyncio.timeout(1):
                     return await loop.sock_recv(sock, 65536)
             except TimeoutError:
                 return b"(nothing)"
@@ -97,6 +111,9 @@ async def served(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         yield service
     finally:
         service.door.close()
+        for each in service.clients:
+            each.close()
+        await asyncio.sleep(0.05)  # until it has seen that everybody is gone
 
 
 Talk = Callable[[Service], Awaitable[None]]
@@ -179,7 +196,7 @@ def test_control_characters_in_any_field_are_refused_and_neither_answered_nor_lo
     parameters[field] = [text] if field == "drivers" else text
 
     async def talk(service: Service) -> None:
-        caller = await client.connect(writes=True)
+        caller = await service.connect()
         with pytest.raises(FlavourError) as caught:
             await caller.call(method, **parameters)
         caller.close()
@@ -187,7 +204,7 @@ def test_control_characters_in_any_field_are_refused_and_neither_answered_nor_lo
         assert str(error).isprintable()
         assert error.hint.isprintable()
         assert len(str(error)) < 400
-        assert service.driver() == "e1000e"
+        assert service.driver == "e1000e"
 
     serve(talk)
     assert kernel.writes == []
@@ -214,12 +231,9 @@ def test_control_characters_in_any_field_are_refused_and_neither_answered_nor_lo
         b'{"method":"io.vfioflavour.Manager.Get","parameters":{"device":["0000:01:00.0"]}}',
         b'{"method":"io.vfioflavour.Manager.Get","parameters":{"device":"0000:01:00.0","users":"yes"}}',
         b'{"method":"io.vfioflavour.Manager.Get","parameters":{"device":"\\ud800"}}',
-        b'{"method":"io.vfioflavour.Manager.SetFlavour","parameters":'
-        b'{"device":"0000:01:00.0","flavour":"vfio","timeout":"1"}}',
-        b'{"method":"io.vfioflavour.Manager.SetFlavour","parameters":'
-        b'{"device":"0000:01:00.0","flavour":"vfio","drivers":"vfio_pci"}}',
-        b'{"method":"io.vfioflavour.Manager.SetFlavour","parameters":'
-        b'{"device":"0000:01:00.0","flavour":"vfio","more":true}}',
+        SET_FLAVOUR % b'"timeout":"1"',
+        SET_FLAVOUR % b'"drivers":"vfio_pci"',
+        SET_FLAVOUR % b'"more":true',
     ],
     ids=range(20),
 )
@@ -230,8 +244,8 @@ def test_a_frame_that_is_no_call_is_answered_with_an_error_or_hung_up_on_and_is_
         bugs: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
         answer = await service.say(frame + b"\0")
-        assert answer == b"" or "error" in json.loads(answer.rstrip(b"\0")), answer
         assert bugs == []
+        assert answer == b"" or b'"error"' in answer
         assert (await service.get())["driver"] == "e1000e"
 
     serve(talk)
@@ -244,17 +258,14 @@ def test_a_time_limit_that_makes_no_sense_leaves_the_device_as_it_was_or_switche
     kernel: FakeKernel, serve: Callable[[Talk], None], text: str
 ) -> None:
     async def talk(service: Service) -> None:
-        answer = await service.say(
-            b'{"method":"io.vfioflavour.Manager.SetFlavour","parameters":{"device":"0000:01:00.0",'
-            b'"flavour":"vfio","timeout":' + text.encode() + b"}}\0"
-        )
+        answer = await service.say(SET_FLAVOUR % b'"timeout":%b' % text.encode() + b"\0")
         reply = json.loads(answer.rstrip(b"\0"))
         if "error" in reply:
-            assert service.driver() == "e1000e"
+            assert service.driver == "e1000e"
             assert kernel.writes == []
         else:
             assert reply["parameters"]["outcome"]["driver"] == "vfio-pci"
-            assert service.driver() == "vfio-pci"
+            assert service.driver == "vfio-pci"
         assert (await service.get())["phase"] is None
 
     serve(talk)
@@ -268,12 +279,13 @@ def test_a_frame_without_an_end_is_not_kept_for_ever(serve: Callable[[Talk], Non
         with socket.socket(socket.AF_UNIX) as sock:
             sock.setblocking(False)
             await loop.sock_connect(sock, service.control)
-            with pytest.raises((BrokenPipeError, ConnectionResetError)):
-                async with asyncio.timeout(10):
-                    for _ in range(64):
+            sent = 0
+            with suppress(BrokenPipeError, ConnectionResetError):
+                async with asyncio.timeout(2):
+                    while sent < 1 << 20:
                         await loop.sock_sendall(sock, b"x" * 32768)
-                    await loop.sock_sendall(sock, b"\0")
-                    assert await loop.sock_recv(sock, 1), "it hung up without being read to the end"
+                        sent += 32768
+            assert sent < 1 << 20, "it took all of it in"
         assert (await service.get())["driver"] == "e1000e"
 
     serve(talk)
@@ -331,7 +343,7 @@ def test_a_thousand_connections_for_looking_do_not_keep_one_from_switching(
         with many_files(), connections(service.readonly, 1000) as socks:
             await asyncio.sleep(0.1)
             started = time.monotonic()
-            caller = await client.connect(writes=True)
+            caller = await service.connect()
             answer = await caller.call("SetFlavour", device=DEVICE, flavour="vfio")
             caller.close()
             assert answer["outcome"]["driver"] == "vfio-pci"
@@ -362,7 +374,7 @@ class Full(socket.socket):
 
     def accept(self) -> Any:
         self.asked += 1
-        raise OSError(24, "Too many open files")
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_when_there_are_no_files_left_the_daemon_waits_and_goes_on_serving_those_it_has(
@@ -371,7 +383,7 @@ def test_when_there_are_no_files_left_the_daemon_waits_and_goes_on_serving_those
     async def talk(service: Service) -> None:
         bugs: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
-        known = await client.connect(writes=True)
+        known = await service.connect()
         path = str(kernel.root / "full")
         full = Full(socket.AF_UNIX)
         full.bind(path)
@@ -399,7 +411,7 @@ def test_a_client_that_is_gone_in_the_middle_of_its_switch_has_it_carried_to_its
     async def talk(service: Service) -> None:
         native = kernel.drivers["e1000e"]
         lets_go = native.remove_blocks = asyncio.Event()
-        caller = await client.connect(writes=True)
+        caller = await service.connect()
 
         async def ask() -> None:
             if more:
@@ -416,23 +428,25 @@ def test_a_client_that_is_gone_in_the_middle_of_its_switch_has_it_carried_to_its
         native.remove_blocks = None
         lets_go.set()
         await until(lambda: bool(service.engine.attempts.history))
-        assert service.driver() == "vfio-pci"
+        assert service.driver == "vfio-pci"
         assert (await service.get())["phase"] is None
         (attempt,) = [attempt for _, attempt in service.engine.attempts.history]
         assert attempt.error == ""
-        again = await client.connect(writes=True)
+        again = await service.connect()
         await again.call("SetFlavour", device=DEVICE, flavour="native")
         again.close()
-        assert service.driver() == "e1000e"
+        assert service.driver == "e1000e"
 
     serve(talk)
     assert list((kernel.root / "run/devices").iterdir()) == []
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not is_so():
-            await asyncio.sleep(0.005)
+    for _ in range(1000):
+        if is_so():
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("it never came to that")
 
 
 def test_clients_that_come_and_go_in_mid_request_leave_no_file_behind(
@@ -447,7 +461,9 @@ def test_clients_that_come_and_go_in_mid_request_leave_no_file_behind(
         before = files()
         for size in range(1, 60):
             with connections(service.control, 1) as (sock,):
-                sock.send(b'{"method":"io.vfioflavour.Manager.Get","parameters":{"device":"01:00.0"}}\0'[:size])
+                sock.send(
+                    b'{"method":"io.vfioflavour.Manager.Get","parameters":{"device":"01:00.0"}}\0'[:size]
+                )
                 await asyncio.sleep(0)
         await service.get()
         await asyncio.sleep(0.05)
@@ -476,12 +492,12 @@ def test_of_two_clients_with_opposite_wishes_each_is_told_the_truth_and_the_last
 
         def listen(_: object, news: object) -> None:
             if isinstance(news, Attempt):
-                seen.append(service.driver())
+                seen.append(service.driver)
 
         service.engine.attempts.listeners.add(listen)
 
         async def insist(flavour: str) -> None:
-            caller = await client.connect(writes=True)
+            caller = await service.connect()
             for _ in range(10):
                 outcome = (await caller.call("SetFlavour", device=DEVICE, flavour=flavour))["outcome"]
                 told.append((outcome["flavour"], outcome["driver"]))
@@ -498,11 +514,10 @@ def test_of_two_clients_with_opposite_wishes_each_is_told_the_truth_and_the_last
 
     serve(talk)
     # One at a time: no write of one stands between those of another.
-    kinds = [write.split()[0].rsplit("/", 1)[1] for write in kernel.writes]
-    assert set(zip(*[iter(kinds)] * 3, strict=False)) <= {
-        ("driver_override", "unbind", "bind"),
-        ("unbind", "bind", "driver_override"),
-    }
+    kinds = "".join(write.split()[0].rsplit("/", 1)[1][0] for write in kernel.writes)
+    assert re.fullmatch(
+        "(dubd?)+", kinds
+    )  # driver_override, unbind, bind, and on the way back driver_override
 
 
 def test_opposite_wishes_for_two_of_a_group_that_goes_together_end_as_one_of_them(
@@ -513,7 +528,7 @@ def test_opposite_wishes_for_two_of_a_group_that_goes_together_end_as_one_of_the
 
     async def talk(service: Service) -> None:
         async def ask(device: str, flavour: str) -> None:
-            caller = await client.connect(writes=True)
+            caller = await service.connect()
             await caller.call("SetFlavour", device=device, flavour=flavour, group="together")
             caller.close()
 
@@ -536,17 +551,28 @@ def test_a_client_that_reads_no_answers_holds_up_nobody_and_is_not_kept_in_memor
         with connections(service.control, 1) as (deaf,):
             sent = 0
             for _ in range(400):
-                try:
+                with suppress(BlockingIOError):
                     sent += deaf.send(call * 100)
-                except BlockingIOError:
-                    pass
                 await asyncio.sleep(0)
             assert sent < 400 * len(call) * 100, "it took in all that it could not answer"
             assert (await service.get())["driver"] == "e1000e"
+        await asyncio.sleep(0.3)
 
     serve(talk)
 
 
-def test_the_interface_has_the_errors_that_a_refusal_is_told_by() -> None:
-    assert sys.getrecursionlimit() > 0
-    assert interface.NAME == "io.vfioflavour.Manager"
+def test_a_client_that_asks_a_lot_and_is_gone_fills_no_journal(
+    serve: Callable[[Talk], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def talk(service: Service) -> None:
+        bugs: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+        with connections(service.readonly, 1) as (hasty,):
+            assert hasty.send(b'{"method":"io.vfioflavour.Manager.List"}\0' * 200)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.3)
+        assert (await service.get())["driver"] == "e1000e"
+        gc.collect()
+        assert len(bugs) + len(caplog.records) <= 3, f"{len(bugs)} bugs, {len(caplog.records)} log records"
+
+    serve(talk)

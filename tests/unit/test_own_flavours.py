@@ -197,6 +197,8 @@ def test_an_unknown_flavour_is_einval_and_told_which_there_are(kernel: FakeKerne
 
 def bind_by_others(kernel: FakeKernel, device: FakeDevice, driver: str) -> None:
     kernel.load(driver)
+    if device.driver is not None:
+        kernel.release(device)
     device.override = driver
     kernel.probe(kernel.drivers[driver], device)
 
@@ -214,7 +216,9 @@ def test_what_others_gave_a_flavour_is_shown_as_that_and_goes_to_the_kernels_cho
     assert has(device) == NATIVE
 
 
-def test_where_the_kernels_choice_has_that_flavour_too_native_is_not_said_to_be_had(kernel: FakeKernel) -> None:
+def test_where_the_kernels_choice_has_that_flavour_too_native_is_not_said_to_be_had(
+    kernel: FakeKernel,
+) -> None:
     device = kernel.add_device()
     kernel.modules["uio_pci_generic"].drivers[0].ids = frozenset({(device.vendor, device.device)})
     bind_by_others(kernel, device, "uio_pci_generic")
@@ -270,7 +274,9 @@ def test_a_wish_for_a_flavour_that_the_policy_no_longer_has_is_no_wish(
 
 
 @pytest.mark.parametrize("goes_on", [False, True], ids=["the worker dies too", "the worker goes on"])
-@pytest.mark.parametrize("way", [(Flavour.NATIVE, UIO), (UIO, Flavour.NATIVE), (Flavour.VFIO, UIO), (UIO, Flavour.VFIO)])
+@pytest.mark.parametrize(
+    "way", [(Flavour.NATIVE, UIO), (UIO, Flavour.NATIVE), (Flavour.VFIO, UIO), (UIO, Flavour.VFIO)]
+)
 def test_killed_at_any_step_of_a_switch_to_or_from_it_a_device_is_somewhere_that_can_be_named(
     tmp_path: Path, way: tuple[Flavour, Flavour], goes_on: bool
 ) -> None:

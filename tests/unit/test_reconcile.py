@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
+from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, make_engine, pending
 from virtual_time import now, run_at_once
 
 from vfio_flavourd.engine import reconcile
@@ -842,9 +842,7 @@ def test_a_device_that_driverctl_has_a_driver_for_is_left_to_it_and_told(
         assert kernel.writes == []
         assert attempts(engine) == []
         (remark,) = remarks(engine, device)
-        assert remark == (
-            "driverctl has e1000e saved for it (driverctl unset-override takes that back)"
-        )
+        assert remark == ("driverctl has e1000e saved for it (driverctl unset-override takes that back)")
         assert caplog.text.count("driverctl has e1000e saved") == 1
         # A person's wish is another matter.
         await ask(engine, device, Flavour.VFIO)
@@ -1014,6 +1012,43 @@ def test_a_device_that_the_early_rules_kept_can_be_made_native_where_vfio_can_no
     run_at_once(run())
 
 
+@pytest.mark.parametrize("goes_on", [False, True], ids=["the worker dies too", "the worker goes on"])
+@pytest.mark.parametrize("flavour", [Flavour.VFIO, Flavour.NATIVE])
+def test_killed_at_any_step_a_device_that_the_early_rules_kept_is_never_left_without_a_driver(
+    tmp_path: Path, flavour: Flavour, goes_on: bool
+) -> None:
+    """But as it was before the daemon had seen it, which the policy then takes up again."""
+
+    async def restart(kernel: FakeKernel) -> Engine:
+        engine = make_engine(kernel)
+        await engine.recover()
+        while tasks := pending(engine):
+            await asyncio.gather(*tasks)
+        return engine
+
+    number = 0
+    while True:
+        kernel = FakeKernel(tmp_path / str(number))
+        device = kept_from_its_driver(kernel)
+        if flavour == Flavour.NATIVE:
+            run_at_once(ask(make_engine(kernel), device, Flavour.VFIO))
+        kernel.crash_after, kernel.batch_goes_on = number, goes_on
+        try:
+            run_at_once(ask(make_engine(kernel), device, flavour))
+        except Crash:
+            kernel.crash_after = None
+        else:
+            break
+        before = VFIO if flavour == Flavour.NATIVE else (None, PLACEHOLDER)
+        engine = run_at_once(restart(kernel))
+        assert has(device) in (before, NATIVE if flavour == Flavour.NATIVE else VFIO), number
+        run_at_once(ask(engine, device, Flavour.NATIVE))
+        assert has(device) == NATIVE
+        assert list((kernel.root / "run/devices").iterdir()) == []
+        number += 1
+    assert number >= 5
+
+
 # files
 
 
@@ -1164,7 +1199,9 @@ def test_a_wish_that_can_not_be_made_to_last_is_told_and_holds_for_the_boot(
 # the daemon stops
 
 
-def test_a_daemon_that_stops_begins_nothing_and_carries_to_its_end_what_is_touched(kernel: FakeKernel) -> None:
+def test_a_daemon_that_stops_begins_nothing_and_carries_to_its_end_what_is_touched(
+    kernel: FakeKernel,
+) -> None:
     devices = [add_with_native(kernel, f"0000:0{number}:00.0", number) for number in range(1, 9)]
     real = kernel.write
 

@@ -556,6 +556,47 @@ def test_two_stuck_ones_hold_the_groups_turn_until_both_are_free(kernel: FakeKer
     run_at_once(run())
 
 
+@pytest.mark.parametrize("is_had", [True, False])
+def test_a_driver_that_comes_to_one_while_another_has_its_turn_is_seen(
+    kernel: FakeKernel, is_had: bool
+) -> None:
+    """udev loads modules at the same time."""
+    devices = add_group(kernel, 2)
+    kernel.release(devices[1])
+    before = state(kernel)
+    variant = kernel.modules["nvgrace_gpu_vfio_pci"].drivers[0]
+    variant.on_probe = lambda _: kernel.probe(kernel.drivers["snd_hda"], devices[1]) and None
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = 0 if is_had else errno.EIO
+    engine = make_engine(kernel)
+    with_its_driver = {**before, AUDIO: ("snd_hda", None, False)}
+    if is_had:
+        run_at_once(ask(engine, GPU, Flavour.VFIO))
+        run_at_once(ask(engine, GPU, Flavour.NATIVE))
+    else:
+        refused(engine, GPU, Flavour.VFIO)
+    assert state(kernel) == with_its_driver
+    assert records(kernel) == []
+
+
+def test_a_driver_that_came_meanwhile_is_not_taken_away_for_a_failure(kernel: FakeKernel) -> None:
+    """It came after the device was looked at, which had none then: going back is not for it."""
+    device = kernel.add_device(GPU)
+    native = FakeDriver("e1000e", None, frozenset({(device.vendor, device.device)}))
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if path.endswith("/driver_override") and "e1000e" not in kernel.drivers:
+            kernel.register(native)
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+    assert refused(make_engine(kernel), GPU, Flavour.VFIO).errno == errno.EBUSY
+    assert state(kernel) == {GPU: ("e1000e", None, False)}
+    assert not any("unbind" in each for each in kernel.writes)
+    run_at_once(ask(make_engine(kernel), GPU, Flavour.VFIO))
+    assert state(kernel) == {GPU: ON_VFIO}
+
+
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_one_who_goes_away_in_the_middle_of_a_group_gets_none_of_it_or_all(
     kernel: FakeKernel, when: str
@@ -737,7 +778,9 @@ def make_all(kernel: FakeKernel, scenario: Scenario, first: str) -> tuple[dict[s
 
 
 @pytest.mark.parametrize(
-    ("which", "goes_on"), [("first", False), ("last", True)], ids=["the worker dies too", "the worker goes on"]
+    ("which", "goes_on"),
+    [("first", False), ("last", True)],
+    ids=["the worker dies too", "the worker goes on"],
 )
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_any_step_a_group_is_switched_as_a_whole_or_not_at_all(

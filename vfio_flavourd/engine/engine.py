@@ -98,6 +98,7 @@ class Engine:
 
     async def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
+        parse_flavour(request.flavour, self.flavours)
         self._quarantine.check(request.address)
         return await forecast(self._host, self._host.read_device(request.address), request)
 
@@ -150,13 +151,11 @@ class Engine:
             work.conclude(self.attempts, error=error)
             raise
         except asyncio.CancelledError:
-            work.conclude(
-                self.attempts,
-                error=FlavourError(
-                    f"{work.request.address}: given up by the one who asked, nothing was touched",
-                    errno=errno.EINTR,
-                ),
-            )
+            given_up = "given up by the one who asked, nothing was touched"
+            if work.is_touched:
+                given_up = "cut off by the end of the daemon, the next one takes it up"
+            told = FlavourError(f"{work.request.address}: {given_up}", errno=errno.EINTR)
+            work.conclude(self.attempts, error=told)
             raise
         work.conclude(self.attempts, outcome=outcome)
         return outcome
@@ -263,6 +262,12 @@ class Engine:
         self.reconciler.stop()
         if self._switches:
             await asyncio.wait(self._switches, timeout=grace)
+        for address in self._running:
+            _log.warning(
+                "%s: a switch is not at its end as the daemon stops: the next one takes it up",
+                address,
+                extra={"PCI_ADDRESS": str(address)},
+            )
         self.attempts.log()
 
     async def recover(self) -> None:

@@ -48,7 +48,7 @@ async def judge(host: Host, device: Device, request: Request, settings: Settings
     if policy is OthersInGroup.TOGETHER:
         others = _find_others(host, device, request.flavour)
     for other in others:
-        forced += await check_users(host, other, request, settings)
+        forced += await check_users(host, other, request, host.decide(other).settings)
     return Verdict(forced, others, remark)
 
 

@@ -52,12 +52,13 @@ _Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, 
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What the policy wanted of a device when it was last looked at: `-` for nothing. `done` is false while
-    it could not be had. `serials` are what the device told then."""
+    it could not be had. `serials` are what the device told then, `rule` is the one that decided."""
 
     inode: int
     wanted: str
     done: bool
-    serials: tuple[str, ...]
+    serials: tuple[str, ...] = ()
+    rule: str = ""
 
 
 class Reconciler:
@@ -149,7 +150,7 @@ class Reconciler:
             _log.warning("what was applied can't be read from %r (%r), ignoring", str(self._file), error)
             # It was applied, so this is no first start: nothing is touched until someone says so.
             self._applied = {
-                str(each.address): Applied(each.identity.inode, _NOTHING, done=True, serials=())
+                str(each.address): Applied(each.identity.inode, _NOTHING, done=True)
                 for each in devices
             }
         for device in devices:
@@ -183,10 +184,14 @@ class Reconciler:
         self._given_up.clear()
         self._held_back.clear()
         update_nodes(self._host)
+        rules = {rule.name for rule in self._host.policy.policy.rules}
         for device in self._host.read_devices():
             applied = self._applied.get(str(device.address))
-            # Nothing wanted is no difference: a rule by driver matches no more when it was applied.
-            same = (_NOTHING, applied.wanted) if applied is not None and applied.done else ()
+            same: tuple[str, ...] = ()
+            if applied is not None and applied.done:
+                # Nothing wanted is no difference while the rule is still there: one that goes by the driver
+                # matches no more when it was applied.
+                same = (_NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
             if self._describe(device) not in same:
                 self._applied.pop(str(device.address), None)
                 self._call_off(device.address)
@@ -250,8 +255,10 @@ class Reconciler:
 
     async def _look(self, address: PciAddress) -> None:
         try:
+            await forget_what_is_undone(
+                self._host, self._host.read_device(address), lambda: self._is_in_work(address)
+            )
             device = self._host.read_device(address)
-            await forget_what_is_undone(self._host, device, lambda: self._is_in_work(address))
         except FlavourError:
             return
         wanted, decision = self._describe(device), self._host.decide(device)
@@ -375,7 +382,9 @@ class Reconciler:
 
     def _note(self, device: Device, wanted: str, *, done: bool) -> None:
         serials = self._host.policy.serials.get((device.address, device.identity.inode), ())
-        self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials)
+        rule = self._host.decide(device).rule
+        name = rule.name if rule is not None and wanted != _NOTHING else ""
+        self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials, name)
         if done:
             self._take_heart(device.address)
         self._held_back.discard(device.address)
@@ -395,7 +404,7 @@ class Reconciler:
         if not self._started:
             return
         data = {
-            address: [each.inode, each.wanted, each.done, each.serials]
+            address: [each.inode, each.wanted, each.done, each.serials, each.rule]
             for address, each in self._applied.items()
         }
         aside = self._file.with_suffix(".new")
@@ -433,8 +442,9 @@ def _read_applied(path: Path) -> dict[str, Applied]:
             _check(wanted, str),
             _check(done, bool),
             tuple([_check(serial, str) for serial in _check(serials, list)]),
+            _check(rule, str),
         )
-        for address, (inode, wanted, done, serials) in data.items()
+        for address, (inode, wanted, done, serials, rule) in data.items()
     }
 
 

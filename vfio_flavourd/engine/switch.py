@@ -106,6 +106,14 @@ class Switch:
 
     # steps
 
+    def look_again(self, device: Device) -> Device:
+        """It as it is now; where it is another one by now, its steps say so."""
+        try:
+            now = self.host.read_device(device.address)
+        except FlavourError:
+            return device
+        return now if now.identity == device.identity else device
+
     async def load(self, module: str) -> tuple[str, ...]:
         """The module's PCI drivers. Raises NotLoaded."""
         start = time.monotonic()
@@ -163,6 +171,9 @@ class Switch:
         now, goal = seen.binding, self.before
         if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
             # It was not unbound by us: whoever changed its driver meanwhile keeps it.
+            goal = Binding(now.driver, goal.override)
+        if self._aim.binding is not None and now.driver not in (None, goal.driver, *self._written):
+            # A driver that is neither the one it had nor one of ours came to it meanwhile, and stays.
             goal = Binding(now.driver, goal.override)
         steps = plan_move(now, goal)
         if self._aim.personality is not None:

@@ -32,7 +32,9 @@ async def run_together(
     outcomes: list[Outcome] = []
     for number, member in enumerate(members):
         try:
-            outcomes.append(await member.switch.run(member.device, member.way))
+            # What it has may have changed while the others had their turn.
+            device = member.switch.look_again(member.device) if number else member.device
+            outcomes.append(await member.switch.run(device, member.way))
         except FlavourError as error:
             if isinstance(error, StuckError):
                 quarantine(member.device, error)
