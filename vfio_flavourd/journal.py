@@ -1,10 +1,20 @@
 """The journal, readiness and socket activation; the only importer of systemd's Python bindings."""
 
+import atexit
 import logging
 import os
 import socket
+import time
+from logging.handlers import QueueHandler, QueueListener
+from queue import Queue
 
 import systemd.daemon
+
+# Records that wait for the journal at the most.
+_MOST_WAITING = 10_000
+
+# Seconds for which the end waits for the journal.
+_LAST_WORDS = 1.0
 
 
 def open_log() -> None:
@@ -15,9 +25,28 @@ def open_log() -> None:
     if "JOURNAL_STREAM" in os.environ:
         from systemd.journal import JournalHandler
 
-        root.addHandler(JournalHandler(SYSLOG_IDENTIFIER="vfio-flavourd"))
+        # journald itself can hang (6.1: it reads the `uevent` of the device that a kernel message names, and
+        # waits for whoever holds that device). Then records wait here, and nobody else does.
+        waiting: Queue[logging.LogRecord] = Queue(_MOST_WAITING)
+        QueueListener(waiting, JournalHandler(SYSLOG_IDENTIFIER="vfio-flavourd")).start()
+        root.addHandler(_NeverWaiting(waiting))
+        atexit.register(_let_out, waiting)
     else:
         logging.basicConfig(format="%(levelname)s %(message)s")
+
+
+class _NeverWaiting(QueueHandler):
+    """A record that has no place any more is lost."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Saying so would be one more."""
+
+
+def _let_out(waiting: "Queue[logging.LogRecord]") -> None:
+    """At the end, as far as the journal takes it."""
+    deadline = time.monotonic() + _LAST_WORDS
+    while waiting.unfinished_tasks and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def notify(state: str) -> None:

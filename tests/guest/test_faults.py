@@ -5,7 +5,7 @@ import time
 
 from .conftest import UNITS, Host, Seen, write_command
 from .devices import HOTPLUG_PORTS, ROLES
-from .test_users import _held
+from .test_users import held
 
 GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 HOTPLUGGED = HOTPLUG_PORTS["hotplug1"]
@@ -106,8 +106,7 @@ def test_a_device_that_is_unplugged_while_a_guest_holds_it_is_gone_when_that_end
     bdf = host.guest.device_add("e1000e", id="plugged", port="hotplug1")
     host.run(f"until [ -e /sys/bus/pci/devices/{bdf}/driver ]; do sleep 0.1; done; udevadm settle")
     host.switch(bdf, "vfio")
-    plugged = ROLES["good"].__class__("plugged", bdf, "8086:10d3", "e1000e", None)
-    with _held(host, plugged):
+    with held(host, bdf):
         host.guest.device_del("plugged", wait=False)
         time.sleep(3)
         # It is on its way out: nothing that looks at it hangs, and others are served.

@@ -38,9 +38,7 @@ def test_together_gives_each_its_own_best_driver_and_leaves_the_bridge(host: Hos
     assert f"{PAIR2.bdf}: e1000e -> vft-good-vfio-pci" in switched.stdout
     group = host.show(PAIR0)["iommu_group"]
     # A guest can have it.
-    with_all = " ".join(role.bdf for role in GROUP)
-    held = host.guest.start(f"exec /usr/libexec/guest-vfio-holder {with_all}")
-    held.wait_for("holding")
+    held = host.guest.hold(*(role.bdf for role in GROUP))
     assert f"/dev/vfio/{group}" in host.ctl("set", PAIR2.bdf, "native").stderr
     held.kill()
     held.wait()

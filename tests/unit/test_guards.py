@@ -13,6 +13,7 @@ from virtual_time import run_at_once
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.guards import judge_users
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.device import Device
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request
 from vfio_flavourd.model.occupancy import UNFORCEABLE, Use, User
@@ -77,16 +78,16 @@ def plan(engine: Engine, request: Request) -> list[str]:
 
 def refused(engine: Engine, request: Request) -> FlavourError:
     """The switch and its dry run are refused alike, and nothing has come of either."""
-    kernel_root = engine._host.root
-    modules = sorted(os.listdir(kernel_root / "sys/module"))
+    root = engine._host.root
+    modules = sorted((root / "sys/module").iterdir())
     with pytest.raises(FlavourError) as planned:
         plan(engine, request)
     with pytest.raises(FlavourError) as caught:
         ask(engine, request)
     told = (str(caught.value), caught.value.errno, caught.value.hint)
     assert (str(planned.value), planned.value.errno, planned.value.hint) == told
-    assert sorted(os.listdir(kernel_root / "sys/module")) == modules
-    assert list((kernel_root / "run/devices").iterdir()) == []
+    assert sorted((root / "sys/module").iterdir()) == modules
+    assert list((root / "run/devices").iterdir()) == []
     return caught.value
 
 
@@ -453,7 +454,7 @@ def test_a_dry_run_says_what_a_switch_together_would_do_and_does_not_do_it(kerne
     lines = plan(make_engine(kernel), make_request(others=OthersInGroup.IGNORE))
     assert f"IOMMU group 7 is not usable: {SIBLING} (e1000e) has a host driver" in lines
     assert kernel.writes == []
-    assert "vfio_pci" not in os.listdir(kernel.root / "sys/module")
+    assert not (kernel.root / "sys/module/vfio_pci").exists()
 
 
 def test_a_dry_run_that_is_right_names_the_writes_of_the_switch(kernel: FakeKernel) -> None:
@@ -477,9 +478,9 @@ def test_who_uses_a_device_is_looked_for_when_its_turn_has_come_and_not_before(k
     occupancy = engine._host.occupancy
     real = occupancy.find_users
 
-    def find_users(each: Any) -> tuple[User, ...]:
-        looked.append(engine._find_turn(each.address).locked())
-        return real(each)
+    def find_users(device: Device) -> tuple[User, ...]:
+        looked.append(engine._find_turn(device.address).locked())
+        return real(device)
 
     occupancy.find_users = find_users  # type: ignore[method-assign]
     ask(engine, make_request())

@@ -1,4 +1,4 @@
-"""Devices that the kernel holds, and those whose record is lost: shown as what they are, and nobody else waits."""
+"""Devices that the kernel holds, and those whose record is lost: told as what they are, and nobody waits."""
 
 import asyncio
 import errno
@@ -242,7 +242,7 @@ def test_the_attempt_that_a_stop_cuts_off_is_not_said_to_have_touched_nothing(ke
     run_at_once(run())
 
 
-def test_after_all_of_it_nothing_is_left_of_a_thousand_switches(kernel: FakeKernel) -> None:
+def test_nothing_has_grown_with_a_hundred_switches(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     kernel.add_native(device)
 

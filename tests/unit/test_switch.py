@@ -410,6 +410,23 @@ def test_reset_restores_what_others_had_set_up_even_if_that_was_vfio(kernel: Fak
     assert not list((kernel.root / "run/devices").glob("*.json"))
 
 
+def test_a_driver_that_gives_the_device_up_by_itself_meanwhile_is_no_reason_to_fail(kernel: FakeKernel) -> None:
+    """As nvme does on 6.1, whose probe fails in the background."""
+    device = kernel.add_device()
+    kernel.add_native(device)
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if path.endswith("e1000e/unbind"):
+            kernel.release(device)
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+    outcome = switch(make_engine(kernel), Flavour.VFIO)
+    assert (outcome.driver, outcome.previous_driver) == ("vfio-pci", None)
+    assert has(device) == ("vfio-pci", "vfio-pci")
+
+
 def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_lets_go(
     kernel: FakeKernel,
 ) -> None:

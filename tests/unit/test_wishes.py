@@ -204,4 +204,7 @@ def break_writing(patch: pytest.MonkeyPatch, call: str) -> None:
     def no_space(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    patch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), no_space)
+    if call == "fsync":
+        patch.setattr(os, "fsync", no_space)
+    else:
+        patch.setattr(Path, "replace", no_space)

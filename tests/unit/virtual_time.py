@@ -19,10 +19,12 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
     def _jump(self, seconds: float) -> None:
         self._now += seconds
 
-    def run_in_executor(self, _executor: Any, work: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]  # its types are variadic
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> Any:
         """A thread would run by another clock."""
         done = self.create_future()
-        done.set_result(work(*args))
+        done.set_result(func(*args))
         return done
 
 

@@ -150,8 +150,7 @@ class Reconciler:
             _log.warning("what was applied can't be read from %r (%r), ignoring", str(self._file), error)
             # It was applied, so this is no first start: nothing is touched until someone says so.
             self._applied = {
-                str(each.address): Applied(each.identity.inode, _NOTHING, done=True)
-                for each in devices
+                str(each.address): Applied(each.identity.inode, _NOTHING, done=True) for each in devices
             }
         for device in devices:
             applied = self._applied.get(str(device.address))

@@ -150,16 +150,30 @@ class Switch:
             try:
                 return await self._carry_out(device, self.before, plan, aim, expected=self.before)
             except StaleError:
-                if kept is None:
-                    self.host.ledger.forget(device.address)
-                else:
-                    self.host.ledger.settle(kept)
+                self._take_back_record(device, kept)
                 self.touched = False
                 self._written.clear()
                 self.before = (await self.observe(device)).binding
                 return await self._carry_out(device, self.before, plan, aim)
+            except StepError as error:
+                if error.step.action is not Action.UNBIND or error.code != errno.ENODEV:
+                    raise
+                now = (await self.observe(device)).binding
+                if now.driver is not None:
+                    raise  # another driver has taken over
+                # Its driver has given it up by itself: 6.1 ends an NVMe probe that fails in the background.
+                self._take_back_record(device, kept)
+                self.before = Binding(None, self.before.override)
+                return await self._carry_out(device, now, plan, aim)
         now = (await self.observe(device)).binding
         return await self._carry_out(device, now, plan, aim)
+
+    def _take_back_record(self, device: Device, kept: Record | None) -> None:
+        """What was written down as there before has turned out not to be."""
+        if kept is None:
+            self.host.ledger.forget(device.address)
+        else:
+            self.host.ledger.settle(kept)
 
     async def undo(self, device: Device, cause: FlavourError) -> FlavourError:
         """Put the device back as it was at the beginning; returns what to tell the one who asked."""

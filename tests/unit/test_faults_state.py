@@ -1,0 +1,360 @@
+"""State directories that are full, read-only or spoilt: nothing is touched that can't be recorded, nothing
+that is on record is done to the wrong device, and the daemon starts."""
+
+import asyncio
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_kernel import Crash, FakeDevice, FakeKernel, PassingLedger, make_engine, pending
+
+from vfio_flavourd.config.files import DIRECTORIES
+from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.engine.policy import PolicyInForce
+from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.errors import FlavourError
+from vfio_flavourd.model.flavour import Flavour, Outcome, Request
+from vfio_flavourd.model.policy import Match, Policy, Rule, Settings
+
+ADDRESS, OTHER = parse_address("0000:01:00.0"), parse_address("0000:02:00.0")
+NATIVE, VFIO = ("e1000e", None), ("vfio-pci", "vfio-pci")
+QUICK = Settings(load_timeout=1.0, bind_timeout=1.0)
+TO_VFIO = Policy(
+    defaults=QUICK,
+    rules=(Rule("a rule", Match(device=(0x10D3,)), "vfio", (), QUICK, None, "50-test.yaml:3"),),
+)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return FakeKernel(tmp_path)
+
+
+@pytest.fixture
+def device(kernel: FakeKernel) -> FakeDevice:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_device(str(OTHER), device=0x1533, group=8)
+    return device
+
+
+def has(device: FakeDevice) -> tuple[str | None, str | None]:
+    return (device.driver.name if device.driver else None, device.override)
+
+
+async def ask(engine: Engine, flavour: Flavour = Flavour.VFIO, **more: Any) -> Outcome:
+    return await engine.set_flavour(Request(ADDRESS, flavour, **more), lambda _: None)
+
+
+async def start(kernel: FakeKernel, policy: Policy | None = None) -> Engine:
+    engine = make_engine(kernel, policy)
+    await engine.recover()
+    await engine.reconciler.start()
+    while pending(engine):
+        for task in await asyncio.wait(pending(engine)):
+            for done in task:
+                assert done.cancelled() or done.exception() is None
+    return engine
+
+
+@contextmanager
+def unwritable(monkeypatch: pytest.MonkeyPatch, directory: Path, code: int) -> Iterator[None]:
+    """No file in there can be opened for writing, made, renamed or removed; root is no exception."""
+    real_open, real_replace, real_unlink, real_mkdir = os.open, os.replace, os.unlink, os.mkdir
+
+    def check(path: Any) -> None:
+        if str(directory) in str(path):
+            raise OSError(code, os.strerror(code), str(path))
+
+    def opened(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            check(path)
+        return real_open(path, flags, *rest, **named)
+
+    def replaced(source: Any, target: Any, **named: Any) -> None:
+        check(target)
+        real_replace(source, target, **named)
+
+    def unlinked(path: Any, **named: Any) -> None:
+        check(path)
+        real_unlink(path, **named)
+
+    def made(path: Any, *rest: Any, **named: Any) -> None:
+        if not Path(path).exists():
+            check(path)
+        real_mkdir(path, *rest, **named)
+
+    real_path_open = Path.open
+
+    def path_open(self: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if set(mode) & set("wax+"):
+            check(self)
+        return real_path_open(self, mode, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        patch.setattr(os, "replace", replaced)
+        patch.setattr(os, "unlink", unlinked)
+        patch.setattr(os, "mkdir", made)
+        patch.setattr(Path, "open", path_open)
+        yield
+
+
+# full, read-only
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
+def test_where_nothing_can_be_recorded_nothing_is_touched_and_it_is_said_why(
+    kernel: FakeKernel, device: FakeDevice, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    engine = make_engine(kernel)
+    with unwritable(monkeypatch, kernel.root / "run", code):
+        with pytest.raises(FlavourError) as caught:
+            asyncio.run(ask(engine))
+        assert "can't be recorded" in str(caught.value)
+        assert os.strerror(code) in str(caught.value)
+        assert kernel.writes == []
+        assert has(device) == NATIVE
+        assert not engine.device(ADDRESS).held
+    assert asyncio.run(ask(engine)).driver == "vfio-pci"
+    asyncio.run(ask(engine, Flavour.NATIVE))
+    assert has(device) == NATIVE
+
+
+def test_a_record_that_is_written_only_in_part_is_none(
+    kernel: FakeKernel, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(kernel)
+    real = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[: len(data) // 2]))
+        with pytest.raises(FlavourError, match="No space left"):
+            asyncio.run(ask(engine))
+    assert kernel.writes == []
+    assert list((kernel.root / "run/devices").glob("*.json")) == []
+    asyncio.run(start(kernel))
+    assert has(device) == NATIVE
+
+
+def test_a_directory_that_turns_read_only_leaves_what_is_on_vfio_there_and_can_be_made_native_later(
+    kernel: FakeKernel, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(kernel)
+    asyncio.run(ask(engine))
+    kernel.writes.clear()
+    with unwritable(monkeypatch, kernel.root / "run", errno.EROFS):
+        with pytest.raises(FlavourError, match="Read-only file system"):
+            asyncio.run(ask(engine, Flavour.NATIVE))
+        assert kernel.writes == []
+        assert has(device) == VFIO
+    asyncio.run(ask(engine, Flavour.NATIVE))
+    assert has(device) == NATIVE
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
+def test_a_daemon_starts_and_shows_devices_with_its_state_read_only_or_full(
+    kernel: FakeKernel, device: FakeDevice, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    asyncio.run(ask(make_engine(kernel)))
+    kernel.writes.clear()
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        assert engine.device(ADDRESS).held
+        assert [str(status.flavour) for status in engine.devices()] == ["vfio", "native"]
+        engine.reconciler.stop()
+
+    with unwritable(monkeypatch, kernel.root, code):
+        asyncio.run(run())
+    assert kernel.writes == []
+    assert has(device) == VFIO
+
+
+def test_a_wish_that_lasts_is_not_said_to_be_kept_where_it_is_not(
+    kernel: FakeKernel, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(kernel)
+    with (
+        unwritable(monkeypatch, kernel.root / "var/lib", errno.EROFS),
+        pytest.raises(FlavourError, match="can't be made to last") as caught,
+    ):
+        asyncio.run(ask(engine, persist=True))
+    assert "it has the flavour" in str(caught.value)
+    assert has(device) == VFIO
+    assert engine.reconciler.find_kept() == ()
+
+
+# spoilt
+
+
+FIELDS = (
+    "version",
+    "address",
+    "identity",
+    "origin",
+    "origin_flavour",
+    "origin_module",
+    "flavour",
+    "before",
+    "written",
+    "binding",
+    "personality",
+    "switching",
+    "worker",
+    "together",
+)
+SPOILT: tuple[Any, ...] = (
+    None,
+    5,
+    -1,
+    "../../x",
+    "",
+    [],
+    ["../../x"],
+    [[]],
+    {},
+    {"driver": 5, "override": None},
+    {"driver": None, "override": {}},
+    {"driver": "../../x", "override": "../../x"},
+    {"driver": ["x"], "override": ["x"]},
+    {"pid": "self", "started": "x"},
+    {"pid": -1, "started": 0},
+    {"pid": 10**30, "started": None},
+    {"driver": "e1000e", "attribute": "../../x", "on": "1", "off": "0", "ready": ".."},
+    {"driver": 5, "attribute": 5, "on": 5, "off": 5, "ready": 5},
+)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_record_with_any_field_spoilt_keeps_the_daemon_from_nothing_and_leads_to_no_wrong_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    failures = []
+    for number, value in enumerate(SPOILT):
+        kernel = FakeKernel(tmp_path / str(number))
+        kernel.add_native(kernel.add_device())
+        kernel.add_device(str(OTHER), device=0x1533, group=8)
+        cut_off(kernel)
+        path = kernel.root / f"run/devices/{ADDRESS}.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}), encoding="ascii")
+        if number and is_set_aside(path.parent):
+            continue  # the first of them shows what is done then
+        kernel.writes.clear()
+        try:
+            asyncio.run(check_start(kernel))
+        except (Exception, ExceptionGroup) as error:  # noqa: BLE001 - each is told, not only the first
+            failures.append(f"{field}={value!r}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        wrong = [write for write in kernel.writes if ".." in write or "[" in write or "{" in write]
+        failures += [f"{field}={value!r}: it wrote {write}" for write in wrong]
+    assert failures == []
+
+
+def is_set_aside(directory: Path) -> bool:
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    ledger = PassingLedger(directory)
+    complaints = ledger.load()
+    for path, data in before.items():
+        path.write_bytes(data)
+    return bool(complaints)
+
+
+def cut_off(kernel: FakeKernel) -> None:
+    """The daemon is killed in the middle of a switch."""
+    engine = make_engine(kernel)
+    kernel.crash_after = 4
+    with pytest.raises(Crash):
+        asyncio.run(ask(engine))
+    kernel.crash_after = None
+
+
+async def check_start(kernel: FakeKernel) -> None:
+    bugs: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+    engine = await start(kernel)
+    for address in (ADDRESS, OTHER):
+        assert engine.device(address).stuck == ""
+    outcome = await engine.set_flavour(Request(OTHER, Flavour.VFIO), lambda _: None)
+    assert outcome.driver == "vfio-pci"
+    assert bugs == []
+
+
+@pytest.mark.parametrize("name", ["applied.json", "wishes.json"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 400,
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"null",
+        b"17",
+        b'"x"',
+        b'{"0000:01:00.0": null}',
+        b'{"../../x": []}',
+        b'{"01:00.0": {"flavour": "../../x", "drivers": ["-C/tmp/evil"], "ids": [1, 2, 3, 4], "inode": 1}}',
+        b'{"0000:01:00.0": [1, "x y z", true, ["\\u001b[31m"]]}',
+    ],
+    ids=range(11),
+)
+def test_a_spoilt_file_of_the_state_keeps_the_daemon_from_nothing(
+    kernel: FakeKernel, device: FakeDevice, name: str, data: bytes
+) -> None:
+    for directory in ("run", "var/lib"):
+        (kernel.root / directory / name).write_bytes(data)
+
+    async def run() -> None:
+        engine = await start(kernel)
+        assert (await ask(engine)).driver == "vfio-pci"
+        await ask(engine, Flavour.NATIVE)
+        engine.reconciler.stop()
+
+    asyncio.run(run())
+    assert has(device) == NATIVE
+
+
+# the policy
+
+
+def test_policy_files_that_are_gone_at_a_reload_are_no_policy_and_change_no_device(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        assert has(device) == VFIO
+        kernel.writes.clear()
+        last_good = kernel.root / "var/lib/last-good-policy.yaml"
+        last_good.write_text("version: 1\n", encoding="ascii")
+        engine._host.policy.read(kernel.root, last_good)
+        engine.reconciler.reload()
+        await asyncio.sleep(0.2)
+        assert engine._host.policy.policy.rules == ()
+        assert not last_good.exists()
+        assert kernel.writes == []
+        assert has(device) == VFIO
+        await engine.reset(Request(ADDRESS, Flavour.NATIVE), lambda _: None)
+        assert has(device) == NATIVE
+        engine.reconciler.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("spoilt", [b"rules: [\n", b"\xff", b"version: 1\nrulse: []\n"])
+def test_a_policy_that_is_invalid_at_a_reload_leaves_the_last_good_one_in_force_and_says_so(
+    tmp_path: Path, spoilt: bytes
+) -> None:
+    in_force = PolicyInForce(TO_VFIO)
+    directory = tmp_path / DIRECTORIES[0]
+    directory.mkdir(parents=True)
+    (directory / "50-mine.yaml").write_bytes(spoilt)
+    last_good = tmp_path / "last-good-policy.yaml"
+    with pytest.raises(FlavourError):
+        in_force.read(tmp_path, last_good)
+    assert in_force.policy is TO_VFIO
+    assert in_force.trouble
+    assert not last_good.exists()
