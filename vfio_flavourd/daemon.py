@@ -78,6 +78,9 @@ class Daemon:
         self._database = UdevDatabase()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._compiling = asyncio.Lock()
+        # What the policy in force was read from, as it was then.
+        self._sources: tuple[str, ...] = ()
 
     async def run(self, sockets: Mapping[str, socket.socket]) -> None:
         """Serve until told to stop. Raises OSError when the state of this boot can't be read."""
@@ -88,7 +91,6 @@ class Daemon:
         loop.set_default_executor(ThreadPoolExecutor(_LOOKING, thread_name_prefix="looking"))
         self._hands.prepare()
         self._report_index()
-        sources = read_sources(_ROOT, self._host.release)
         self._read_policy_at_start()
         await self._engine.recover()
         service = ManagerService(
@@ -105,8 +107,8 @@ class Daemon:
         gc.freeze()
         journal.notify("READY=1")
         self._ping()
-        self._engine.reconciler.lasting_wishes_changed = self._compile_soon
-        self._spawn(self._compile(sources, asked=False))
+        self._engine.reconciler.lasting_wishes_changed = self._compile_wishes
+        self._spawn(self._compile(asked=False))
         await self._stop.wait()
         journal.notify("STOPPING=1")
         self._uevents.close()
@@ -122,6 +124,7 @@ class Daemon:
 
     def _read_policy_at_start(self) -> None:
         """An invalid policy doesn't keep the daemon from starting: the last good one stays in force."""
+        self._sources = read_sources(_ROOT, self._host.release)
         try:
             self._host.policy.read(_ROOT, _LAST_GOOD)
         except PolicyError as error:
@@ -138,8 +141,9 @@ class Daemon:
         try:
             self._report_index()
             self._host.policy.read(_ROOT, _LAST_GOOD)
+            self._sources = sources
             self._engine.reconciler.reload()
-            await self._compile(sources, asked=True)
+            await self._compile(asked=True)
         except PolicyError as error:
             _log_invalid(error)
             raise
@@ -153,28 +157,29 @@ class Daemon:
         with suppress(PolicyError):  # it is in the log, nobody waits for an answer
             await self._reload()
 
-    def _compile_soon(self) -> None:
-        self._spawn(self._compile(read_sources(_ROOT, self._host.release), asked=False))
+    async def _compile_wishes(self) -> None:
+        await self._compile(asked=False)
 
-    async def _compile(self, sources: tuple[str, ...], *, asked: bool) -> None:
+    async def _compile(self, *, asked: bool) -> None:
         """Have the rules for early boot say what the policy says. It takes its time, since it looks who uses
         what, so it is done beside the rest; a device that was in use before counts as in use unless a person
         asks for a reload."""
         if self._host.policy.trouble:
             return  # those of the last good policy stay
         try:
-            update = await asyncio.to_thread(
-                update_rules,
-                _ROOT,
-                self._host.policy.policy,
-                sources,
-                sysfs=self._host.sysfs,
-                table=self._index.table(),
-                find_users=self._host.occupancy.find_users,
-                host_name=os.uname().nodename,
-                kept=self._engine.reconciler.find_kept(),
-                carry=not asked,
-            )
+            async with self._compiling:
+                update = await asyncio.to_thread(
+                    update_rules,
+                    _ROOT,
+                    self._host.policy.policy,
+                    self._sources,
+                    sysfs=self._host.sysfs,
+                    table=self._index.table(),
+                    find_users=self._host.occupancy.find_users,
+                    host_name=os.uname().nodename,
+                    kept=self._engine.reconciler.find_kept(),
+                    carry=not asked,
+                )
             for note in update.notes:
                 _log.warning("%s", note)
             if update.changed:

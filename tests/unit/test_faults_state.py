@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -193,9 +194,6 @@ def test_a_wish_that_lasts_is_not_said_to_be_kept_where_it_is_not(
 
 
 FIELDS = (
-    "version",
-    "address",
-    "identity",
     "origin",
     "origin_flavour",
     "origin_module",
@@ -209,21 +207,14 @@ FIELDS = (
     "together",
 )
 SPOILT: tuple[Any, ...] = (
-    None,
     5,
-    -1,
     "../../x",
-    "",
-    [],
     ["../../x"],
     [[]],
-    {},
     {"driver": 5, "override": None},
     {"driver": None, "override": {}},
     {"driver": "../../x", "override": "../../x"},
-    {"driver": ["x"], "override": ["x"]},
     {"pid": "self", "started": "x"},
-    {"pid": -1, "started": 0},
     {"pid": 10**30, "started": None},
     {"driver": "e1000e", "attribute": "../../x", "on": "1", "off": "0", "ready": ".."},
     {"driver": 5, "attribute": 5, "on": 5, "off": 5, "ready": 5},
@@ -236,15 +227,17 @@ def test_a_record_with_any_field_spoilt_keeps_the_daemon_from_nothing_and_leads_
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     failures = []
+    whole: dict[str, Any] = {}
     for number, value in enumerate(SPOILT):
+        if whole and is_set_aside(whole | {field: value}):
+            continue  # the first of them shows what is done then
         kernel = FakeKernel(tmp_path / str(number))
         kernel.add_native(kernel.add_device())
         kernel.add_device(str(OTHER), device=0x1533, group=8)
         cut_off(kernel)
         path = kernel.root / f"run/devices/{ADDRESS}.json"
-        path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}), encoding="ascii")
-        if number and is_set_aside(path.parent):
-            continue  # the first of them shows what is done then
+        whole = json.loads(path.read_bytes())
+        path.write_text(json.dumps(whole | {field: value}), encoding="ascii")
         kernel.writes.clear()
         try:
             asyncio.run(check_start(kernel))
@@ -255,13 +248,10 @@ def test_a_record_with_any_field_spoilt_keeps_the_daemon_from_nothing_and_leads_
     assert failures == []
 
 
-def is_set_aside(directory: Path) -> bool:
-    before = {path: path.read_bytes() for path in directory.iterdir()}
-    ledger = PassingLedger(directory)
-    complaints = ledger.load()
-    for path, data in before.items():
-        path.write_bytes(data)
-    return bool(complaints)
+def is_set_aside(data: dict[str, Any]) -> bool:
+    with TemporaryDirectory() as directory:
+        (Path(directory) / f"{ADDRESS}.json").write_text(json.dumps(data), encoding="ascii")
+        return bool(PassingLedger(Path(directory)).load())
 
 
 def cut_off(kernel: FakeKernel) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong in the middle of a switch: probes, modules, other people, clocks, and an order to stop."""
+"""What can go wrong in the middle of a switch: probes, modules, other people, clocks, an order to stop."""
 
 import asyncio
 import errno

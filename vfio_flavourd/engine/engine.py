@@ -108,12 +108,17 @@ class Engine:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
-        return await self._take(request, report, to_native if request.flavour == Flavour.NATIVE else to_vfio)
+        way = to_native if request.flavour == Flavour.NATIVE else to_vfio
+        outcome = await self._take(request, report, way)
+        if request.persist:
+            await self.reconciler.lasting_wishes_changed()
+        return outcome
 
     async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
         """Drop the wish that was made by hand: back to what the policy says, or else to what was there before
         the first switch. Raises FlavourError."""
-        self.reconciler.drop_wish(request.address)
+        if self.reconciler.drop_wish(request.address):
+            await self.reconciler.lasting_wishes_changed()
         device = self._host.read_device(request.address)
         decision = self._host.decide(device)
         if decision.flavour is not None:

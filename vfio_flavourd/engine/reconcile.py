@@ -9,7 +9,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,9 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepReport
 from ..model.policy import Decision
 from ..model.udev_header import Kept
+from ..model.udev_rules import PLACEHOLDER
 from .host import Host
+from .moves import observe
 from .nodes import update_nodes
 from .recovery import forget_what_is_undone
 from .wishes import Wishes
@@ -64,7 +66,7 @@ class Applied:
 class Reconciler:
     """`switch` is the engine's, `is_in_work` whether a switch of the device is under way.
 
-    `lasting_wishes_changed` is called when what is to hold at the next boot is something else now.
+    `lasting_wishes_changed` has the next boot follow when what is to hold there is something else now.
     """
 
     def __init__(self, host: Host, switch: _Switch, is_in_work: Callable[[PciAddress], bool]) -> None:
@@ -85,7 +87,7 @@ class Reconciler:
         self._unsaved: asyncio.TimerHandle | None = None
         self._started = False
         self._stopped = False
-        self.lasting_wishes_changed: Callable[[], None] = _nobody_listens
+        self.lasting_wishes_changed: Callable[[], Awaitable[None]] = _nobody_listens
 
     # wishes by hand
 
@@ -106,17 +108,15 @@ class Reconciler:
                 errno=errno.EIO,
                 hint=f"see whether {self._host.lasting_state} is full or read-only",
             ) from error
-        if request.persist:
-            self.lasting_wishes_changed()
 
-    def drop_wish(self, address: PciAddress) -> None:
+    def drop_wish(self, address: PciAddress) -> bool:
+        """Whether it was one that lasts."""
         lasted = str(address) in self._wishes.lasting
         self._wishes.drop(address)
         self._applied.pop(str(address), None)
         self._remarks.pop(address, None)
         self._take_heart(address)
-        if lasted:
-            self.lasting_wishes_changed()
+        return lasted
 
     def find_wish(self, device: Device) -> Flavour | None:
         wish = self._wishes.find(device)
@@ -271,6 +271,9 @@ class Reconciler:
                 return
         elif applied is not None and applied.inode == device.identity.inode and address in self._given_up:
             return
+        if wanted in (_NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device):
+            await self._apply(device, str(Flavour.NATIVE), decision)
+            return
         if wanted == _NOTHING or self._is_so(device, wanted):
             self._note(device, wanted, done=True)
             if device.vfio_device is not None:
@@ -366,6 +369,16 @@ class Reconciler:
             return _NOTHING
         return " ".join((decision.flavour, *decision.drivers))
 
+    async def _is_kept_for_nothing(self, device: Device) -> bool:
+        """Whether a rule for early boot that holds no more keeps its native driver from it."""
+        if device.driver is not None or device.is_bridge:
+            return False
+        try:
+            timeout = self._host.decide(device).settings.bind_timeout
+            return (await observe(self._host, device, timeout)).binding.override == PLACEHOLDER
+        except FlavourError:
+            return False  # gone, or held: nobody's to change now
+
     def _is_so(self, device: Device, wanted: str) -> bool:
         """Whether a device has the flavour and, where the policy names drivers, one of them."""
         flavour, *drivers = wanted.split(" ")
@@ -453,7 +466,7 @@ def _check(value: object, kind: type[_T]) -> _T:
     return value
 
 
-def _nobody_listens() -> None:
+async def _nobody_listens() -> None:
     """Nothing is made from the wishes."""
 
 
