@@ -11,7 +11,9 @@ from vfio_flavourd import journal
 
 def make_log(places: int) -> tuple[logging.Logger, "Queue[logging.LogRecord]"]:
     waiting: Queue[logging.LogRecord] = Queue(places)
-    log = logging.Logger("of this test")
+    log = logging.getLogger(f"of this test {places}")
+    log.propagate = False
+    log.handlers.clear()
     log.addHandler(journal._NeverWaiting(waiting))
     return log, waiting
 

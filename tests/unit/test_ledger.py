@@ -48,6 +48,7 @@ records = st.builds(
     origin_flavour=st.sampled_from([Flavour.NATIVE, Flavour.VFIO]),
     origin_module=names,
     flavour=st.sampled_from([Flavour.NATIVE, Flavour.VFIO]),
+    before=bindings,
     binding=bindings,
     personality=st.none() | st.just(ENABLE_VFIO),
     switching=st.booleans(),

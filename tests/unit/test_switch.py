@@ -410,7 +410,7 @@ def test_reset_restores_what_others_had_set_up_even_if_that_was_vfio(kernel: Fak
     assert not list((kernel.root / "run/devices").glob("*.json"))
 
 
-def test_a_driver_that_gives_the_device_up_by_itself_meanwhile_is_no_reason_to_fail(kernel: FakeKernel) -> None:
+def test_a_driver_that_gives_the_device_up_by_itself_is_no_reason_to_fail(kernel: FakeKernel) -> None:
     """As nvme does on 6.1, whose probe fails in the background."""
     device = kernel.add_device()
     kernel.add_native(device)

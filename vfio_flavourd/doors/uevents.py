@@ -88,7 +88,7 @@ def _read_mark(path: Path) -> dict[str, int]:
     """A mark that is spoilt is no mark."""
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(data, dict):
         return {}

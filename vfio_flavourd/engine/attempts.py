@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -54,13 +53,14 @@ class Attempts:
         self,
         request: Request,
         started: float,
+        seconds: float,
         steps: tuple[StepReport, ...],
         *,
         error: FlavourError | None = None,
         outcome: Outcome | None = None,
         rule: str = "",
     ) -> None:
-        """An attempt is at its end. `started` is in seconds since the epoch."""
+        """An attempt is at its end. `started` is in seconds since the epoch, `seconds` what it took."""
         attempt = Attempt(
             flavour=request.flavour,
             requester=request.requester,
@@ -72,7 +72,6 @@ class Attempts:
         self._last[request.address] = attempt
         self.history.append((request.address, attempt))
         # The one who asked need not wait for the journal.
-        seconds = time.time() - started
         driver = self._sysfs.find_link(f"{DEVICES}/{request.address}/driver")
         self._unlogged.append(lambda: _log_end(request, driver, seconds, error, outcome, rule))
         asyncio.get_running_loop().call_later(_LOG_DELAY, self.log)

@@ -331,6 +331,7 @@ class _Work:
         self.rule = ""
         self._report = report
         self._started = time.time()
+        self._began = time.monotonic()
 
     @property
     def is_touched(self) -> bool:
@@ -371,12 +372,16 @@ class _Work:
     ) -> None:
         """One record for each device that there was a switch for."""
         steps = tuple(self.members[0].switch.steps) if self.members else ()
-        attempts.conclude(self.request, self._started, steps, error=error, outcome=outcome, rule=self.rule)
+        seconds = time.monotonic() - self._began
+        attempts.conclude(
+            self.request, self._started, seconds, steps, error=error, outcome=outcome, rule=self.rule
+        )
         for number, member in enumerate(self.members[1:]):
             others = outcome.others if outcome is not None else ()
             attempts.conclude(
                 member.switch.request,
                 self._started,
+                seconds,
                 tuple(member.switch.steps),
                 error=error,
                 outcome=others[number] if others else None,

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour
 
 _log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_.+ -]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,25 @@ def find_record(ledger: Ledger, device: Device) -> Record | None:
     return record if record is not None and record.identity == device.identity else None
 
 
+def _parse_text(text: object) -> str | None:
+    """An override: anything that somebody may have written there."""
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"{text!r} is no text")
+    return text
+
+
+def _parse_name(name: object) -> str | None:
+    text = _parse_text(name)
+    if text is not None and not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is no driver's or module's name")
+    return text
+
+
+def _parse_binding(data: dict[str, Any]) -> Binding:
+    binding = Binding(**data)
+    return Binding(_parse_name(binding.driver), _parse_text(binding.override))
+
+
 def _parse_flavour(name: object) -> Flavour:
     if not isinstance(name, str):
         raise TypeError(f"{name!r} is no flavour")
@@ -181,13 +203,13 @@ def _parse(data: dict[str, Any]) -> Record:
     return Record(
         address=parse_address(data["address"]),
         identity=Identity(**data["identity"]),
-        origin=Binding(**data["origin"]),
+        origin=_parse_binding(data["origin"]),
         origin_flavour=_parse_flavour(data["origin_flavour"]),
-        origin_module=data["origin_module"],
+        origin_module=_parse_name(data["origin_module"]),
         flavour=_parse_flavour(data["flavour"]),
-        before=Binding(**data["before"]),
-        written=tuple(data["written"]),
-        binding=Binding(**data["binding"]),
+        before=_parse_binding(data["before"]),
+        written=tuple(_parse_text(override) for override in data["written"]),
+        binding=_parse_binding(data["binding"]),
         personality=Personality(**data["personality"]) if data["personality"] is not None else None,
         switching=bool(data["switching"]),
         worker=Worker(**data["worker"]) if data["worker"] is not None else None,

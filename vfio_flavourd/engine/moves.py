@@ -50,6 +50,17 @@ class StuckError(FlavourError):
         self.seconds = seconds
 
 
+class TakenError(FlavourError):
+    """A driver that nobody here chose has come to the device in the middle of its switch."""
+
+    def __init__(self, device: Device, driver: str) -> None:
+        super().__init__(
+            f"{device.address}: {driver} was bound to it by someone else in the middle of the switch",
+            errno=errno.EBUSY,
+            hint="it is left to that driver; see who else changes this device (driverctl, libvirt)",
+        )
+
+
 class StepError(FlavourError):
     """A write failed; `step` says which, `code` is the kernel's own errno."""
 

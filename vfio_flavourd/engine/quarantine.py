@@ -36,11 +36,17 @@ class Quarantine:
         self._find_turn = find_turn
         self._freed = freed
         self._stuck: dict[PciAddress, str] = {}
+        self._since: dict[PciAddress, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def find(self, address: PciAddress) -> str:
         """Why a device is in here, in words; empty when it is not."""
-        return self._stuck.get(address, "")
+        said = self._stuck.get(address, "")
+        if address in self._since:
+            # By the wall clock as it is now, whatever it was when it began.
+            when = time.localtime(time.time() - (time.monotonic() - self._since[address]))
+            said += f", since {time.strftime('%H:%M:%S', when)}"
+        return said
 
     def holds(self, turn: asyncio.Lock) -> bool:
         """Whether a turn won't come for as long as the kernel likes."""
@@ -57,12 +63,16 @@ class Quarantine:
 
     def take(self, device: Device, error: StuckError, users: tuple[User, ...]) -> None:
         """A write has not come back."""
-        self._stuck[device.address] = _describe(error, device.address, users)
+        self._keep(error, device.address, users)
 
     def outlast(self, device: Device, error: StuckError) -> asyncio.Task[None]:
         """To be called when its switch has ended, which others may be part of; returns what ends when the
         device is out of here again."""
         return self._spawn(self._outlast(device.address, error.blocked.finished))
+
+    def _keep(self, error: StuckError, address: PciAddress, users: tuple[User, ...] = ()) -> None:
+        self._stuck[address] = without_address(error, address) + describe_holders(users)
+        self._since[address] = time.monotonic() - error.seconds
 
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
@@ -110,7 +120,7 @@ class Quarantine:
                 try:
                     said = await converge(self._host, record) if record else "nothing is on record for it"
                 except StuckError as error:
-                    self._stuck[address] = _describe(error, address, ())
+                    self._keep(error, address)
                     finished = error.blocked.finished
                     continue
                 except FlavourError as error:
@@ -129,7 +139,7 @@ class Quarantine:
                 try:
                     said = await rebuild(self._host, address)
                 except StuckError as error:
-                    self._stuck[address] = _describe(error, address, ())
+                    self._keep(error, address)
                     with suppress(FlavourError):
                         await error.blocked.finished
                 else:
@@ -143,6 +153,7 @@ class Quarantine:
 
     def _free(self, address: PciAddress) -> None:
         del self._stuck[address]
+        self._since.pop(address, None)
         self._freed(address)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -150,11 +161,6 @@ class Quarantine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _describe(error: StuckError, address: PciAddress, users: tuple[User, ...]) -> str:
-    since = time.strftime("%H:%M:%S", time.localtime(time.time() - error.seconds))
-    return f"{without_address(error, address)}, since {since}{describe_holders(users)}"
 
 
 def describe_holders(users: tuple[User, ...]) -> str:

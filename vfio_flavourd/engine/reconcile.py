@@ -6,13 +6,10 @@ policy that has changed takes effect when it is reloaded.
 
 import asyncio
 import errno
-import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..kernel.claims import find_driverctl_override
 from ..model.address import PciAddress, parse_address
@@ -22,6 +19,7 @@ from ..model.flavour import Flavour, Outcome, Request, StepReport
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from ..model.udev_rules import PLACEHOLDER
+from .applied import NOTHING, SPOILT, Applied, read_applied, write_applied
 from .host import Host
 from .moves import observe
 from .nodes import update_nodes
@@ -47,20 +45,7 @@ _WORKERS = max(2, min(8, os.cpu_count() or 2))
 
 REQUESTER = "policy"
 
-_T = TypeVar("_T")
 _Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What the policy wanted of a device when it was last looked at: `-` for nothing. `done` is false while
-    it could not be had. `serials` are what the device told then, `rule` is the one that decided."""
-
-    inode: int
-    wanted: str
-    done: bool
-    serials: tuple[str, ...] = ()
-    rule: str = ""
 
 
 class Reconciler:
@@ -145,12 +130,12 @@ class Reconciler:
         update_nodes(self._host)
         devices = self._host.read_devices()
         try:
-            self._applied = _read_applied(self._file)
-        except _SPOILT as error:
+            self._applied = read_applied(self._file)
+        except SPOILT as error:
             _log.warning("what was applied can't be read from %r (%r), ignoring", str(self._file), error)
             # It was applied, so this is no first start: nothing is touched until someone says so.
             self._applied = {
-                str(each.address): Applied(each.identity.inode, _NOTHING, done=True) for each in devices
+                str(each.address): Applied(each.identity.inode, NOTHING, done=True) for each in devices
             }
         for device in devices:
             applied = self._applied.get(str(device.address))
@@ -159,7 +144,7 @@ class Reconciler:
                 continue
             self._host.policy.serials[device.address, applied.inode] = applied.serials
             wanted = self._describe(device)
-            if wanted not in (_NOTHING, applied.wanted):
+            if wanted not in (NOTHING, applied.wanted):
                 if self._is_so(device, wanted):
                     self._note(device, wanted, done=True)  # a wish of just before the end
                 else:
@@ -190,7 +175,7 @@ class Reconciler:
             if applied is not None and applied.done:
                 # Nothing wanted is no difference while the rule is still there: one that goes by the driver
                 # matches no more when it was applied.
-                same = (_NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
+                same = (NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
             if self._describe(device) not in same:
                 self._applied.pop(str(device.address), None)
                 self._call_off(device.address)
@@ -264,17 +249,17 @@ class Reconciler:
         applied = self._applied.get(str(address))
         if applied is not None and applied.inode == device.identity.inode and applied.done:
             # What tells a device apart may be known only now: a serial, once its driver has it.
-            if wanted in (_NOTHING, applied.wanted):
+            if wanted in (NOTHING, applied.wanted):
                 self._compare(device, applied)
                 return
             if address in self._held_back:
                 return
         elif applied is not None and applied.inode == device.identity.inode and address in self._given_up:
             return
-        if wanted in (_NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device):
+        if wanted in (NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device):
             await self._apply(device, str(Flavour.NATIVE), decision)
             return
-        if wanted == _NOTHING or self._is_so(device, wanted):
+        if wanted == NOTHING or self._is_so(device, wanted):
             self._note(device, wanted, done=True)
             if device.vfio_device is not None:
                 update_nodes(self._host)  # udev itself may have had it bound
@@ -343,7 +328,7 @@ class Reconciler:
     def _compare(self, device: Device, applied: Applied) -> None:
         """It was made what it should be once: is it still?"""
         address = device.address
-        if applied.wanted == _NOTHING or self._is_so(device, applied.wanted):
+        if applied.wanted == NOTHING or self._is_so(device, applied.wanted):
             self._remarks.pop(address, None)
             return
         if find_driverctl_override(self._host.root, address):
@@ -366,7 +351,7 @@ class Reconciler:
             return str(wish.flavour)
         decision = self._host.decide(device)
         if decision.flavour is None:
-            return _NOTHING
+            return NOTHING
         return " ".join((decision.flavour, *decision.drivers))
 
     async def _is_kept_for_nothing(self, device: Device) -> bool:
@@ -395,7 +380,7 @@ class Reconciler:
     def _note(self, device: Device, wanted: str, *, done: bool) -> None:
         serials = self._host.policy.serials.get((device.address, device.identity.inode), ())
         rule = self._host.decide(device).rule
-        name = rule.name if rule is not None and wanted != _NOTHING else ""
+        name = rule.name if rule is not None and wanted != NOTHING else ""
         self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials, name)
         if done:
             self._take_heart(device.address)
@@ -415,22 +400,10 @@ class Reconciler:
             self._unsaved = None
         if not self._started:
             return
-        data = {
-            address: [each.inode, each.wanted, each.done, each.serials, each.rule]
-            for address, each in self._applied.items()
-        }
-        aside = self._file.with_suffix(".new")
         try:
-            aside.write_text(json.dumps(data), encoding="ascii")
-            aside.replace(self._file)
+            write_applied(self._file, self._applied)
         except OSError as error:
             _log.warning("what was applied can't be kept (%s), ignoring", error.strerror)
-
-
-_NOTHING = "-"
-
-# What reading a file of ours raises that isn't as it was written.
-_SPOILT = (OSError, ValueError, TypeError, AttributeError, RecursionError)
 
 
 def is_refusal(error: FlavourError) -> bool:
@@ -440,30 +413,6 @@ def is_refusal(error: FlavourError) -> bool:
 
 def _describe_claim(driver: str) -> str:
     return f"driverctl has {driver} saved for it (driverctl unset-override takes that back)"
-
-
-def _read_applied(path: Path) -> dict[str, Applied]:
-    """Raises one of _SPOILT."""
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    return {
-        address: Applied(
-            _check(inode, int),
-            _check(wanted, str),
-            _check(done, bool),
-            tuple([_check(serial, str) for serial in _check(serials, list)]),
-            _check(rule, str),
-        )
-        for address, (inode, wanted, done, serials, rule) in data.items()
-    }
-
-
-def _check(value: object, kind: type[_T]) -> _T:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is not of {kind.__name__}")
-    return value
 
 
 async def _nobody_listens() -> None:

@@ -21,7 +21,17 @@ from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
 from .host import Host
 from .ledger import Ledger, Record, find_record
-from .moves import GoneError, Observed, StaleError, StepError, StuckError, describe_errno, move, observe
+from .moves import (
+    GoneError,
+    Observed,
+    StaleError,
+    StepError,
+    StuckError,
+    TakenError,
+    describe_errno,
+    move,
+    observe,
+)
 
 # Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
 _LONG = 3.0
@@ -166,6 +176,8 @@ class Switch:
                 self.before = Binding(None, self.before.override)
                 return await self._carry_out(device, now, plan, aim)
         now = (await self.observe(device)).binding
+        if now.driver is not None and now.driver not in (self.before.driver, *self._written):
+            raise TakenError(device, now.driver)
         return await self._carry_out(device, now, plan, aim)
 
     def _take_back_record(self, device: Device, kept: Record | None) -> None:

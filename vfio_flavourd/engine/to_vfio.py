@@ -11,7 +11,7 @@ from ..model.flavour import Flavour, Outcome
 from ..model.plan import Action, plan_move
 from ..model.transition import Phase
 from .guards import check_isolation, check_personality
-from .moves import StepError, describe_errno
+from .moves import StepError, TakenError, describe_errno
 from .personality import ask
 from .switch import Aim, Switch
 
@@ -76,6 +76,8 @@ class _Candidates:
         goal = Binding(driver, driver)
         try:
             after = await switch.carry_out(device, lambda now: plan_move(now, goal), Aim(self._flavour, goal))
+        except TakenError as error:
+            raise await switch.undo(device, error) from error
         except StepError as error:
             if error.step.action is not Action.BIND:
                 raise await switch.undo(device, error) from error

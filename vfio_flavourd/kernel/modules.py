@@ -66,8 +66,10 @@ class Modules(Collection[str]):
         if drivers := self.find_drivers(module):
             return drivers
         if status:
-            last = said.splitlines()[-1] if said else f"modprobe ended with status {status}"
-            raise NotLoaded(last.removeprefix("modprobe: ").removeprefix("ERROR: "))
+            last = said.splitlines()[-1] if said else ""
+            last = last.removeprefix("modprobe: ").removeprefix("ERROR: ").strip()
+            last = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in last)
+            raise NotLoaded(last or f"modprobe ended with status {status}")
         if not self._sysfs.exists(f"/sys/module/{module}"):
             raise NotLoaded("modprobe reported success, but the module is not there (an install command?)")
         raise NotLoaded("the module is there, but registers no PCI driver")

@@ -106,5 +106,6 @@ def _summarise(users: Iterable[User]) -> tuple[User, ...]:
 
 
 def _one_line(text: str) -> str:
-    line = text.replace("\n", " ")
+    # Anybody chooses the name of his process.
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.replace("\n", " "))
     return line if len(line) <= _LENGTH else line[: _LENGTH - 1] + "…"
