@@ -101,16 +101,19 @@ class Daemon:
             varlink.listen(sock, writes=name == "control")
         uevents = UeventDoor(self._engine, self._uevents, self._database, STATE / "last-wish")
         uevents.open()
-        await self._engine.reconciler.start()
+        self._ping()
+        first_round = asyncio.create_task(self._engine.reconciler.start())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({first_round, stopped}, return_when=asyncio.FIRST_COMPLETED)
         # What is there now stays: no collection needs to look at it again.
         gc.collect()
         gc.freeze()
         journal.notify("READY=1")
-        self._ping()
         self._engine.reconciler.lasting_wishes_changed = self._compile_wishes
         self._spawn(self._compile(asked=False))
-        await self._stop.wait()
+        await stopped
         journal.notify("STOPPING=1")
+        first_round.cancel()
         self._uevents.close()
         varlink.close()
         await self._engine.settle(_GRACE)

@@ -483,9 +483,15 @@ def test_one_group_switches_one_device_at_a_time_and_two_groups_side_by_side(ker
             await engine.set_flavour(Request(parse_address(address), Flavour.VFIO), report)
 
         tasks = [asyncio.create_task(one(address)) for address in addresses]
+
+        def phases() -> list[str | None]:
+            return [engine.device(parse_address(address)).phase for address in addresses]
+
+        async with asyncio.timeout(10):
+            while phases() != ["loading", None, "loading"]:
+                await asyncio.sleep(0)
         await asyncio.sleep(0.01)
-        phases = [engine.device(parse_address(address)).phase for address in addresses]
-        assert phases == ["loading", None, "loading"]
+        assert phases() == ["loading", None, "loading"]
         hang.set()
         await asyncio.gather(*tasks)
         return seen

@@ -22,7 +22,7 @@ from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepReport
 from vfio_flavourd.model.occupancy import Use, User
-from vfio_flavourd.model.policy import OthersInGroup, Policy, Settings
+from vfio_flavourd.model.policy import Match, OthersInGroup, Policy, Rule, Settings
 from vfio_flavourd.model.udev_rules import PLACEHOLDER
 
 GPU, AUDIO, USB = "0000:01:00.0", "0000:01:00.1", "0000:01:00.2"
@@ -844,3 +844,21 @@ def test_killed_at_any_step_a_group_can_be_switched_afterwards_and_goes_home(dis
             assert records(kernel) == []
         number += 1
     failures.check()
+
+
+def test_a_policy_that_gives_each_of_a_group_to_vfio_is_not_in_its_own_way(tmp_path: Path) -> None:
+    """One rule for a slot, and nothing said of groups."""
+    kernel = FakeKernel(tmp_path)
+    functions = [kernel.add_device(f"0000:01:00.{function}") for function in range(2)]
+    kernel.add_native(functions[0])
+    match = Match(vendor=(functions[0].vendor,))
+    rule = Rule("the card", match, "vfio", (), Settings(), None, "a.yaml:1")
+    policy = Policy(rules=(rule,))
+
+    async def run() -> None:
+        engine = make_engine(kernel, policy)
+        await engine.reconciler.start()
+        engine.reconciler.stop()
+
+    asyncio.run(run())
+    assert [each.driver.name if each.driver else None for each in functions] == ["vfio-pci", "vfio-pci"]

@@ -41,6 +41,9 @@ async def judge(host: Host, device: Device, request: Request, settings: Settings
         if device.iommu_group is None:
             remark = "no IOMMU isolates it: whoever has it can read and write all of the host's memory"
         in_the_way = find_in_the_way(host, device)
+        if not request.by_hand:
+            # Those that the policy gives to VFIO too are on their way themselves.
+            in_the_way = tuple(each for each in in_the_way if host.decide(each).flavour != Flavour.VFIO)
         if in_the_way and policy is OthersInGroup.REFUSE:
             raise _refuse_group(device, in_the_way)
         if in_the_way and policy is OthersInGroup.IGNORE:
