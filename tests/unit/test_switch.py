@@ -488,7 +488,7 @@ def test_one_group_switches_one_device_at_a_time_and_two_groups_side_by_side(ker
             return [engine.device(parse_address(address)).phase for address in addresses]
 
         async with asyncio.timeout(10):
-            while phases() != ["loading", None, "loading"]:
+            while phases() != ["loading", None, "loading"]:  # noqa: ASYNC110 - nothing tells of a phase
                 await asyncio.sleep(0)
         await asyncio.sleep(0.01)
         assert phases() == ["loading", None, "loading"]

@@ -3,28 +3,12 @@
 import asyncio
 import contextlib
 import errno
-import logging
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from asyncvarlink import (
-    AnnotatedResult,
-    FileDescriptorArray,
-    LastResult,
-    VarlinkInterfaceRegistry,
-    VarlinkMethodCall,
-    VarlinkMethodReply,
-    VarlinkServerProtocol,
-    VarlinkTransport,
-    varlinkmethod,
-)
-from asyncvarlink.conversion import ConversionError
-from asyncvarlink.serviceinterface import InvalidParameter, VarlinkServiceInterface
+from asyncvarlink import LastResult, VarlinkInterfaceRegistry, varlinkmethod
+from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from .. import __version__
 from ..engine.engine import Engine
@@ -34,32 +18,14 @@ from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Flavour, Outcome, Request, StepReport, parse_flavour
 from ..model.policy import OthersInGroup
 from . import interface, rendering
+from .connections import Listener, Peer, current_peer, wants_steps
 from .interface import AttemptInfo, Event, Listing, Progress, ResolutionInfo, Shown
-
-_log = logging.getLogger(__name__)
 
 # Events that a slow Monitor client may be behind before it is cut off.
 _BACKLOG = 4096
 
 
 _Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who is on the other side of a connection, from SO_PEERCRED; `writes` tells the control socket."""
-
-    pid: int
-    uid: int
-    writes: bool
-
-    def __str__(self) -> str:
-        return f"uid {self.uid} pid {self.pid}"
-
-
-# Of the call that is being served.
-_peer: ContextVar[Peer] = ContextVar("peer")
-_wants_steps: ContextVar[bool] = ContextVar("wants_steps")
 
 
 class ManagerService(interface.Manager):
@@ -219,7 +185,7 @@ class ManagerService(interface.Manager):
 
 async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
     """Each step as it happens, where the caller wants them; then the outcome as the last reply."""
-    if not _wants_steps.get():
+    if not wants_steps.get():
         raise LastResult(
             Progress(step=None, outcome=rendering.render_outcome(await switch(request, _ignore)))
         )
@@ -248,7 +214,7 @@ def _translated() -> Iterator[None]:
 
 
 def _allow_write() -> Peer:
-    peer = _peer.get()
+    peer = current_peer.get()
     if not peer.writes:
         raise FlavourError(
             "this socket is for looking only",
@@ -277,84 +243,6 @@ def _parse_group(text: str | None) -> OthersInGroup | None:
         ) from None
 
 
-# Methods that answer once, or step by step where the caller asks for more.
-_MORE_OPTIONAL = frozenset({f"{interface.NAME}.SetFlavour", f"{interface.NAME}.Reset"})
-
-
-class _Protocol(VarlinkServerProtocol):
-    """One connection. A client that hangs up has its call cancelled; the library's own protocol does
-    not read while a call runs, so it would notice only afterwards."""
-
-    def __init__(self, registry: VarlinkInterfaceRegistry, peer: Peer, conn: socket.socket) -> None:
-        super().__init__()
-        self._registry = registry
-        self._peer = peer
-        self._conn = conn.dup()  # the transport has the original registered with the loop
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._conn.close()
-
-    def call_received(
-        self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
-    ) -> asyncio.Future[None] | None:
-        optional = call.method in _MORE_OPTIONAL
-        method, signature = self._registry.lookup_method(replace(call, more=True) if optional else call)
-        try:
-            parameters = signature.parameter_type.fromjson(call.parameters)
-        except ConversionError as error:
-            raise InvalidParameter(parameter=error.location[0] if error.location else "") from error
-
-        def reply(result: AnnotatedResult, *, continues: bool = False) -> asyncio.Future[None]:
-            return self.send_reply(
-                VarlinkMethodReply(signature.return_type.tojson(result.parameters), continues=continues)
-            )
-
-        async def serve() -> None:
-            _peer.set(self._peer)
-            _wants_steps.set(call.more)
-            if not signature.more:
-                result = await method(**parameters) if signature.asynchronous else method(**parameters)
-                if not call.oneway:
-                    await reply(result)
-                return
-            async with contextlib.aclosing(method(**parameters)) as results:
-                async for result in results:
-                    if call.more:
-                        await reply(result, continues=result.continues)
-                    elif not result.continues and not call.oneway:
-                        await reply(result)
-
-        # Who wants no answer does not stay on the line either.
-        return asyncio.ensure_future(serve() if call.oneway else self._attended(serve()))
-
-    async def _attended(self, work: Coroutine[Any, Any, None]) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.create_task(work)
-
-        def readable() -> None:
-            try:
-                waiting = self._conn.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:
-                waiting = b""
-            loop.remove_reader(self._conn)  # either gone, or a next call that waits for its turn
-            if not waiting:
-                task.cancel()
-
-        loop.add_reader(self._conn, readable)
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                raise  # this connection itself is being ended
-        except OSError:
-            _log.debug("%s hung up before the answer", self._peer)
-        finally:
-            loop.remove_reader(self._conn)
-
-
 class VarlinkDoor:
     """Accepts connections on the control socket and its read-only twin."""
 
@@ -370,24 +258,12 @@ class VarlinkDoor:
             )
         )
         self._registry.register_interface(service)
-        self._listening: list[socket.socket] = []
+        self._listeners: list[Listener] = []
 
     def listen(self, sock: socket.socket, *, writes: bool) -> None:
         """`sock` is bound and listening already (socket activation)."""
-        sock.setblocking(False)
-        self._listening.append(sock)
-        asyncio.get_running_loop().add_reader(sock, partial(self._accept, sock, writes=writes))
+        self._listeners.append(Listener(sock, self._registry, writes=writes))
 
     def close(self) -> None:
-        for sock in self._listening:
-            asyncio.get_running_loop().remove_reader(sock)
-            sock.close()
-
-    def _accept(self, sock: socket.socket, *, writes: bool) -> None:
-        try:
-            conn, _ = sock.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        pid, uid, _ = struct.unpack("3i", conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        protocol = _Protocol(self._registry, Peer(pid, uid, writes), conn)
-        VarlinkTransport(asyncio.get_running_loop(), conn, conn, protocol)
+        for listener in self._listeners:
+            listener.close()
