@@ -546,3 +546,9 @@ async def no_reload() -> None:
 def pending(engine: Engine) -> set["asyncio.Task[None]"]:
     """What goes on in the background."""
     return engine._quarantine._tasks | engine._releases | set(engine.reconciler._tasks.values())
+
+
+async def ended() -> None:
+    """What a door has closed is closed a few turns of the loop later."""
+    for _ in range(5):
+        await asyncio.sleep(0)

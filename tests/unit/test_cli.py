@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import RELEASE, FakeDriver, FakeKernel, make_engine, no_reload, pending
+from fake_kernel import RELEASE, FakeDriver, FakeKernel, ended, make_engine, no_reload, pending
 
 from vfio_flavourd.cli import resolve
 from vfio_flavourd.cli.main import main
@@ -83,6 +83,7 @@ class Host:
             yield engine
         finally:
             door.close()
+            await ended()
 
     def offline(self) -> None:
         for attribute in ("CONTROL_SOCKET", "READ_ONLY_SOCKET"):

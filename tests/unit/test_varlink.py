@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import varlink
-from fake_kernel import FakeDriver, FakeKernel, make_engine, no_reload
+from fake_kernel import FakeDriver, FakeKernel, ended, make_engine, no_reload
 
 from vfio_flavourd.doors import client, interface
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
@@ -43,6 +43,7 @@ async def served(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         yield paths["control"]
     finally:
         door.close()
+        await ended()
 
 
 def serve(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, talk: Callable[[str], Awaitable[Any]]) -> Any:
