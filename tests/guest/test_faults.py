@@ -69,12 +69,12 @@ UNTIL_SETTLED = (
 GROWTH = """
     main=$(systemctl show --property=MainPID --value vfio-flavourd)
     ls /proc/$main/fd | wc -l
-    sed -n 's/^VmRSS: *\\([0-9]*\\) kB/\\1/p' /proc/$main/status
+    sed -n 's/^VmRSS:[[:space:]]*\\([0-9]*\\) kB/\\1/p' /proc/$main/status
     ls /run/vfio-flavourd/devices | wc -l
     cat /sys/fs/cgroup/system.slice/vfio-flavourd.service/cgroup.procs | wc -l
     fs=$(systemctl show --property=MainPID --value vfio-flavour-fs)
     ls /proc/$fs/fd | wc -l
-    sed -n 's/^VmRSS: *\\([0-9]*\\) kB/\\1/p' /proc/$fs/status
+    sed -n 's/^VmRSS:[[:space:]]*\\([0-9]*\\) kB/\\1/p' /proc/$fs/status
 """
 
 

@@ -1231,3 +1231,58 @@ def test_a_daemon_that_stops_begins_nothing_and_carries_to_its_end_what_is_touch
         assert [has(each) for each in devices] == [VFIO] * 8
 
     run_at_once(run())
+
+
+def test_a_rule_that_was_gone_and_is_there_again_is_applied_again(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        assert has(device) == VFIO
+        await reload(engine, policy())
+        bind_by_others(kernel, device, "e1000e")
+        await event(engine, device)
+        assert has(device) == NATIVE
+        await reload(engine, TO_VFIO)
+        assert has(device) == VFIO
+        await stop(engine)
+
+    run_at_once(run())
+
+
+@pytest.mark.parametrize("rules", [policy(), TO_NATIVE], ids=["no rule", "native"])
+def test_a_placeholder_of_a_policy_that_holds_no_more_is_let_go_at_the_start(
+    kernel: FakeKernel, rules: Policy
+) -> None:
+    """The rules for early boot were older than the policy."""
+    device = kernel.add_device()
+    device.override = PLACEHOLDER
+    kernel.add_native(device)
+    assert has(device) == (None, PLACEHOLDER)
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        assert has(device) == NATIVE
+        await stop(engine)
+
+    run_at_once(run())
+
+
+def test_what_somebody_else_has_undone_is_off_the_record(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel)
+        await ask(engine, device, Flavour.VFIO)
+        assert engine.device(at(device)).held
+        bind_by_others(kernel, device, "e1000e")
+        await event(engine, device)
+        assert not engine.device(at(device)).held
+        # An override that is left behind is something to go back from.
+        await ask(engine, device, Flavour.VFIO)
+        bind_by_others(kernel, device, "e1000e", override="e1000e")
+        await event(engine, device)
+        assert engine.device(at(device)).held
+        await stop(engine)
+
+    run_at_once(run())
