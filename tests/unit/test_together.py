@@ -862,3 +862,25 @@ def test_a_policy_that_gives_each_of_a_group_to_vfio_is_not_in_its_own_way(tmp_p
 
     asyncio.run(run())
     assert [each.driver.name if each.driver else None for each in functions] == ["vfio-pci", "vfio-pci"]
+
+
+def test_who_asks_for_the_whole_group_gets_the_rest_of_it_where_a_part_is_there_already(
+    tmp_path: Path,
+) -> None:
+    kernel = FakeKernel(tmp_path)
+    functions = [kernel.add_device(f"0000:01:00.{function}") for function in range(2)]
+    kernel.add_native(functions[0])
+    address = parse_address(functions[0].address)
+
+    async def run() -> None:
+        engine = make_engine(kernel)
+        alone = Request(address, Flavour.VFIO, others=OthersInGroup.IGNORE)
+        await engine.set_flavour(alone, lambda _: None)
+        # A guest may hold that part: it is not touched.
+        kernel.users[functions[0].address] = (User(Use.GUEST, "qemu (pid 7) holds /dev/vfio/7", 7),)
+        whole = replace(alone, others=OthersInGroup.TOGETHER)
+        outcome = await engine.set_flavour(whole, lambda _: None)
+        assert [str(each.address) for each in outcome.others] == [functions[1].address]
+
+    asyncio.run(run())
+    assert [each.driver.name if each.driver else None for each in functions] == ["vfio-pci", "vfio-pci"]

@@ -14,7 +14,7 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport, parse_flavour
 from ..model.occupancy import User
-from ..model.policy import VFIO, Decision, FlavourKind, decide
+from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
 from .attempts import Attempts
 from .forecast import forecast
@@ -219,9 +219,11 @@ class Engine:
             raise FlavourError(
                 f"{request.address}: {wish} was asked for by hand meanwhile", errno=errno.EAGAIN
             )
-        if not self._is_settled(device, work, decision):
+        settled = self._is_settled(device, work, decision)
+        # Who asks for the whole group may have a part of it already.
+        if not settled or request.others is OthersInGroup.TOGETHER:
             try:
-                work.verdict = await judge(self._host, device, request, decision.settings)
+                work.verdict = await judge(self._host, device, request, decision.settings, settled=settled)
             except FlavourError:
                 work.add(self._host, device, decision, request, ()).switch.enter(Phase.FAILED)
                 raise

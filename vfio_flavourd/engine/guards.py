@@ -30,9 +30,12 @@ class Verdict:
     remark: str = ""
 
 
-async def judge(host: Host, device: Device, request: Request, settings: Settings) -> Verdict:
-    """Whether a device that is about to be touched may be. Raises FlavourError (EBUSY)."""
-    forced = await check_users(host, device, request, settings)
+async def judge(
+    host: Host, device: Device, request: Request, settings: Settings, *, settled: bool = False
+) -> Verdict:
+    """Whether a device that is about to be touched may be, and the others of its group with it; one that is
+    `settled` is what it should be. Raises FlavourError (EBUSY)."""
+    forced = () if settled else await check_users(host, device, request, settings)
     others: tuple[Device, ...] = ()
     remark = ""
     policy = request.others or settings.group
