@@ -263,7 +263,7 @@ def test_a_synthetic_uevent_switches_there_and_back(host: Host) -> None:
     assert host.look().changed(before) == set()
     # The switch's own events asked for nothing: one attempt for each wish.
     assert [
-        each["REQUESTER"].split()[0] for each in journal.records(LOGGER="vfio_flavourd.engine.engine")
+        each["REQUESTER"].split()[0] for each in journal.records(LOGGER="vfio_flavourd.engine.attempts")
     ] == [
         "uevent",
         "uevent",

@@ -99,7 +99,7 @@ def test_the_journal_has_one_record_for_each_attempt(host: Host) -> None:
     host.switch(GOOD, "native")
     host.write(ROLES["bridge"], "vfio")
     journal.wait_for("it is a bridge")
-    attempts = journal.records(LOGGER="vfio_flavourd.engine.engine")
+    attempts = journal.records(LOGGER="vfio_flavourd.engine.attempts")
     assert [(each["PCI_ADDRESS"], each["FLAVOUR"], each["OUTCOME"]) for each in attempts] == [
         (GOOD.bdf, "vfio", "done"),
         (GOOD.bdf, "native", "done"),
