@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_kernel import RELEASE, FakeDriver, FakeHands, FakeKernel
@@ -188,3 +189,31 @@ def test_the_modules_are_a_collection_of_what_is_loaded(loader: Loader) -> None:
     loader.kernel.load("vfio_pci")
     assert "vfio_pci" in loader.modules
     assert list(loader.modules) == ["vfio_pci"]
+
+
+def test_those_who_want_the_same_module_at_once_share_one_modprobe(tmp_path: Path) -> None:
+    kernel = FakeKernel(tmp_path)
+    module = kernel.modules["vfio_pci"]
+
+    async def run() -> list[tuple[str, ...]]:
+        hands = FakeHands(kernel)
+        modules = Modules(Sysfs(str(kernel.root)), hands)  # type: ignore[arg-type]
+        module.hang = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, module.hang.set)
+        return await asyncio.gather(*(modules.load("vfio_pci", 5.0) for _ in range(16)))
+
+    assert set(asyncio.run(run())) == {("vfio-pci",)}
+    assert module.loads == 1
+
+
+def test_who_waits_for_another_ones_modprobe_has_no_more_time_than_alone(tmp_path: Path) -> None:
+    kernel = FakeKernel(tmp_path)
+    module = kernel.modules["vfio_pci"]
+
+    async def run() -> list[Any]:
+        modules = Modules(Sysfs(str(kernel.root)), FakeHands(kernel))  # type: ignore[arg-type]
+        module.hang = asyncio.Event()
+        loads = (modules.load("vfio_pci", 0.1) for _ in range(3))
+        return await asyncio.wait_for(asyncio.gather(*loads, return_exceptions=True), 5)
+
+    assert {type(each) for each in asyncio.run(run())} == {NotLoaded}

@@ -1,7 +1,9 @@
 """Loading modules, and which PCI drivers they bring."""
 
 import asyncio
+import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from ..model.errors import FlavourError
 from .hands import Blocked, Hands, Operation, Result
@@ -24,6 +26,7 @@ class Modules(Collection[str]):
         self._sysfs = sysfs
         self._hands = hands
         self._pending: dict[str, asyncio.Future[list[Result]]] = {}
+        self._loading: dict[str, asyncio.Future[None]] = {}
 
     def __contains__(self, module: object) -> bool:
         return self._sysfs.exists(f"/sys/module/{module}")
@@ -62,6 +65,31 @@ class Modules(Collection[str]):
         """
         if drivers := self.find_drivers(module):
             return drivers
+        if (loading := self._loading.get(module)) is not None:
+            # For somebody else: one modprobe is enough, and sixteen at once take sixteen times as long.
+            begun = time.monotonic()
+            await asyncio.wait([loading], timeout=timeout)
+            if drivers := self.find_drivers(module):
+                return drivers
+            timeout -= time.monotonic() - begun
+            if timeout <= 0:
+                raise NotLoaded("not loaded in time, like for another device before")
+        with self._announced(module):
+            return await self._load(module, timeout)
+
+    @contextmanager
+    def _announced(self, module: str) -> Iterator[None]:
+        """Those who want it too wait meanwhile."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loading[module] = done
+        try:
+            yield
+        finally:
+            if self._loading.get(module) is done:
+                del self._loading[module]
+            done.set_result(None)
+
+    async def _load(self, module: str, timeout: float) -> tuple[str, ...]:
         status, said = await self._run(module, ("run", "modprobe", "--", module), timeout)
         if drivers := self.find_drivers(module):
             return drivers
