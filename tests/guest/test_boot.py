@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from .conftest import Host, Seen, State, write_command
+from .conftest import UNLOAD, Host, Seen, State, write_command
 from .devices import ROLES
 from .test_policy import DIRECTORY, RULES, TAKEN, reload, rule, write
 from .vm import Guest
@@ -75,7 +75,6 @@ class Boots:
 @pytest.fixture(scope="module")
 def boots(guest: Guest, at_first: State) -> Iterator[Boots]:
     host = Host(guest)
-    guest.reboot()
     without = look_at_boot(host)
     write(host, POLICY)
     reload(host)
@@ -90,9 +89,15 @@ def boots(guest: Guest, at_first: State) -> Iterator[Boots]:
     guest.reboot()
     with_initramfs = look_at_boot(host)
     yield Boots(without, with_policy, with_initramfs)
+    guest.initrd = initrd
     guest.run(f"rm -f {DIRECTORY}/*; cp /root/modules {modules}; flavourctl reload")
-    guest.reboot(initrd=initrd)
+    for device in json.loads(host.ctl("--json", "list").stdout)["devices"]:
+        if device["flavour"] == "vfio":
+            host.switch(device["device"], "native")
+            host.ctl("reset", device["device"])
+    guest.run(f"udevadm settle; {UNLOAD}", check=False)
     assert host.look().changed(at_first) == set()
+    assert host.look().records == frozenset()
 
 
 def check_never_native(boot: Boot) -> None:
