@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import UNLOAD, Host, Seen, State, write_command
 from .devices import ROLES
-from .test_policy import DIRECTORY, RULES, TAKEN, reload, rule, write
+from .test_policy import DIRECTORY, RULES, TAKEN, forget_wishes, reload, rule, write
 from .vm import Guest
 
 GOOD, SIBLING, NVME, SECOND = ROLES["good"], ROLES["good_sibling"], ROLES["nvme"], ROLES["second"]
@@ -76,6 +76,7 @@ class Boots:
 def boots(guest: Guest, at_first: State) -> Iterator[Boots]:
     host = Host(guest)
     without = look_at_boot(host)
+    forget_wishes(host)
     write(host, POLICY)
     reload(host)
     assert host.look().devices[GOOD.bdf] == TAKEN  # already now
@@ -94,7 +95,6 @@ def boots(guest: Guest, at_first: State) -> Iterator[Boots]:
     for device in json.loads(host.ctl("--json", "list").stdout)["devices"]:
         if device["flavour"] == "vfio":
             host.switch(device["device"], "native")
-            host.ctl("reset", device["device"])
     guest.run(f"udevadm settle; {UNLOAD}", check=False)
     assert host.look().changed(at_first) == set()
     assert host.look().records == frozenset()

@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import Host, Seen
 from .devices import ROLES
-from .test_policy import DIRECTORY, RULES, policy, reload, rule, wait_for, write
+from .test_policy import DIRECTORY, RULES, forget_wishes, policy, reload, rule, wait_for, write
 
 GOOD = ROLES["good"]
 ON_VFIO = Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
@@ -162,6 +162,7 @@ def test_a_purge_takes_back_what_the_policy_and_the_daemon_have_set(host: Host, 
     """What VFIO has it keeps, since a guest may be using it; nothing will hold it there."""
     before, virtio = host.look(), ROLES["virtio"]
     in_initramfs = "lsinitramfs /boot/initrd.img-$(uname -r) | grep flavour"
+    forget_wishes(host)
     write(host, "version: 1\nrules:\n" + rule("one", f"address: {GOOD.bdf}"))
     reload(host)
     wait_for(host, GOOD.bdf, ON_VFIO)
