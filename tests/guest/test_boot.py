@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from .conftest import UNLOAD, Host, Seen, State, write_command
+from .conftest import Host, Seen, State, write_command
 from .devices import ROLES
 from .test_policy import DIRECTORY, RULES, TAKEN, forget_wishes, reload, rule, write
 from .vm import Guest
@@ -90,14 +90,9 @@ def boots(guest: Guest, at_first: State) -> Iterator[Boots]:
     guest.reboot()
     with_initramfs = look_at_boot(host)
     yield Boots(without, with_policy, with_initramfs)
-    guest.initrd = initrd
     guest.run(f"rm -f {DIRECTORY}/*; cp /root/modules {modules}; flavourctl reload")
-    for device in json.loads(host.ctl("--json", "list").stdout)["devices"]:
-        if device["flavour"] == "vfio":
-            host.switch(device["device"], "native")
-    guest.run(f"udevadm settle; {UNLOAD}", check=False)
+    guest.reboot(initrd=initrd)
     assert host.look().changed(at_first) == set()
-    assert host.look().records == frozenset()
 
 
 def check_never_native(boot: Boot) -> None:
