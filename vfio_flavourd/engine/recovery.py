@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..kernel.inventory import DEVICES
 from ..kernel.modules import NotLoaded
 from ..model.address import PciAddress
 from ..model.device import Binding, Device
@@ -40,7 +41,7 @@ async def converge(host: Host, record: Record) -> str:
         host.ledger.forget(address)
         return "the device is gone, or another one is at this address now"
     except FlavourError as error:
-        if error.errno == errno.ENODEV:
+        if error.errno == errno.ENODEV and not host.sysfs.exists(f"{DEVICES}/{address}"):
             host.ledger.forget(address)
             return "the device is gone"
         raise
