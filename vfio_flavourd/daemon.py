@@ -146,12 +146,12 @@ class Daemon:
             self._host.policy.read(_ROOT, _LAST_GOOD)
             self._sources = sources
             self._engine.reconciler.reload()
-            await self._compile(asked=True)
         except PolicyError as error:
             _log_invalid(error)
             raise
         finally:
             journal.notify("READY=1")
+        await self._compile(asked=True)
 
     def _reload_on_signal(self) -> None:
         self._spawn(self._reload_unheard())

@@ -90,6 +90,8 @@ def test_a_reload_leaves_the_services_running(host: Host) -> None:
     pid = host.run(f"{PID} vfio-flavourd").stdout
     host.run("systemctl reload vfio-flavourd")
     assert host.run(f"{PID} vfio-flavourd").stdout == pid
+    # The signal has been sent; what it brings about takes a moment.
+    host.run("until [ $(systemctl is-active vfio-flavourd) != reloading ]; do sleep 0.1; done")
     assert host.run(f"systemctl is-active {' '.join(UNITS)}").stdout.split() == ["active", "active"]
 
 
