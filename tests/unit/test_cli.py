@@ -19,13 +19,13 @@ from fake_kernel import RELEASE, FakeDriver, FakeKernel, ended, make_engine, no_
 
 from vfio_flavourd.cli import resolve
 from vfio_flavourd.cli.main import main
-from vfio_flavourd.cli.output import printable
 from vfio_flavourd.doors import client
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.printable import printable
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "0000:01:00.0"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..doors.client import connect
 from ..model.errors import FlavourError
+from ..model.printable import printable
 from .output import (
     BOLD,
     DIM,
@@ -18,7 +19,6 @@ from .output import (
     print_facts,
     print_json,
     print_table,
-    printable,
     text,
 )
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..model.errors import FlavourError, InvalidPolicyError
-from .output import print_json, printable
+from ..model.printable import printable
+from .output import print_json
 
 _DONE, _FAILED, _NO_DEVICE, _NOT_RUNNING, _TRY_AGAIN, _NOT_PERMITTED = 0, 1, 3, 69, 75, 77
 _INVALID_POLICY = 78

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..model.printable import printable
+
 BOLD, DIM, RED, GREEN, OFF = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
 
 
@@ -22,11 +24,6 @@ def print_candidates(resolution: dict[str, Any]) -> None:
 def print_facts(rows: Sequence[tuple[str, str]]) -> None:
     for name, value in rows:
         print(f"  {name + ':':<11}{value}")
-
-
-def printable(said: str) -> str:
-    """What comes from outside must not move a terminal's cursor."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in said)
 
 
 def text(value: object, absent: str = "-") -> str:

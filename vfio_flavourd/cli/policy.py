@@ -17,8 +17,9 @@ from ..kernel.inventory import read_devices
 from ..kernel.sysfs import Sysfs
 from ..model.errors import FlavourError
 from ..model.policy import Policy, decide
+from ..model.printable import printable
 from ..model.udev_header import parse_header
-from .output import print_json, printable
+from .output import print_json
 
 _INVALID_POLICY = 78
 

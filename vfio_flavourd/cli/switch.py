@@ -8,7 +8,8 @@ from typing import Any
 from ..doors.client import connect
 from ..model.address import parse_address
 from ..model.flavour import parse_flavour
-from .output import print_json, printable
+from ..model.printable import printable
+from .output import print_json
 
 _FELL_BACK = 4
 

@@ -186,7 +186,7 @@ class Engine:
             members = await self._prepare(work, device)
 
             def quarantine(held: Device, error: StuckError) -> None:
-                self._quarantine.take(held, error, self._running[held.address][1])
+                self._quarantine.take(held.address, error, self._running[held.address][1])
                 stuck.append((held, error))
 
             if work.request.flavour == Flavour.VFIO:

@@ -20,7 +20,7 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
     aim = Aim(Flavour.VFIO if wanted else Flavour.NATIVE, personality=personality)
 
     def is_so() -> bool:
-        ready = is_ready(switch, device, personality)
+        ready = _is_ready(switch, device, personality)
         return ready and bool(sysfs.list(f"{device.path}/vfio-dev")) if wanted else not ready
 
     try:
@@ -45,7 +45,7 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
     return switch.outcome(device, after, reason)
 
 
-def is_ready(switch: Switch, device: Device, personality: Personality) -> bool:
+def _is_ready(switch: Switch, device: Device, personality: Personality) -> bool:
     """What tells it is there: a directory with something in it, or anything else."""
     sysfs, path = switch.host.sysfs, f"{device.path}/{personality.ready}"
     return bool(sysfs.list(path)) if sysfs.is_directory(path) else sysfs.exists(path)

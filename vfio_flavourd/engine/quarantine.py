@@ -61,18 +61,15 @@ class Quarantine:
                 hint="it is finished or undone by itself when the kernel lets go",
             )
 
-    def take(self, device: Device, error: StuckError, users: tuple[User, ...]) -> None:
-        """A write has not come back."""
-        self._keep(error, device.address, users)
+    def take(self, address: PciAddress, error: StuckError, users: tuple[User, ...] = ()) -> None:
+        """A write has not come back; `users` may be why."""
+        self._stuck[address] = without_address(error, address) + describe_holders(users)
+        self._since[address] = time.monotonic() - error.seconds
 
     def outlast(self, device: Device, error: StuckError) -> asyncio.Task[None]:
         """To be called when its switch has ended, which others may be part of; returns what ends when the
         device is out of here again."""
         return self._spawn(self._outlast(device.address, error.blocked.finished))
-
-    def _keep(self, error: StuckError, address: PciAddress, users: tuple[User, ...] = ()) -> None:
-        self._stuck[address] = without_address(error, address) + describe_holders(users)
-        self._since[address] = time.monotonic() - error.seconds
 
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
@@ -120,7 +117,7 @@ class Quarantine:
                 try:
                     said = await converge(self._host, record) if record else "nothing is on record for it"
                 except StuckError as error:
-                    self._keep(error, address)
+                    self.take(address, error)
                     finished = error.blocked.finished
                     continue
                 except FlavourError as error:
@@ -139,7 +136,7 @@ class Quarantine:
                 try:
                     said = await rebuild(self._host, address)
                 except StuckError as error:
-                    self._keep(error, address)
+                    self.take(address, error)
                     with suppress(FlavourError):
                         await error.blocked.finished
                 else:

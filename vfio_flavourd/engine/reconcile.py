@@ -303,7 +303,7 @@ class Reconciler:
     def _try_again(self, address: PciAddress, error: FlavourError) -> None:
         """After a pause, or never: the engine has told the failure itself."""
         tries = self._failures[address] = self._failures.get(address, 0) + 1
-        if not is_refusal(error) and tries >= _MOST_TRIES:
+        if not _is_refusal(error) and tries >= _MOST_TRIES:
             _log.error(
                 "%s: the policy could not be applied in %d tries: left as it is", address, tries,
                 extra={"PCI_ADDRESS": str(address)},
@@ -406,7 +406,7 @@ class Reconciler:
             _log.warning("what was applied can't be kept (%s), ignoring", error.strerror)
 
 
-def is_refusal(error: FlavourError) -> bool:
+def _is_refusal(error: FlavourError) -> bool:
     """Whether nothing was touched, so that trying again costs nothing."""
     return error.errno in (errno.EBUSY, errno.EAGAIN)
 

@@ -73,13 +73,13 @@ async def rebuild(host: Host, address: PciAddress) -> str:
         device = host.read_device(address)
     except FlavourError:
         return "the device is gone"
-    timeout = host.decide(device).settings.bind_timeout
-    now = await observe(host, device, timeout)
+    settings = host.decide(device).settings
+    now = await observe(host, device, settings.bind_timeout)
     if now.binding.driver is not None or now.binding.override in (None, PLACEHOLDER):
         return f"it has {_name(now.binding)}, and keeps it"
     # Without a driver, but with an override: nobody leaves a device so on purpose.
-    await host.modules.load_native(device.modalias, host.decide(device).settings.load_timeout)
-    after = await move(host, device, plan_release(now.binding), timeout)
+    await host.modules.load_native(device.modalias, settings.load_timeout)
+    after = await move(host, device, plan_release(now.binding), settings.bind_timeout)
     return f"it had no driver, and has {_name(after.binding)} by the kernel's own choice"
 
 

@@ -19,6 +19,7 @@ from ..model.flavour import Flavour, Outcome, Request, StepReport
 from ..model.plan import Action, Step, plan_move
 from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
+from .attempts import without_address
 from .host import Host
 from .ledger import Ledger, Record, find_record
 from .moves import (
@@ -208,7 +209,7 @@ class Switch:
             # Going back has the full time, also where the one who asked has run out of his.
             after = await self._move_on_record(device, steps, bind)
         except (StepError, NotRecordedError) as error:
-            return self._could_not(device, cause, str(error).removeprefix(f"{device.address}: "))
+            return self._could_not(device, cause, without_address(error, device.address))
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
         if self._aim.personality is not None and not await self._has_changed(device, self._aim.flavour):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from ..model.errors import FlavourError
+from ..model.printable import printable
 from .hands import Blocked, Hands, Operation, Result
 from .inventory import DRIVERS
 from .sysfs import Sysfs
@@ -96,8 +97,7 @@ class Modules(Collection[str]):
         if status:
             last = said.splitlines()[-1] if said else ""
             last = last.removeprefix("modprobe: ").removeprefix("ERROR: ").strip()
-            last = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in last)
-            raise NotLoaded(last or f"modprobe ended with status {status}")
+            raise NotLoaded(printable(last) or f"modprobe ended with status {status}")
         if not self._sysfs.exists(f"/sys/module/{module}"):
             raise NotLoaded("modprobe reported success, but the module is not there (an install command?)")
         raise NotLoaded("the module is there, but registers no PCI driver")

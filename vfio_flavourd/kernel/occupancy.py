@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ..model.device import Device
 from ..model.occupancy import UNFORCEABLE, Use, User
+from ..model.printable import printable
 from .host_files import HostFiles
 from .network_users import find_network_users
 from .process_users import find_open_files, name_nvidia_nodes, name_vfio_nodes
@@ -107,5 +108,5 @@ def _summarise(users: Iterable[User]) -> tuple[User, ...]:
 
 def _one_line(text: str) -> str:
     # Anybody chooses the name of his process.
-    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.replace("\n", " "))
+    line = printable(text.replace("\n", " "))
     return line if len(line) <= _LENGTH else line[: _LENGTH - 1] + "…"
