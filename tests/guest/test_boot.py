@@ -166,7 +166,7 @@ def test_a_wish_that_lasts_stands_above_the_policy_at_the_next_boot_too(
     host.run("sync")
     write(host, POLICY)
     pending = host.guest.start(write_command(SECOND, "native"))
-    time.sleep(0.05)
+    time.sleep(0.05)  # somewhere in the middle of it: nothing outside tells how far it is
     host.guest.reboot(power_cut=True)
     del pending
     boot = look_at_boot(host)

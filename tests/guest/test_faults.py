@@ -95,7 +95,7 @@ def test_hundreds_of_switches_leave_nothing_behind(host: Host) -> None:
     switch(100)  # what is kept for good is there by now, but for the history
     first = [int(line) for line in host.run(GROWTH).stdout.split()]
     switch(SWITCHES.get(host.release, FEWER_SWITCHES))
-    time.sleep(1)
+    time.sleep(1)  # the log, and a worker that is one too many, go a moment after the last answer
     last = [int(line) for line in host.run(GROWTH).stdout.split()]
     descriptors, rss, records, processes, fs_descriptors, fs_rss = zip(first, last, strict=True)
     assert descriptors[1] <= descriptors[0]
@@ -115,7 +115,7 @@ def test_a_device_that_is_unplugged_while_a_guest_holds_it_is_gone_when_that_end
     host.switch(bdf, "vfio")
     with held(host, bdf):
         host.guest.device_del("plugged", wait=False)
-        time.sleep(3)
+        time.sleep(3)  # nothing tells that the request has got as far as the driver, which waits then
         # It is on its way out: nothing that looks at it hangs, and others are served.
         assert host.run(f"flavourctl list; cat /run/vfio-flavour/{bdf}/*", timeout=30, check=False).stdout
         host.switch(SIBLING, "vfio")

@@ -1,9 +1,11 @@
 """No unit test reaches the host's /sys, netlink or modprobe."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from fake_kernel import FakeKernel
 
 from vfio_flavourd.kernel.sysfs import Sysfs
 
@@ -26,3 +28,15 @@ def _no_host(monkeypatch: pytest.MonkeyPatch) -> None:
         started(self, args, *rest, **named)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess.Popen, "__init__", no_modprobe_here)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    """With nothing in it."""
+    return FakeKernel(tmp_path)
+
+
+@pytest.fixture
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not the point that a record is synced: of each switch it would be most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -539,6 +539,11 @@ def make_engine(kernel: FakeKernel, policy: Policy | None = None, **options: Any
     return Engine(make_host(kernel, policy, **options))
 
 
+def has(device: FakeDevice) -> tuple[str | None, str | None]:
+    """Its driver and its override."""
+    return (device.driver.name if device.driver else None, device.override)
+
+
 async def no_reload() -> None:
     """There is nothing to read again."""
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDevice, FakeKernel, make_engine
+from fake_kernel import FakeDevice, FakeKernel, has, make_engine
 from virtual_time import run_at_once
 
 from vfio_flavourd.doors.uevents import UeventDoor
@@ -31,14 +31,7 @@ TO_VFIO = Policy(
 NATIVE, VFIO = ("e1000e", None), ("vfio-pci", "vfio-pci")
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 class Silence:
@@ -82,10 +75,6 @@ async def start(kernel: FakeKernel, policy: Policy = TO_VFIO) -> Engine:
     await engine.reconciler.start()
     await asyncio.sleep(1)
     return engine
-
-
-def has(device: FakeDevice) -> tuple[str | None, str | None]:
-    return (device.driver.name if device.driver else None, device.override)
 
 
 # what udev's socket gives

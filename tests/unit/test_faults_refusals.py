@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from pathlib import Path
 
 import pytest
 from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
@@ -18,11 +17,6 @@ ADDRESS = parse_address("0000:01:00.0")
 ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
 BY_FORCE = sorted(set(Use) - UNFORCEABLE)
 FORCED = Settings(load_timeout=1.0, bind_timeout=1.0, in_use=InUse.FORCE)
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
 
 
 @pytest.fixture

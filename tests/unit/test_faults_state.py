@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from fake_kernel import Crash, FakeDevice, FakeKernel, PassingLedger, make_engine, pending
+from fake_kernel import Crash, FakeDevice, FakeKernel, PassingLedger, has, make_engine, pending
 
 from vfio_flavourd.config.files import DIRECTORIES
 from vfio_flavourd.engine.engine import Engine
@@ -32,20 +32,11 @@ TO_VFIO = Policy(
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
-
-
-@pytest.fixture
 def device(kernel: FakeKernel) -> FakeDevice:
     device = kernel.add_device()
     kernel.add_native(device)
     kernel.add_device(str(OTHER), device=0x1533, group=8)
     return device
-
-
-def has(device: FakeDevice) -> tuple[str | None, str | None]:
-    return (device.driver.name if device.driver else None, device.override)
 
 
 async def ask(engine: Engine, flavour: Flavour = Flavour.VFIO, **more: Any) -> Outcome:

@@ -5,11 +5,10 @@ import errno
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
 from virtual_time import now, run_at_once
 
 from vfio_flavourd.engine.engine import Engine
@@ -32,19 +31,10 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
-
-
-@pytest.fixture
 def device(kernel: FakeKernel) -> FakeDevice:
     device = kernel.add_device()
     kernel.add_native(device)
     return device
-
-
-def has(device: FakeDevice) -> tuple[str | None, str | None]:
-    return (device.driver.name if device.driver else None, device.override)
 
 
 def unheard(_: StepReport) -> None:

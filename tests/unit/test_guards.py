@@ -2,12 +2,10 @@
 
 import errno
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
 from virtual_time import run_at_once
 
 from vfio_flavourd.engine.engine import Engine
@@ -47,18 +45,7 @@ USERS = {
 FORCEABLE = [use for use in Use if use not in UNFORCEABLE]
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
-
-
-def has(device: FakeDevice) -> tuple[str | None, str | None]:
-    return (device.driver.name if device.driver else None, device.override)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def make_request(flavour: str = Flavour.VFIO, *drivers: str, address: str = ADDRESS, **more: Any) -> Request:

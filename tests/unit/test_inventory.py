@@ -17,11 +17,6 @@ from vfio_flavourd.model.flavour import Flavour
 ADDRESS = parse_address("0000:01:00.0")
 
 
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
-
-
 def read(kernel: FakeKernel) -> Device:
     return read_device(Sysfs(str(kernel.root)), ADDRESS)
 

@@ -2,12 +2,11 @@
 
 import asyncio
 import errno
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, make_engine, pending
+from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, has, make_engine, pending
 from virtual_time import run_at_once
 
 from vfio_flavourd.engine.engine import Engine
@@ -36,9 +35,7 @@ ON_VFIO = ("vfio-pci", "vfio-pci")
 ON_UIO = ("uio_pci_generic", "uio_pci_generic")
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture
@@ -57,10 +54,6 @@ def policy(
     *rules: Rule, personalities: tuple[Personality, ...] = (ENABLE_VFIO,), settings: Settings = QUICK
 ) -> Policy:
     return Policy(settings, rules, dict(KINDS), personalities)
-
-
-def has(device: FakeDevice) -> tuple[str | None, str | None]:
-    return (device.driver.name if device.driver else None, device.override)
 
 
 def ask(engine: Engine, flavour: Flavour, *drivers: str, **more: Any) -> Outcome:

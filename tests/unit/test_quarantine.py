@@ -2,12 +2,11 @@
 
 import asyncio
 import errno
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDevice, FakeKernel, make_engine, make_host, pending
+from fake_kernel import FakeDevice, FakeKernel, has, make_engine, make_host, pending
 from virtual_time import run_at_once
 
 from vfio_flavourd.engine import switch
@@ -24,18 +23,7 @@ VFIO = ("vfio-pci", "vfio-pci")
 GUEST = User(Use.GUEST, "qemu-system-x86 (pid 812) holds /dev/vfio/7", 812)
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
-
-
-def has(device: FakeDevice) -> tuple[str | None, str | None]:
-    return (device.driver.name if device.driver else None, device.override)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def at(device: FakeDevice) -> PciAddress:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, make_engine, pending
+from fake_kernel import Crash, FakeDevice, FakeDriver, FakeKernel, has, make_engine, pending
 from virtual_time import now, run_at_once
 
 from vfio_flavourd.engine import reconcile
@@ -31,14 +31,7 @@ USER = User(Use.MOUNT, "/mnt/data on nvme0n1p2")
 LONG = 400.0
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def rule(flavour: str | None, *drivers: str, settings: Settings = QUICK, **match: Any) -> Rule:
@@ -51,10 +44,6 @@ def policy(*rules: Rule) -> Policy:
 
 TO_VFIO = policy(rule("vfio", device=(0x10D3,)))
 TO_NATIVE = policy(rule("native", device=(0x10D3,)))
-
-
-def has(device: FakeDevice) -> tuple[str | None, str | None]:
-    return (device.driver.name if device.driver else None, device.override)
 
 
 def at(device: FakeDevice) -> PciAddress:

@@ -16,6 +16,7 @@ from fake_kernel import (
     FakeDriver,
     FakeKernel,
     PassingLedger,
+    has,
     make_engine,
     make_host,
     pending,
@@ -32,14 +33,7 @@ ADDRESS = parse_address("0000:01:00.0")
 Has = tuple[str | None, str | None]
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-def has(device: FakeDevice) -> Has:
-    """Its driver and its override."""
-    return (device.driver.name if device.driver else None, device.override)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def on_disk(kernel: FakeKernel) -> list[str]:

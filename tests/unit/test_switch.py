@@ -2,10 +2,9 @@
 
 import asyncio
 import errno
-from pathlib import Path
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
@@ -15,11 +14,6 @@ from vfio_flavourd.model.policy import OthersInGroup
 
 VARIANT_ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
 BOARD_ALIAS = "vfio_pci:v00008086d000010D3sv00001AF4sd00001100bc*sc*i*"
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
 
 
 def switch(
@@ -40,10 +34,6 @@ def refuse(engine: Engine, flavour: Flavour, address: str = "0000:01:00.0", *dri
     with pytest.raises(FlavourError) as caught:
         switch(engine, flavour, address, *drivers)
     return caught.value
-
-
-def has(device: FakeDevice) -> tuple[str | None, str | None]:
-    return (device.driver.name if device.driver else None, device.override)
 
 
 def test_the_best_variant_gets_the_device_under_its_drivers_own_name(kernel: FakeKernel) -> None:

@@ -34,14 +34,7 @@ GPU_VFIO: Has = ("nvgrace", "nvgrace", True)
 ON_VFIO: Has = ("vfio-pci", "vfio-pci", True)
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def has(kernel: FakeKernel, device: FakeDevice) -> Has:
