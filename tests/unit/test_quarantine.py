@@ -9,7 +9,7 @@ import pytest
 from fake_kernel import FakeDevice, FakeKernel, has, make_engine, make_host, pending
 from virtual_time import run_at_once
 
-from vfio_flavourd.engine import switch
+from vfio_flavourd.engine import delay
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.errors import FlavourError
@@ -53,8 +53,8 @@ def test_a_write_that_does_not_return_is_shown_as_stuck_while_its_requester_stil
     device = kernel.add_device()
     other = kernel.add_device("0000:02:00.0", group=8)
     kernel.add_native(device)
-    assert switch._LONG == 3.0
-    monkeypatch.setattr(switch, "_LONG", long)
+    assert delay._LONG == 3.0
+    monkeypatch.setattr(delay, "_LONG", long)
 
     async def run() -> None:
         engine = make_engine(kernel, bind=30.0)

@@ -296,7 +296,7 @@ class Engine:
         record = find_record(self._host.ledger, device)
         running, users = self._running.get(device.address, (None, ()))
         stuck = self._quarantine.find(device.address)
-        if not stuck and running is not None and (delay := running.find_delay()):
+        if not stuck and running is not None and (delay := running.delay.find()):
             stuck = delay + describe_holders(users)
         facts = self._host.read_facts(device)
         decision = decide(facts, self._host.policy.policy)

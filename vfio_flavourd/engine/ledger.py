@@ -113,6 +113,13 @@ class Ledger:
             self._records[record.address] = replace(record, switching=False, worker=None)
             _warn(record.address, error)
 
+    def conclude(self, record: Record) -> None:
+        """Keep what `reset` needs, and nothing when that is what the device has."""
+        if record.binding == record.origin and record.flavour == record.origin_flavour:
+            self.forget(record.address)
+        else:
+            self.settle(replace(record, together=()))
+
     def forget(self, address: PciAddress) -> None:
         """There is nothing to go back to any more."""
         if self._records.pop(address, None) is None:

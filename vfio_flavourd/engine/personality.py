@@ -5,7 +5,7 @@ import errno
 from ..model.device import Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
-from ..model.plan import Action, Step
+from ..model.plan import plan_ask
 from .moves import StepError, describe_errno
 from .switch import Aim, Switch
 
@@ -16,7 +16,8 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
     Raises FlavourError: the driver's own errno where it fits, ETIMEDOUT when nothing came of it.
     """
     sysfs = switch.host.sysfs
-    attribute, value = personality.attribute, personality.on if wanted else personality.off
+    steps = plan_ask(personality, wanted=wanted)
+    attribute, value = steps[0].attribute, steps[0].value
     aim = Aim(Flavour.VFIO if wanted else Flavour.NATIVE, personality=personality)
 
     def is_so() -> bool:
@@ -24,7 +25,7 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
         return ready and bool(sysfs.list(f"{device.path}/vfio-dev")) if wanted else not ready
 
     try:
-        after = await switch.carry_out(device, lambda _: (Step(Action.ASK, value, attribute),), aim)
+        after = await switch.carry_out(device, lambda _: steps, aim)
     except StepError as error:
         switch.settle(device, await switch.observe(device))
         raise FlavourError(

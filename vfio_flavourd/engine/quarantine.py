@@ -69,7 +69,7 @@ class Quarantine:
     def outlast(self, device: Device, error: StuckError) -> asyncio.Task[None]:
         """To be called when its switch has ended, which others may be part of; returns what ends when the
         device is out of here again."""
-        return self._spawn(self._outlast(device.address, error.blocked.finished))
+        return self._spawn(self._outlast(device.address, error.blocked.finished, self._converge))
 
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
@@ -77,7 +77,7 @@ class Quarantine:
             _log.warning("%s", complaint)
             if address is not None:
                 self._stuck[address] = "its record can't be read, it is looked at"
-                self._spawn(self._in_turn(address, self._rebuild(address)))
+                self._spawn(self._in_turn(address, self._outlast(address, _now(), self._rebuild)))
         # The last one first, as a switch of several devices is undone.
         for record in reversed(self._host.ledger.all()):
             if record.is_open:
@@ -85,15 +85,14 @@ class Quarantine:
 
     async def _take_up(self, record: Record) -> None:
         address = record.address
-        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        finished = _now()
         if record.worker is not None and is_alive(self._host.sysfs, record.worker):
             said = f"process {record.worker.pid} of an earlier daemon is in the kernel with it"
             self._stuck[address] = said + await self._find_holders(address)
             finished = self._host.hands.await_exit(record.worker.pid)
         else:
             self._stuck[address] = "a switch that was cut off is being brought to its end"
-            finished.set_result(None)
-        self._spawn(self._in_turn(address, self._outlast(address, finished)))
+        self._spawn(self._in_turn(address, self._outlast(address, finished, self._converge)))
 
     async def _find_holders(self, address: PciAddress) -> str:
         group = self._host.sysfs.find_link(f"/sys/bus/pci/devices/{address}/iommu_group")
@@ -106,16 +105,21 @@ class Quarantine:
         async with self._find_turn(address):
             await work
 
-    async def _outlast(self, address: PciAddress, finished: Awaitable[object]) -> None:
-        """Bring a device to its end when the kernel has let go, however often it takes hold again."""
+    async def _outlast(
+        self,
+        address: PciAddress,
+        finished: Awaitable[object],
+        finish: Callable[[PciAddress], Coroutine[Any, Any, str]],
+    ) -> None:
+        """Bring a device to its end when the kernel has let go, however often it takes hold again. `finish`
+        gives what there is to tell then; it may raise FlavourError, StuckError among them."""
         fields = {"PCI_ADDRESS": str(address)}
         try:
             while True:
                 with suppress(FlavourError):  # a worker that died has let go as well
                     await finished
-                record = self._host.ledger.find(address)
                 try:
-                    said = await converge(self._host, record) if record else "nothing is on record for it"
+                    said = await finish(address)
                 except StuckError as error:
                     self.take(address, error)
                     finished = error.blocked.finished
@@ -123,41 +127,33 @@ class Quarantine:
                 except FlavourError as error:
                     _log.error("%s", error, extra=fields)
                     return
-                _log.warning(
-                    "%s: a switch that was cut off or stuck is at its end: %s", address, said, extra=fields
-                )
+                _log.warning("%s: %s", address, said, extra=fields)
                 return
         finally:
-            self._free(address)
+            del self._stuck[address]
+            self._since.pop(address, None)
+            self._freed(address)
 
-    async def _rebuild(self, address: PciAddress) -> None:
-        try:
-            while True:
-                try:
-                    said = await rebuild(self._host, address)
-                except StuckError as error:
-                    self.take(address, error)
-                    with suppress(FlavourError):
-                        await error.blocked.finished
-                else:
-                    break
-        except FlavourError as error:
-            _log.error("%s", error, extra={"PCI_ADDRESS": str(address)})
-        else:
-            _log.warning("%s: its record is lost: %s", address, said, extra={"PCI_ADDRESS": str(address)})
-        finally:
-            self._free(address)
+    async def _converge(self, address: PciAddress) -> str:
+        record = self._host.ledger.find(address)
+        said = await converge(self._host, record) if record else "nothing is on record for it"
+        return f"a switch that was cut off or stuck is at its end: {said}"
 
-    def _free(self, address: PciAddress) -> None:
-        del self._stuck[address]
-        self._since.pop(address, None)
-        self._freed(address)
+    async def _rebuild(self, address: PciAddress) -> str:
+        return f"its record is lost: {await rebuild(self._host, address)}"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _now() -> "asyncio.Future[None]":
+    """Nobody holds it."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
 
 
 def describe_holders(users: tuple[User, ...]) -> str:

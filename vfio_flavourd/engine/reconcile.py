@@ -82,7 +82,7 @@ class Reconciler:
             device = self._host.read_device(request.address)
         except FlavourError:
             return  # gone by now, and the wish with it
-        self._note(device, str(request.flavour), done=True)
+        self._note(device, str(request.flavour), self._host.decide(device), done=True)
         try:
             self._wishes.keep(
                 device, request.flavour, request.drivers, request.others, persist=request.persist
@@ -143,10 +143,11 @@ class Reconciler:
                 self._spawn(device.address)
                 continue
             self._host.policy.serials[device.address, applied.inode] = applied.serials
-            wanted = self._describe(device)
+            decision = self._host.decide(device)
+            wanted = self._describe(device, decision)
             if wanted not in (NOTHING, applied.wanted):
                 if self._is_so(device, wanted):
-                    self._note(device, wanted, done=True)  # a wish of just before the end
+                    self._note(device, wanted, decision, done=True)  # a wish of just before the end
                 else:
                     self._held_back.add(device.address)
             elif not applied.done:
@@ -176,7 +177,7 @@ class Reconciler:
                 # Nothing wanted is no difference while the rule is still there: one that goes by the driver
                 # matches no more when it was applied.
                 same = (NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
-            if self._describe(device) not in same:
+            if self._describe(device, self._host.decide(device)) not in same:
                 self._applied.pop(str(device.address), None)
                 self._call_off(device.address)
                 self.consider(device.address)
@@ -245,7 +246,8 @@ class Reconciler:
             device = self._host.read_device(address)
         except FlavourError:
             return
-        wanted, decision = self._describe(device), self._host.decide(device)
+        decision = self._host.decide(device)
+        wanted = self._describe(device, decision)
         applied = self._applied.get(str(address))
         if applied is not None and applied.inode == device.identity.inode and applied.done:
             # What tells a device apart may be known only now: a serial, once its driver has it.
@@ -256,11 +258,11 @@ class Reconciler:
                 return
         elif applied is not None and applied.inode == device.identity.inode and address in self._given_up:
             return
-        if wanted in (NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device):
+        if wanted in (NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device, decision):
             await self._apply(device, str(Flavour.NATIVE), decision)
             return
         if wanted == NOTHING or self._is_so(device, wanted):
-            self._note(device, wanted, done=True)
+            self._note(device, wanted, decision, done=True)
             if device.vfio_device is not None:
                 update_nodes(self._host)  # udev itself may have had it bound
             return
@@ -269,7 +271,7 @@ class Reconciler:
                 "%s: the policy wants %s, %s: left to that", address, wanted, _describe_claim(claim),
                 extra={"PCI_ADDRESS": str(address)},
             )  # fmt: skip
-            self._note(device, wanted, done=True)
+            self._note(device, wanted, decision, done=True)
             return
         await self._apply(device, wanted, decision)
 
@@ -295,10 +297,10 @@ class Reconciler:
             except FlavourError as error:
                 if error.errno == errno.ENODEV:
                     return  # it is gone
-                self._note(device, wanted, done=False)
+                self._note(device, wanted, decision, done=False)
                 self._try_again(address, error)
                 return
-        self._note(device, wanted, done=True)
+        self._note(device, wanted, decision, done=True)
 
     def _try_again(self, address: PciAddress, error: FlavourError) -> None:
         """After a pause, or never: the engine has told the failure itself."""
@@ -344,23 +346,22 @@ class Reconciler:
                 extra={"PCI_ADDRESS": str(address)},
             )  # fmt: skip
 
-    def _describe(self, device: Device) -> str:
+    def _describe(self, device: Device, decision: Decision) -> str:
         """What is wanted of a device, as it is kept and compared."""
         wish = self._wishes.find(device)
         if wish is not None and wish.flavour in self._host.policy.flavours:
             return str(wish.flavour)
-        decision = self._host.decide(device)
         if decision.flavour is None:
             return NOTHING
         return " ".join((decision.flavour, *decision.drivers))
 
-    async def _is_kept_for_nothing(self, device: Device) -> bool:
+    async def _is_kept_for_nothing(self, device: Device, decision: Decision) -> bool:
         """Whether a rule for early boot that holds no more keeps its native driver from it."""
         if device.driver is not None or device.is_bridge:
             return False
         try:
-            timeout = self._host.decide(device).settings.bind_timeout
-            return (await observe(self._host, device, timeout)).binding.override == PLACEHOLDER
+            seen = await observe(self._host, device, decision.settings.bind_timeout)
+            return seen.binding.override == PLACEHOLDER
         except FlavourError:
             return False  # gone, or held: nobody's to change now
 
@@ -377,9 +378,9 @@ class Reconciler:
             or bool(names & {name.replace("-", "_") for name in drivers})
         )
 
-    def _note(self, device: Device, wanted: str, *, done: bool) -> None:
+    def _note(self, device: Device, wanted: str, decision: Decision, *, done: bool) -> None:
         serials = self._host.policy.serials.get((device.address, device.identity.inode), ())
-        rule = self._host.decide(device).rule
+        rule = decision.rule
         name = rule.name if rule is not None and wanted != NOTHING else ""
         self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials, name)
         if done:

@@ -10,12 +10,11 @@ from ..model.address import PciAddress
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
-from ..model.plan import Action, plan_move, plan_release
+from ..model.plan import Action, plan_ask_back, plan_move, plan_release
 from ..model.udev_rules import PLACEHOLDER
 from .host import Host
 from .ledger import Record, find_record
 from .moves import GoneError, Observed, move, observe
-from .switch import close, plan_to_ask_back
 
 
 async def converge(host: Host, record: Record) -> str:
@@ -36,7 +35,9 @@ async def converge(host: Host, record: Record) -> str:
         if record.personality is None:
             now = await _move(host, record, device, now, back=back)
         elif back:
-            now = await move(host, device, plan_to_ask_back(record.personality, record.flavour, now), timeout)
+            wanted = record.flavour == Flavour.VFIO
+            steps = plan_ask_back(record.personality, now.vfio_device, wanted=wanted)
+            now = await move(host, device, steps, timeout)
     except GoneError:
         host.ledger.forget(address)
         return "the device is gone, or another one is at this address now"
@@ -50,7 +51,7 @@ async def converge(host: Host, record: Record) -> str:
     if as_before or (flavour == Flavour.NATIVE and was_kept_from_its_driver(host, record)):
         host.ledger.forget(address)
         return f"it has {_name(now.binding)}{', as before' if as_before else ''}"
-    close(host.ledger, replace(record, flavour=flavour, binding=now.binding))
+    host.ledger.conclude(replace(record, flavour=flavour, binding=now.binding))
     return f"it has {_name(now.binding)}"
 
 

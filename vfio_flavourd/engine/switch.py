@@ -16,12 +16,13 @@ from ..model.address import PciAddress
 from ..model.device import Binding, Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepReport
-from ..model.plan import Action, Step, plan_move
+from ..model.plan import Action, Step, plan_ask_back, plan_move
 from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
 from .attempts import without_address
+from .delay import Delay
 from .host import Host
-from .ledger import Ledger, Record, find_record
+from .ledger import Record, find_record
 from .moves import (
     GoneError,
     Observed,
@@ -33,9 +34,6 @@ from .moves import (
     move,
     observe,
 )
-
-# Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
-_LONG = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +92,7 @@ class Switch:
         self.before: Binding | None = None
         self._aim = Aim(request.flavour)
         self._written: set[str | None] = set()
-        self._in_kernel: list[str] = []
-        self._pid = 0
-        self._progress = 0.0
+        self.delay = Delay()
 
     async def run(self, device: Device, way: "Way") -> Outcome:
         """Raises FlavourError when the device does not have the flavour afterwards."""
@@ -204,7 +200,9 @@ class Switch:
             goal = Binding(now.driver, goal.override)
         steps = plan_move(now, goal)
         if self._aim.personality is not None:
-            steps = plan_to_ask_back(self._aim.personality, self._aim.flavour, seen)
+            steps = plan_ask_back(
+                self._aim.personality, seen.vfio_device, wanted=self._aim.flavour == Flavour.VFIO
+            )
         try:
             # Going back has the full time, also where the one who asked has run out of his.
             after = await self._move_on_record(device, steps, bind)
@@ -239,14 +237,14 @@ class Switch:
         if self.together:
             self.host.ledger.settle(record)
         else:
-            close(self.host.ledger, record)
+            self.host.ledger.conclude(record)
 
     def commit(self) -> None:
         """All the devices of the switch have come to their end, or this one is no longer among them."""
         self.together = ()
         record = self.host.ledger.find(self.request.address)
         if record is not None and record.together and not record.switching:
-            close(self.host.ledger, record)
+            self.host.ledger.conclude(record)
 
     # results
 
@@ -274,14 +272,6 @@ class Switch:
     def unchanged(self, device: Device, reason: str) -> Outcome:
         now = Observed(Binding(device.driver, None), device.vfio_device)
         return replace(self.outcome(device, now, reason), changed=False)
-
-    def find_delay(self) -> str | None:
-        """What the kernel has not come back from for longer than a switch should take."""
-        since = time.monotonic() - self._progress
-        if not self._in_kernel or since < _LONG:
-            return None
-        when = time.strftime("%H:%M:%S", time.localtime(time.time() - since))
-        return f"'{self._in_kernel[0]}' has not returned since {when} (process {self._pid})"
 
     @property
     def is_out_of_time(self) -> bool:
@@ -328,9 +318,7 @@ class Switch:
         record = self._make_record(device, self._aim, self.before)
 
         def begun(pid: int) -> None:
-            self._in_kernel = [*map(str, steps), "reading what it has"]
-            self._pid = pid
-            self._progress = time.monotonic()
+            self.delay.begin(pid, steps)
             try:
                 self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
             except OSError as error:
@@ -342,7 +330,7 @@ class Switch:
                 self.host, device, steps, timeout, expected=expected, begun=begun, watch=self._watch
             )
         finally:
-            self._in_kernel = []
+            self.delay.end()
 
     def _make_record(self, device: Device, aim: Aim, before: Binding) -> Record:
         kept = find_record(self.host.ledger, device)
@@ -391,8 +379,7 @@ class Switch:
         return max(min(seconds, left), 0.1)
 
     def _watch(self, step: Step, result: Result) -> None:
-        self._progress = time.monotonic()
-        del self._in_kernel[:1]
+        self.delay.pass_on()
         self._add_step(
             str(step), result.start, result.end, describe_errno(result.errno) if result.errno else ""
         )
@@ -404,22 +391,6 @@ class Switch:
 
 
 Way = Callable[[Switch, Device], Coroutine[Any, Any, Outcome]]
-
-
-def plan_to_ask_back(personality: Personality, flavour: Flavour, seen: Observed) -> tuple[Step, ...]:
-    """The write that undoes what was asked of a driver for the sake of a flavour; none where it isn't so."""
-    if (seen.vfio_device is not None) != (flavour == Flavour.VFIO):
-        return ()
-    value = personality.off if flavour == Flavour.VFIO else personality.on
-    return (Step(Action.ASK, value, personality.attribute),)
-
-
-def close(ledger: Ledger, record: Record) -> None:
-    """Keep what `reset` needs, and nothing when that is what the device has."""
-    if record.binding == record.origin and record.flavour == record.origin_flavour:
-        ledger.forget(record.address)
-    else:
-        ledger.settle(replace(record, together=()))
 
 
 def _name(binding: Binding) -> str:

@@ -10,7 +10,7 @@ kernel refuses it when another has taken over meanwhile; the bind names the driv
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .device import Binding
+from .device import Binding, Personality
 
 
 class Action(StrEnum):
@@ -73,6 +73,16 @@ def plan_move(now: Binding, goal: Binding) -> tuple[Step, ...]:
             steps.append(Step(Action.BIND, goal.driver))
     set_override(goal.override)
     return tuple(steps)
+
+
+def plan_ask(personality: Personality, *, wanted: bool) -> tuple[Step, ...]:
+    """The write by which a driver becomes a VFIO driver itself, or ceases to be one."""
+    return (Step(Action.ASK, personality.on if wanted else personality.off, personality.attribute),)
+
+
+def plan_ask_back(personality: Personality, vfio_device: str | None, *, wanted: bool) -> tuple[Step, ...]:
+    """What undoes `plan_ask` for a device that has this VFIO device; nothing where it came to nothing."""
+    return plan_ask(personality, wanted=not wanted) if (vfio_device is not None) == wanted else ()
 
 
 def plan_release(now: Binding) -> tuple[Step, ...]:

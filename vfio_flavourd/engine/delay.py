@@ -1,0 +1,39 @@
+"""What a worker is in the kernel with, and whether that takes longer than it should."""
+
+import time
+from collections.abc import Iterable
+
+from ..model.plan import Step
+
+# Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
+_LONG = 3.0
+
+
+class Delay:
+    """Of one batch after the other: `begin`, `pass_on` after each step, `end`."""
+
+    def __init__(self) -> None:
+        self._ahead: list[str] = []
+        self._pid = 0
+        self._since = 0.0
+
+    def begin(self, pid: int, steps: Iterable[Step]) -> None:
+        self._ahead = [*map(str, steps), "reading what it has"]
+        self._pid = pid
+        self._since = time.monotonic()
+
+    def pass_on(self) -> None:
+        """The step that was under way has returned."""
+        del self._ahead[:1]
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        self._ahead = []
+
+    def find(self) -> str | None:
+        """What the kernel has not come back from for longer than a switch should take."""
+        seconds = time.monotonic() - self._since
+        if not self._ahead or seconds < _LONG:
+            return None
+        when = time.strftime("%H:%M:%S", time.localtime(time.time() - seconds))
+        return f"'{self._ahead[0]}' has not returned since {when} (process {self._pid})"
