@@ -275,3 +275,12 @@ def test_a_record_of_another_device_at_the_same_address_is_void(tmp_path: Path) 
         ledger.write(replace(RECORD, identity=other))
         assert find_record(ledger, device) is None
         assert ledger.find(PciAddress(0, 1, 0, 0)) is not None
+
+
+def test_a_record_that_a_killed_daemon_was_about_to_write_is_gone_at_the_next_start(directory: Path) -> None:
+    ledger = load(directory)
+    ledger.write(RECORD)
+    (directory / f"{ADDRESS}.new").write_bytes(written()[:50])
+    (directory / "0000:02:00.0.new").write_bytes(b"")
+    assert load(directory).all() == (RECORD,)
+    assert files(directory) == [f"{ADDRESS}.json"]

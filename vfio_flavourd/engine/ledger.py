@@ -69,6 +69,10 @@ class Ledger:
         by the address in its file's name."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Of a daemon that was killed while it wrote: what they were for has not begun.
+        for unfinished in self._directory.glob("*.new"):
+            with suppress(OSError):  # the next record of that device goes over it
+                unfinished.unlink()
         complaints: dict[PciAddress | None, str] = {}
         for path in sorted(self._directory.glob("*.json")):
             try:
