@@ -56,7 +56,7 @@ def look_at_boot(host: Host) -> Boot:
     ]
     return Boot(
         state=host.look(),
-        kernel_log=run("dmesg").stdout,
+        kernel_log=host.guest.kernel_log,
         seconds=seconds,
         early_seconds=early / 1e6,
         multi_user=int(times["ActiveEnterTimestampMonotonic"]) / 1e6,
@@ -152,7 +152,7 @@ def test_a_policy_that_was_edited_without_a_reload_holds_at_the_next_boot(
     boot = look_at_boot(host)
     assert boot.state.devices[ROLES["hang"].bdf] == GENERIC
     assert f"e1000 {ROLES['hang'].bdf}" not in boot.kernel_log
-    assert "rule more" not in boot.failed_units
+    assert boot.failed_units == ""
 
 
 def test_a_wish_that_lasts_stands_above_the_policy_at_the_next_boot_too(

@@ -622,7 +622,7 @@ def look_at_boot(guest: Guest) -> Boot:
         state=guest.state,
         files=dict(line.split(":", 1) for line in files),
         disk=guest.run(f"{DISK}; head -c 8 $disk").stdout,
-        kernel_log=guest.run("dmesg").stdout,
+        kernel_log=guest.kernel_log,
         times=guest.run("systemd-analyze time").stdout,
     )
 

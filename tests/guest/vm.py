@@ -41,10 +41,12 @@ class Guest:
         self.memory_mib = memory_mib
         self.boot_timeout = boot_timeout
         self.boot_seconds = 0.0
-        """Of the last boot, as the next two."""
+        """Of the last boot, as the next three."""
         self.state = ""
         """What `systemctl is-system-running` said after the boot."""
         self.modules_at_boot: frozenset[str] = frozenset()
+        self.kernel_log = ""
+        """Of the last boot, read when it was over: the kernel keeps 256 KiB, which a few tests fill."""
         self.console = _console_log(image.release.name)
         self._life = contextlib.ExitStack()
         self._connections = contextlib.ExitStack()
@@ -160,6 +162,7 @@ class Guest:
             ready = "systemctl is-system-running --wait; udevadm settle"
             self.state = self.run(ready, timeout=self.boot_timeout, check=False).stdout.strip()
             self.modules_at_boot = self.loaded_modules()
+            self.kernel_log = self.run("dmesg").stdout
         except RigError as error:
             raise RigError(f"the guest did not boot: {error}\n{self.console_tail()}") from error
         self.boot_seconds = time.monotonic() - started
