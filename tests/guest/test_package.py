@@ -143,9 +143,7 @@ def test_a_removed_package_leaves_devices_alone_and_a_new_one_can_undo_them(host
     assert host.look().changed(before) == set()
 
 
-def test_an_upgrade_applies_no_policy_that_was_not_in_force(
-    host: Host, package: str, newer: str
-) -> None:
+def test_an_upgrade_applies_no_policy_that_was_not_in_force(host: Host, package: str, newer: str) -> None:
     """Edited, not reloaded: that an upgrade restarts the daemon is no reason to touch a device."""
     before = host.look()
     with policy(host, rule("one", f"address: {GOOD.bdf}")):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import vfio_flavourd
-from vfio_flavourd.cli.main import build_parser
+from vfio_flavourd.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
 WRITTEN_BY_TOOLS = {".build", ".git", ".hypothesis", ".venv", "__pycache__", "dist", "vendored"}

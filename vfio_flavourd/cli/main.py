@@ -5,12 +5,11 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from .. import __version__
 from ..model.errors import FlavourError, InvalidPolicyError
 from ..model.printable import printable
 from .output import print_json
+from .parser import build_parser
 
 _DONE, _FAILED, _NO_DEVICE, _NOT_RUNNING, _TRY_AGAIN, _NOT_PERMITTED = 0, 1, 3, 69, 75, 77
 _INVALID_POLICY = 78
@@ -23,113 +22,6 @@ _EXIT = {
     errno.EACCES: _NOT_PERMITTED,
     errno.EINVAL: 2,
 }
-
-_EPILOG = """\
-examples:
-  flavourctl                              what each device is, and what could serve it
-  flavourctl set 01:00.0 vfio             give it to VFIO, by the best driver there is
-  flavourctl set 01:00.0 vfio --dry-run   what that would do
-  flavourctl set 01:00.0 native           give it back to the host
-  flavourctl resolve 01:00.0              which drivers could serve it, and why
-
-exit status: 0 done, 1 failed, 2 usage, 3 no such device, 4 fell back (with --strict),
-69 daemon not running, 75 busy or timed out, 77 not permitted, 78 invalid policy
-"""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser; also what the man page's options and the completions are made from."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object"
-    )
-    common.add_argument(
-        "--no-color", action="store_true", default=argparse.SUPPRESS, help="no colours (as NO_COLOR)"
-    )
-    parser = argparse.ArgumentParser(
-        prog="flavourctl",
-        description="Whose a PCI device is, the host's (native) or VFIO's, and the switch between them.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[common],
-    )
-    parser.add_argument("--version", action="version", version=f"flavourctl {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-
-    verbs.add_parser("list", parents=[common], help="all devices (the default)")
-
-    show = verbs.add_parser("show", parents=[common], help="all about one device")
-    show.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
-
-    resolve = verbs.add_parser(
-        "resolve", parents=[common], help="which drivers could serve it; needs no daemon"
-    )
-    resolve.add_argument(
-        "device", metavar="DEV|MODALIAS", help="an address, or a modalias (pci:… or vfio_pci:…)"
-    )
-    resolve.add_argument(
-        "--modules-dir", type=Path, metavar="DIR", help="read this instead of /lib/modules/RELEASE"
-    )
-    resolve.add_argument(
-        "--modprobe-d",
-        type=Path,
-        metavar="DIR",
-        action="append",
-        help="read this instead of the system's modprobe.d",
-    )
-
-    switch = verbs.add_parser("set", parents=[common], help="give a device a flavour")
-    switch.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
-    switch.add_argument("flavour", metavar="FLAVOUR", help="native, vfio, or one of the policy's own")
-    switch.add_argument(
-        "--driver",
-        action="append",
-        metavar="D",
-        help="this driver (or module) instead of the best; again for a next one",
-    )
-    switch.add_argument("--dry-run", action="store_true", help="say what would be done, step by step")
-    switch.add_argument("--strict", action="store_true", help="exit with 4 when the generic driver had to do")
-    switch.add_argument("--persist", action="store_true", help="also after the next boot, until reset (root)")
-    _add_waiting(switch)
-
-    reset = verbs.add_parser(
-        "reset", parents=[common], help="back to what the policy says, or to what was there before"
-    )
-    reset.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
-    _add_waiting(reset)
-
-    check = verbs.add_parser(
-        "check", parents=[common], help="is the policy valid, and what is wrong with it; needs no daemon"
-    )
-    check.add_argument(
-        "files", type=Path, nargs="*", metavar="FILE", help="these instead of the installed files"
-    )
-    verbs.add_parser(
-        "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
-    )
-    verbs.add_parser("reload", parents=[common], help="have the daemon read the policy and the index again")
-    return parser
-
-
-def _add_waiting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="take it though it is in use (root)")
-    parser.add_argument(
-        "--group",
-        choices=("refuse", "together", "ignore"),
-        help="when others in its IOMMU group aren't on VFIO: refuse, switch all together, or ignore them",
-    )
-    parser.add_argument("--timeout", type=_parse_seconds, metavar="S", help="give up after so many seconds")
-    parser.add_argument("--no-wait", action="store_true", help="return when the daemon has taken it up")
-
-
-def _parse_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds < 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds between 0 and 86400")
-    return seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:

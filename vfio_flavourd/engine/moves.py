@@ -64,10 +64,10 @@ class TakenError(FlavourError):
 class StepError(FlavourError):
     """A write failed; `step` says which, `code` is the kernel's own errno."""
 
-    def __init__(self, message: str, step: Step, code: int) -> None:
-        super().__init__(message, errno=code if code in _SPEAKING else errno.EIO)
+    def __init__(self, message: str, step: Step, kernel_errno: int) -> None:
+        super().__init__(message, errno=kernel_errno if kernel_errno in _SPEAKING else errno.EIO)
         self.step = step
-        self.code = code
+        self.kernel_errno = kernel_errno
 
 
 @dataclass(frozen=True, slots=True)

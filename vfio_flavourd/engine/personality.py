@@ -29,7 +29,8 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
     except StepError as error:
         switch.settle(device, await switch.observe(device))
         raise FlavourError(
-            f"{device.address}: {device.driver} refused {value} in {attribute}: {describe_errno(error.code)}",
+            f"{device.address}: {device.driver} refused {value} in {attribute}: "
+            f"{describe_errno(error.kernel_errno)}",
             errno=error.errno,
         ) from error
     if not is_so():

@@ -163,7 +163,7 @@ class Switch:
                 self.before = (await self.observe(device)).binding
                 return await self._carry_out(device, self.before, plan, aim)
             except StepError as error:
-                if error.step.action is not Action.UNBIND or error.code != errno.ENODEV:
+                if error.step.action is not Action.UNBIND or error.kernel_errno != errno.ENODEV:
                     raise
                 now = (await self.observe(device)).binding
                 if now.driver is not None:

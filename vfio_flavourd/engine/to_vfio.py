@@ -81,7 +81,7 @@ class _Candidates:
         except StepError as error:
             if error.step.action is not Action.BIND:
                 raise await switch.undo(device, error) from error
-            self._refusals.append(f"{candidate.module} refused: {describe_errno(error.code)}")
+            self._refusals.append(f"{candidate.module} refused: {describe_errno(error.kernel_errno)}")
             self._errno = error.errno
             return None
         if after.binding.driver != driver or self._lacks_vfio(after.vfio_device):

@@ -5,12 +5,14 @@ class FlavourError(Exception):
     """Something asked for could not be done.
 
     The text is one line, lower-case, and says what was being done to what. `errno` is what a file
-    system door returns for it; `hint` is what to do next, or empty.
+    system door returns for it; `code` is the stable name of what went wrong; `hint` is what to do next,
+    or empty.
     """
 
-    def __init__(self, message: str, *, errno: int, hint: str = "") -> None:
+    def __init__(self, message: str, *, errno: int, hint: str = "", code: str = "failed") -> None:
         super().__init__(message)
         self.errno = errno
+        self.code = code
         self.hint = hint
 
 
