@@ -60,6 +60,14 @@ def _run(arguments: argparse.Namespace) -> int:
             from .resolve import resolve
 
             return resolve(arguments)
+        case "doctor":
+            from .doctor import doctor
+
+            return doctor(arguments)
+        case "import":
+            from .importing import import_policy
+
+            return import_policy(arguments)
         case "check" | "cat-config" | "reload":
             from . import policy
 

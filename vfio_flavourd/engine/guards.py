@@ -5,7 +5,7 @@ import errno
 import re
 from dataclasses import dataclass
 
-from ..model.device import Device
+from ..model.device import HARMLESS_DRIVERS, Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request
 from ..model.occupancy import UNFORCEABLE, Use, User
@@ -15,9 +15,6 @@ from .host import Host
 # From here on the kernel refuses a native driver in a group that a guest uses; before, it hits a BUG_ON
 # (vfio_group_nb_add_dev(), gone with 5.19's DMA ownership).
 _SAFE_NATIVE_BIND = (5, 19)
-
-# Drivers that don't make an IOMMU group unusable: they do no DMA of their own (driver_managed_dma, 5.19).
-_HARMLESS = frozenset({"pci-stub"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +149,7 @@ def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
         for other in host.read_others_in_group(device)
         if not other.is_bridge
         and other.driver is not None
-        and other.driver not in _HARMLESS
+        and other.driver not in HARMLESS_DRIVERS
         and host.find_flavour(other) != Flavour.VFIO
     )
 

@@ -7,6 +7,9 @@ from .address import PciAddress
 # Base class 06h of the PCI code and ID assignment: host, ISA, PCI-to-PCI and other bridges.
 _BRIDGE_CLASS = 0x06
 
+# Drivers that don't make an IOMMU group unusable: they do no DMA of their own (driver_managed_dma, 5.19).
+HARMLESS_DRIVERS = frozenset({"pci-stub"})
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

@@ -1,0 +1,123 @@
+"""Looks a host over: reads what there is to know, and has the model judge it. Needs no daemon, and no root
+as far as it goes."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config.files import DIRECTORIES
+from ..config.load import load_policy
+from ..config.problems import PolicyError
+from ..kernel.early_rules import find_rebuild_command, find_stale_initramfs, read_rules, read_sources
+from ..kernel.facts import read_facts
+from ..kernel.index import ModuleIndex
+from ..kernel.inventory import read_devices
+from ..kernel.readiness import find_unreadable, read_driverctl_overrides, read_index, read_platform
+from ..kernel.sysfs import Sysfs
+from ..model.aliases import AliasTable
+from ..model.device import Device
+from ..model.errors import FlavourError
+from ..model.flavour import find_flavour
+from ..model.policy import VFIO, Decision, Policy, decide
+from ..model.readiness.claims import judge_driverctl, judge_modprobe
+from ..model.readiness.facts import Applied, Daemon, Image, Present
+from ..model.readiness.finding import Finding, State, worst_first
+from ..model.readiness.modules import judge_modules
+from ..model.readiness.platform import judge_platform
+from ..model.readiness.policy import judge_applied, judge_daemon, judge_groups
+from ..model.udev_header import parse_header
+from .policy import ModulesOfFlavours, PolicyInForce, is_switched_off
+
+
+def examine(root: Path, release: str, daemon: Daemon, *, owner: int = 0) -> tuple[Finding, ...]:
+    """Every finding, the worst first. `owner` is whose the policy's files must be."""
+    policy, findings = _examine_policy(root, owner)
+    sysfs = Sysfs(str(root).rstrip("/"))
+    table = ModuleIndex(root, release).table()
+    in_force = PolicyInForce(policy)
+    devices = _read_present(sysfs, policy, table, in_force.find_modules(table))
+    platform = read_platform(root, release)
+    index = read_index(root, release, table)
+    findings += judge_platform(platform, index)
+    findings += judge_modules(platform, index, devices)
+    findings += judge_modprobe(index.conf, devices)
+    findings += examine_applied(root, release, [(each.device, each.decision) for each in devices], table)
+    findings += judge_groups(platform, devices)
+    findings += judge_daemon(daemon)
+    return worst_first(findings)
+
+
+def examine_applied(
+    root: Path, release: str, decided: Sequence[tuple[Device, Decision]], table: AliasTable
+) -> list[Finding]:
+    """Where this host is not yet, or not after the next boot, what its policy says."""
+    overrides = read_driverctl_overrides(root)
+    vfio_modules = table.flavoured_modules(VFIO.alias_prefix or "", VFIO.fallback)
+    return [*judge_driverctl(overrides, decided, vfio_modules), *judge_applied(_read_applied(root, release))]
+
+
+def read_decided(root: Path, policy: Policy) -> list[tuple[Device, Decision]]:
+    """What the policy says of each device that is there."""
+    sysfs = Sysfs(str(root).rstrip("/"))
+    devices = read_devices(sysfs, policy.personalities)
+    return [(device, decide(read_facts(sysfs, device, policy), policy)) for device in devices]
+
+
+def _examine_policy(root: Path, owner: int) -> tuple[Policy, list[Finding]]:
+    """Without a policy that can be read, one that says nothing stands in for it."""
+    if is_switched_off(root):
+        what = "the policy is switched off on the kernel command line, so no device is touched unasked"
+        return Policy(), [
+            Finding("policy", State.WARNING, what, "take vfio_flavourd.policy=0 away and reboot")
+        ]
+    if unreadable := find_unreadable(root, DIRECTORIES):
+        what = f"the policy was not looked at: {', '.join(unreadable)} can't be read by this user"
+        return Policy(), [Finding("policy", State.NOTE, what, "sudo flavourctl doctor")]
+    try:
+        loaded = load_policy(root, owner=owner)
+    except PolicyError as error:
+        return Policy(), [
+            Finding("policy", State.PROBLEM, f"the policy is not valid: {error}", "flavourctl check")
+        ]
+    findings = [Finding("policy", State.NOTE, str(problem), problem.hint) for problem in loaded.warnings]
+    if not loaded.policy.rules:
+        return loaded.policy, [*findings, Finding("policy", State.OK, "there are no rules in a policy")]
+    if os.geteuid() != 0 and any(rule.match.serial for rule in loaded.policy.rules):
+        what = "rules that ask for a serial number could not be judged: only root can read all of those"
+        findings.append(Finding("policy", State.NOTE, what, "sudo flavourctl doctor"))
+    return loaded.policy, [*findings, Finding("policy", State.OK, "the policy is valid")]
+
+
+def _read_present(
+    sysfs: Sysfs, policy: Policy, table: AliasTable, modules: ModulesOfFlavours
+) -> list[Present]:
+    loaded = sysfs.list("/sys/module")
+    present = []
+    for device in read_devices(sysfs, policy.personalities):
+        facts = read_facts(sysfs, device, policy)
+        decision = decide(facts, policy)
+        present.append(
+            Present(
+                device=device,
+                flavour=find_flavour(device.vfio_device, device.driver_module, modules),
+                decision=decision,
+                resolution=table.resolve(device.modalias, denied=decision.settings.denied, loaded=loaded),
+                is_vf=facts.sriov == "vf",
+            )
+        )
+    return present
+
+
+def _read_applied(root: Path, release: str) -> Applied:
+    try:
+        rules = read_rules(root)
+    except FlavourError as error:
+        return Applied(trouble=(str(error), error.hint))
+    return Applied(
+        is_newer=rules is not None and parse_header(rules).sources != read_sources(root, release),
+        stale=tuple(
+            Image(str(image.path), "the running kernel's" if image.running else f"that of {image.release}")
+            for image in find_stale_initramfs(root, release)
+        ),
+        rebuild=find_rebuild_command(root) or "make it anew",
+    )
