@@ -15,7 +15,7 @@ from .inventory import IOMMU_GROUPS
 
 _TABLES = "/sys/firmware/acpi/tables"
 # UEFI Specification, 3.3 Globally Defined Variables: four bytes of attributes come first.
-_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _BOOT_LOADERS = (
     ("usr/sbin/grubby", "grubby"),
     ("usr/sbin/update-grub", "update-grub"),

@@ -1,5 +1,7 @@
 """The machine and its kernel: IOMMU, Secure Boot and lockdown, modules that can't be loaded."""
 
+import shlex
+
 from .facts import Index, Platform
 from .finding import Finding, State
 
@@ -40,7 +42,7 @@ def _explain_off(platform: Platform) -> tuple[str, str]:
     if off := [word for word in words if word in _OFF]:
         return (
             f"the kernel command line says {' '.join(off)}",
-            f"take it away: {_change(platform, remove=' '.join(off))}",
+            _change(platform, remove=" ".join(off)),
         )
     if platform.tables is not None and table and table not in platform.tables:
         return (
@@ -50,7 +52,7 @@ def _explain_off(platform: Platform) -> tuple[str, str]:
     if platform.cpu_vendor == "GenuineIntel" and _INTEL_ON not in words:
         return (
             f"the kernel command line lacks {_INTEL_ON}",
-            f"add it: {_change(platform, add=_INTEL_ON)}",
+            _change(platform, add=_INTEL_ON),
         )
     return (
         "the kernel has found none that it can use",
@@ -59,16 +61,17 @@ def _explain_off(platform: Platform) -> tuple[str, str]:
 
 
 def _change(platform: Platform, *, add: str = "", remove: str = "") -> str:
+    change = f"add {add} to" if add else f"take {remove} out of"
     match platform.boot_loader:
         case "grubby":
-            option = f"--args={add!r}" if add else f"--remove-args={remove!r}"
+            option = f"--args={add}" if add else f"--remove-args={shlex.quote(remove)}"
             return f"grubby --update-kernel=ALL {option} && reboot"
         case "update-grub":
-            return "edit GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub && reboot"
+            return f"{change} GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub && reboot"
         case "kernel-install":
-            return "edit /etc/kernel/cmdline, then kernel-install add-all && reboot"
+            return f"{change} /etc/kernel/cmdline, then kernel-install add-all && reboot"
         case _:
-            return "edit the boot loader's configuration, then reboot"
+            return f"{change} the boot loader's configuration, then reboot"
 
 
 def _judge_noiommu(platform: Platform) -> list[Finding]:
