@@ -210,6 +210,12 @@ def test_a_vfio_pci_that_is_kept_out_is_a_problem_with_the_place(host: FakeKerne
     assert "remove that line" in finding.advice
 
 
+def test_a_blacklisted_vfio_pci_is_not_used_though_it_is_loaded(host: FakeKernel) -> None:
+    put(host, "etc/modprobe.d/no.conf", "blacklist vfio_pci\n")
+    host.load("vfio_pci")
+    assert find(host, "vfio-pci").state is State.PROBLEM
+
+
 def test_a_kernel_without_vfio_pci_needs_another_package(host: FakeKernel) -> None:
     put(host, f"lib/modules/{RELEASE}/modules.dep", "kernel/other.ko:\n")
     finding = find(host, "vfio-pci")
@@ -346,6 +352,8 @@ def test_what_driverctl_has_alone_is_a_note_and_what_is_not_there_is_none(host: 
     put(host, "etc/driverctl.d/pci-0000:07:00.0", "vfio-pci\n")
     put(host, "etc/driverctl.d/vmbus-x", "uio_hv_generic\n")
     put(host, "etc/driverctl.d/pci-0000:07:00.1", "")
+    put(host, "etc/driverctl.d/pci-0000:01:00.1", "other\n")
+    host.add_device("0000:01:00.1", 0x1234, 0x5678)
     finding = find(host, "driverctl")
     assert (finding.state, finding.advice) == (State.NOTE, "flavourctl import driverctl")
     assert "0000:01:00.0" in finding.what

@@ -64,7 +64,13 @@ def _ask_daemon() -> Daemon:
         trouble = f"the daemon has not answered for {_PATIENCE:g} s"
         return Daemon(trouble=trouble, hint="journalctl -u vfio-flavourd", is_door_mounted=is_door_mounted)
     stuck = {device["device"]: device["stuck"] for device in answer["devices"] if device["stuck"]}
-    return Daemon(policy_trouble=answer["policy_trouble"], stuck=stuck, is_door_mounted=is_door_mounted)
+    decisions = {device["device"]: device["policy_reason"] for device in answer["devices"]}
+    return Daemon(
+        policy_trouble=answer["policy_trouble"],
+        stuck=stuck,
+        decisions=decisions,
+        is_door_mounted=is_door_mounted,
+    )
 
 
 async def _list() -> dict[str, Any]:

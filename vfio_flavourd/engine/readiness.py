@@ -3,6 +3,7 @@ as far as it goes."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..config.files import DIRECTORIES
@@ -24,25 +25,31 @@ from ..model.readiness.facts import Applied, Daemon, Image, Present
 from ..model.readiness.finding import Finding, State, worst_first
 from ..model.readiness.modules import judge_modules
 from ..model.readiness.platform import judge_platform
-from ..model.readiness.policy import judge_applied, judge_daemon, judge_groups
+from ..model.readiness.policy import judge_applied, judge_daemon, judge_groups, judge_in_force
 from ..model.udev_header import parse_header
-from .policy import ModulesOfFlavours, PolicyInForce, is_switched_off
+from .policy import PolicyInForce, is_switched_off
 
 
 def examine(root: Path, release: str, daemon: Daemon, *, owner: int = 0) -> tuple[Finding, ...]:
     """Every finding, the worst first. `owner` is whose the policy's files must be."""
-    policy, findings = _examine_policy(root, owner)
-    sysfs = Sysfs(str(root).rstrip("/"))
+    known, findings = _examine_policy(root, owner)
+    policy = known or Policy()
     table = ModuleIndex(root, release).table()
-    in_force = PolicyInForce(policy)
-    devices = _read_present(sysfs, policy, table, in_force.find_modules(table))
+    devices = _read_present(root, policy, table)
     platform = read_platform(root, release)
     index = read_index(root, release, table)
     findings += judge_platform(platform, index)
     findings += judge_modules(platform, index, devices)
     findings += judge_modprobe(index.conf, devices)
-    findings += examine_applied(root, release, [(each.device, each.decision) for each in devices], table)
-    findings += judge_groups(platform, devices)
+    if known is None:
+        # That it is not in force has its reason told.
+        daemon = replace(daemon, policy_trouble="")
+    else:
+        decided = [(each.device, each.decision) for each in devices]
+        findings += examine_applied(root, release, decided, table)
+        findings += judge_groups(platform, devices)
+        if not _hides_serials(policy):
+            findings += judge_in_force(daemon, devices)
     findings += judge_daemon(daemon)
     return worst_first(findings)
 
@@ -63,34 +70,36 @@ def read_decided(root: Path, policy: Policy) -> list[tuple[Device, Decision]]:
     return [(device, decide(read_facts(sysfs, device, policy), policy)) for device in devices]
 
 
-def _examine_policy(root: Path, owner: int) -> tuple[Policy, list[Finding]]:
-    """Without a policy that can be read, one that says nothing stands in for it."""
+def _examine_policy(root: Path, owner: int) -> tuple[Policy | None, list[Finding]]:
+    """None where it is not known, or switched off."""
     if is_switched_off(root):
         what = "the policy is switched off on the kernel command line, so no device is touched unasked"
-        return Policy(), [
-            Finding("policy", State.WARNING, what, "take vfio_flavourd.policy=0 away and reboot")
-        ]
+        return None, [Finding("policy", State.WARNING, what, "take vfio_flavourd.policy=0 away and reboot")]
     if unreadable := find_unreadable(root, DIRECTORIES):
         what = f"the policy was not looked at: {', '.join(unreadable)} can't be read by this user"
-        return Policy(), [Finding("policy", State.NOTE, what, "sudo flavourctl doctor")]
+        return None, [Finding("policy", State.NOTE, what, "sudo flavourctl doctor")]
     try:
         loaded = load_policy(root, owner=owner)
     except PolicyError as error:
-        return Policy(), [
-            Finding("policy", State.PROBLEM, f"the policy is not valid: {error}", "flavourctl check")
-        ]
+        what = f"the policy is not valid: {error}"
+        return None, [Finding("policy", State.PROBLEM, what, "flavourctl check")]
     findings = [Finding("policy", State.NOTE, str(problem), problem.hint) for problem in loaded.warnings]
     if not loaded.policy.rules:
-        return loaded.policy, [*findings, Finding("policy", State.OK, "there are no rules in a policy")]
-    if os.geteuid() != 0 and any(rule.match.serial for rule in loaded.policy.rules):
+        return loaded.policy, [*findings, Finding("policy", State.OK, "no policy has a rule")]
+    if _hides_serials(loaded.policy):
         what = "rules that ask for a serial number could not be judged: only root can read all of those"
         findings.append(Finding("policy", State.NOTE, what, "sudo flavourctl doctor"))
     return loaded.policy, [*findings, Finding("policy", State.OK, "the policy is valid")]
 
 
-def _read_present(
-    sysfs: Sysfs, policy: Policy, table: AliasTable, modules: ModulesOfFlavours
-) -> list[Present]:
+def _hides_serials(policy: Policy) -> bool:
+    """Without CAP_SYS_ADMIN a read of a device's configuration space ends before its serial number."""
+    return os.geteuid() != 0 and any(rule.match.serial for rule in policy.rules)
+
+
+def _read_present(root: Path, policy: Policy, table: AliasTable) -> list[Present]:
+    sysfs = Sysfs(str(root).rstrip("/"))
+    modules = PolicyInForce(policy).find_modules(table)
     loaded = sysfs.list("/sys/module")
     present = []
     for device in read_devices(sysfs, policy.personalities):

@@ -57,7 +57,7 @@ def read_index(root: Path, release: str, table: AliasTable) -> Index:
     return Index(
         directory=str(directory),
         alias_trouble=_find_alias_trouble(directory / "modules.alias"),
-        generic=table.resolve(_GENERIC_MODALIAS).candidates[-1],
+        generic=table.resolve(_GENERIC_MODALIAS, loaded=files.list("/sys/module")).candidates[-1],
         trouble=unread,
         skipped=table.skipped,
         newer=_find_newer(directory),

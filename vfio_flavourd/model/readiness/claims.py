@@ -15,6 +15,7 @@ from .finding import Finding, State, name_some
 def judge_driverctl(
     overrides: Sequence[Override], decided: Sequence[tuple[Device, Decision]], vfio_modules: Collection[str]
 ) -> list[Finding]:
+    """Of the devices that are there. A native driver stands in nobody's way where the policy says nothing."""
     decisions = {device.address: decision for device, decision in decided}
     findings = []
     for override in overrides:
@@ -23,11 +24,12 @@ def judge_driverctl(
             continue
         name = f"{override.address}: driverctl has {override.driver} saved for it"
         undo = f"driverctl unset-override {override.address}"
-        if decision.flavour is None:
-            what = f"{name}, and the policy says nothing of it"
-            findings.append(Finding("driverctl", State.NOTE, what, "flavourctl import driverctl"))
-            continue
         is_vfio = override.driver.replace("-", "_") in vfio_modules
+        if decision.flavour is None:
+            if is_vfio:
+                what = f"{name}; a policy could do it instead"
+                findings.append(Finding("driverctl", State.NOTE, what, "flavourctl import driverctl"))
+            continue
         same = decision.flavour == (Flavour.VFIO if is_vfio else Flavour.NATIVE)
         what = f"{name}, so it is left to that although {decision.reason} says {decision.flavour}"
         findings.append(Finding("driverctl", State.WARNING if same else State.PROBLEM, what, undo))

@@ -107,10 +107,12 @@ class Applied:
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """`trouble` is why it doesn't answer, `hint` what to do; both are empty where it does. `policy_trouble`
-    is why the policy on disk isn't in force, `stuck` has devices that the kernel does not give back."""
+    is why the policy on disk isn't in force, `stuck` has devices that the kernel does not give back,
+    `decisions` what its policy says of each device."""
 
     trouble: str = ""
     hint: str = ""
     policy_trouble: str = ""
     stuck: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    decisions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     is_door_mounted: bool = True

@@ -64,7 +64,7 @@ def _lines(count: int) -> str:
 def _judge_generic(platform: Platform, index: Index) -> list[Finding]:
     if index.alias_trouble and not index.is_generic_loaded:
         return []  # that is told, and nothing is known beyond
-    if index.generic.accepted or index.is_generic_loaded:
+    if index.generic.accepted:
         return [Finding("vfio-pci", State.OK, "vfio-pci is available")]
     reason = index.generic.reason
     if reason.startswith(_KEPT_OUT):

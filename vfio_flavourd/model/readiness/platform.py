@@ -27,7 +27,11 @@ def judge_platform(platform: Platform, index: Index) -> list[Finding]:
 
 def _judge_iommu(platform: Platform) -> Finding:
     if platform.groups:
-        return Finding("iommu", State.OK, f"the IOMMU is on, with {platform.groups} groups")
+        return Finding(
+            "iommu",
+            State.OK,
+            f"the IOMMU is on, with {platform.groups} {'group' if platform.groups == 1 else 'groups'}",
+        )
     what = "the IOMMU is off: no device is in an IOMMU group, so VFIO can isolate none"
     reason, advice = _explain_off(platform)
     # Somebody has chosen to go without one.

@@ -6,7 +6,7 @@ from ..device import HARMLESS_DRIVERS
 from ..flavour import Flavour
 from ..policy import NoIommu, OthersInGroup
 from .facts import Applied, Daemon, Platform, Present
-from .finding import Finding, State
+from .finding import Finding, State, name_some
 
 
 def judge_applied(applied: Applied) -> list[Finding]:
@@ -48,6 +48,23 @@ def judge_daemon(daemon: Daemon) -> list[Finding]:
             Finding("file-system", State.WARNING, what, "systemctl start vfio-flavour-fs.service")
         )
     return findings
+
+
+def judge_in_force(daemon: Daemon, devices: Sequence[Present]) -> list[Finding]:
+    """Whether the daemon goes by what is on disk."""
+    other = [
+        present
+        for present in devices
+        if daemon.decisions.get(str(present.address), present.decision.reason) != present.decision.reason
+    ]
+    if not other or daemon.policy_trouble:
+        return []
+    first = other[0]
+    what = (
+        f"the policy on disk is not in force yet: of {name_some(each.address for each in other)} it says "
+        f"{first.decision.reason}, and the daemon goes by {daemon.decisions[str(first.address)]}"
+    )
+    return [Finding("policy", State.WARNING, what, "flavourctl reload")]
 
 
 def judge_groups(platform: Platform, devices: Sequence[Present]) -> list[Finding]:
