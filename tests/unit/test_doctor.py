@@ -145,6 +145,12 @@ def test_an_amd_iommu_needs_no_word_on_the_command_line(host: FakeKernel) -> Non
     assert "dmesg" in finding.advice
 
 
+def test_an_iommu_without_a_device_behind_it_is_named(host: FakeKernel) -> None:
+    switch_off(host, "GenuineIntel", f"{PLAIN} intel_iommu=on", "DMAR")
+    put(host, "sys/class/iommu/dmar0/x", "")
+    assert "the kernel has dmar0, but no device is behind it" in find(host, "iommu").what
+
+
 def test_noiommu_mode_is_a_warning_and_takes_the_iommus_place(host: FakeKernel) -> None:
     parameter = put(host, "sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
     assert find(host, "noiommu").state is State.WARNING
@@ -409,6 +415,21 @@ def test_softdeps_and_installs_that_load_vfio_are_one_note(host: FakeKernel) -> 
         f"softdep nouveau pre: vfio-pci ({conf}:1); install nvidia modprobe vfio-pci ({conf}:2)"
         in finding.what
     )
+
+
+@pytest.mark.parametrize(
+    ("is_root", "state", "advice"),
+    [(True, State.WARNING, "what is in it does not count"), (False, State.NOTE, "sudo flavourctl doctor")],
+)
+def test_what_can_not_be_read_of_modprobe_d_depends_on_who_asks(
+    host: FakeKernel, is_root: bool, state: State, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (host.root / "etc/modprobe.d").mkdir(parents=True)
+    (host.root / "etc/modprobe.d/a.conf").symlink_to("a.conf")
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)
+    finding = find(host, "modules")
+    assert (finding.state, finding.advice) == (state, advice)
+    assert "too many levels of symbolic links" in finding.what
 
 
 # the policy

@@ -7,14 +7,15 @@ from errno import ENOENT
 from pathlib import Path
 
 from ..config.draft import render_draft, render_draft_data
+from ..kernel.claims import DRIVERCTL, read_driverctl_overrides
 from ..kernel.early_rules import find_rebuild_command
 from ..kernel.index import MODPROBE_D, ModuleIndex, read_modprobe_conf
 from ..kernel.inventory import read_devices
-from ..kernel.readiness import find_unreadable, read_driverctl_overrides
+from ..kernel.readiness import find_unreadable
 from ..kernel.sysfs import Sysfs
 from ..model.draft import Draft
 from ..model.errors import FlavourError
-from ..model.from_driverctl import DIRECTORY, draft_from_driverctl
+from ..model.from_driverctl import draft_from_driverctl
 from ..model.from_modprobe import draft_from_modprobe
 from ..model.printable import printable
 from ..model.upstream_variants import UPSTREAM_MODULES
@@ -39,7 +40,7 @@ def import_policy(arguments: argparse.Namespace) -> int:
 
 
 def _from_driverctl(root: Path) -> Draft:
-    if unreadable := find_unreadable(root, [DIRECTORY.lstrip("/")]):
+    if unreadable := find_unreadable(root, [DRIVERCTL]):
         raise FlavourError(
             f"importing from driverctl: {', '.join(unreadable)} can't be read by this user",
             errno=ENOENT,

@@ -9,11 +9,12 @@ from pathlib import Path
 from ..config.files import DIRECTORIES
 from ..config.load import load_policy
 from ..config.problems import PolicyError
+from ..kernel.claims import read_driverctl_overrides
 from ..kernel.early_rules import find_rebuild_command, find_stale_initramfs, read_rules, read_sources
 from ..kernel.facts import read_facts
 from ..kernel.index import ModuleIndex
 from ..kernel.inventory import read_devices
-from ..kernel.readiness import find_unreadable, read_driverctl_overrides, read_index, read_platform
+from ..kernel.readiness import find_unreadable, read_index, read_platform
 from ..kernel.sysfs import Sysfs
 from ..model.aliases import AliasTable
 from ..model.device import Device
@@ -22,7 +23,7 @@ from ..model.flavour import find_flavour
 from ..model.policy import VFIO, Decision, Policy, decide
 from ..model.readiness.claims import judge_driverctl, judge_modprobe
 from ..model.readiness.facts import Applied, Daemon, Image, Present
-from ..model.readiness.finding import Finding, State, worst_first
+from ..model.readiness.finding import SUDO, Finding, State, worst_first
 from ..model.readiness.modules import judge_modules
 from ..model.readiness.platform import judge_platform
 from ..model.readiness.policy import judge_applied, judge_daemon, judge_groups, judge_in_force
@@ -39,7 +40,7 @@ def examine(root: Path, release: str, daemon: Daemon, *, owner: int = 0) -> tupl
     platform = read_platform(root, release)
     index = read_index(root, release, table)
     findings += judge_platform(platform, index)
-    findings += judge_modules(platform, index, devices)
+    findings += judge_modules(platform, index, devices, is_root=os.geteuid() == 0)
     findings += judge_modprobe(index.conf, devices)
     if known is None:
         # That it is not in force has its reason told.
@@ -77,7 +78,7 @@ def _examine_policy(root: Path, owner: int) -> tuple[Policy | None, list[Finding
         return None, [Finding("policy", State.WARNING, what, "take vfio_flavourd.policy=0 away and reboot")]
     if unreadable := find_unreadable(root, DIRECTORIES):
         what = f"the policy was not looked at: {', '.join(unreadable)} can't be read by this user"
-        return None, [Finding("policy", State.NOTE, what, "sudo flavourctl doctor")]
+        return None, [Finding("policy", State.NOTE, what, SUDO)]
     try:
         loaded = load_policy(root, owner=owner)
     except PolicyError as error:
@@ -88,7 +89,7 @@ def _examine_policy(root: Path, owner: int) -> tuple[Policy | None, list[Finding
         return loaded.policy, [*findings, Finding("policy", State.OK, "no policy has a rule")]
     if _hides_serials(loaded.policy):
         what = "rules that ask for a serial number could not be judged: only root can read all of those"
-        findings.append(Finding("policy", State.NOTE, what, "sudo flavourctl doctor"))
+        findings.append(Finding("policy", State.NOTE, what, SUDO))
     return loaded.policy, [*findings, Finding("policy", State.OK, "the policy is valid")]
 
 

@@ -4,11 +4,10 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..model.address import PciAddress, parse_address
 from ..model.aliases import AliasTable
-from ..model.errors import FlavourError
-from ..model.readiness.facts import Index, Override, Platform
+from ..model.readiness.facts import Index, Platform
 from ..model.upstream_variants import UPSTREAM_VARIANTS
+from .claims import DRIVERCTL
 from .host_files import HostFiles
 from .index import MODPROBE_D, find_modules_dir, read_modprobe_conf
 from .inventory import IOMMU_GROUPS
@@ -16,12 +15,12 @@ from .inventory import IOMMU_GROUPS
 _TABLES = "/sys/firmware/acpi/tables"
 # UEFI Specification, 3.3 Globally Defined Variables: four bytes of attributes come first.
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_LOCKDOWN = "sys/kernel/security/lockdown"
 _BOOT_LOADERS = (
     ("usr/sbin/grubby", "grubby"),
     ("usr/sbin/update-grub", "update-grub"),
     ("etc/kernel/cmdline", "kernel-install"),
 )
-_DRIVERCTL = "/etc/driverctl.d"
 _GENERIC_MODALIAS = "pci:v0000FFFFd0000FFFFsv0000FFFFsd0000FFFFbcFFscFFiFF"
 # A package manager unpacks modules and runs depmod right after; within this time they belong together.
 _SETTLED_NS = 2_000_000_000
@@ -41,9 +40,10 @@ def read_platform(root: Path, release: str) -> Platform:
         boot_loader=next((name for path, name in _BOOT_LOADERS if (root / path).exists()), ""),
         is_noiommu_enabled=_is_set(files, "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"),
         secure_boot=_read_secure_boot(root),
-        lockdown=_read_choice(files.read_value("/sys/kernel/security/lockdown")),
+        lockdown=_read_choice(files.read_value(f"/{_LOCKDOWN}")),
         is_signature_enforced=_is_set(files, "/sys/module/module/parameters/sig_enforce"),
         are_modules_disabled=_is_set(files, "/proc/sys/kernel/modules_disabled"),
+        unreadable=find_unreadable(root, (DRIVERCTL, "boot", _SECURE_BOOT, _LOCKDOWN)),
     )
 
 
@@ -68,30 +68,17 @@ def read_index(root: Path, release: str, table: AliasTable) -> Index:
     )
 
 
-def read_driverctl_overrides(root: Path) -> tuple[Override, ...]:
-    """Those that driverctl applies at each boot, by the names of its files (`<bus>-<device>`). An empty one
-    it passes over (load-override in driverctl 0.115)."""
-    files = HostFiles(str(root).rstrip("/"))
-    overrides = []
-    for name in files.list(_DRIVERCTL):
-        driver = files.read(f"{_DRIVERCTL}/{name}").strip()[:64]
-        if driver:
-            bus, _, device = name.partition("-")
-            overrides.append(Override(name, driver, _find_address(device) if bus == "pci" else None))
-    return tuple(overrides)
-
-
-def find_unreadable(root: Path, directories: Iterable[str]) -> tuple[str, ...]:
-    """What is in the way of a reader without privileges, as the kernel names it."""
+def find_unreadable(root: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Which of these, and of what is in those that are directories, this user may not read."""
     unreadable = []
-    for name in directories:
-        directory = root / name
+    for name in names:
+        path = root / name
         try:
-            paths = [directory, *directory.iterdir()]
+            paths = [path, *path.iterdir()]
         except FileNotFoundError:
             continue
         except OSError:
-            paths = [directory]
+            paths = [path]
         unreadable += [f"/{path.relative_to(root)}" for path in paths if not os.access(path, os.R_OK)]
     return tuple(unreadable)
 
@@ -103,13 +90,6 @@ def is_mounted(root: Path, point: str, fs_type: str) -> bool:
         if len(fields) > 6 and fields[4] == point and fs_type in fields[6:]:
             return True
     return False
-
-
-def _find_address(text: str) -> PciAddress | None:
-    try:
-        return parse_address(text)
-    except FlavourError:
-        return None
 
 
 def _is_set(files: HostFiles, path: str) -> bool:

@@ -9,7 +9,7 @@ from .flavour import Flavour
 from .policy import FlavourKind
 from .readiness.facts import Override
 
-DIRECTORY = "/etc/driverctl.d"
+_DIRECTORY = "/etc/driverctl.d"
 
 # As a policy takes it.
 _DRIVER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", re.ASCII)
@@ -27,7 +27,7 @@ def draft_from_driverctl(
     remarks: list[str] = []
     undo: list[str] = []
     for override in overrides:
-        origin = f"{DIRECTORY}/{override.name}"
+        origin = f"{_DIRECTORY}/{override.name}"
         address, driver = override.address, override.driver
         module = driver.replace("-", "_")
         if address is None:

@@ -20,7 +20,8 @@ class Platform:
     `groups` is how many IOMMU groups there are, `units` the IOMMUs in /sys/class/iommu, `tables` the names
     of the firmware's ACPI tables (None: it has none, or they can't be listed). `boot_command` is what
     takes a changed command line into force, as far as that is known. `secure_boot` is None without EFI;
-    `lockdown` is the kernel's level, empty where it has none.
+    `lockdown` is the kernel's level, empty where it has none. `unreadable` are paths that this user may not
+    read.
     """
 
     release: str
@@ -36,6 +37,7 @@ class Platform:
     lockdown: str = ""
     is_signature_enforced: bool = False
     are_modules_disabled: bool = False
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ class State(StrEnum):
     PROBLEM = "problem"
 
 
+# For whom something could not be looked at.
+SUDO = "sudo flavourctl doctor"
+
 _WORST_FIRST = (State.PROBLEM, State.WARNING, State.NOTE, State.OK)
 
 

@@ -7,27 +7,28 @@ from ..address import PciAddress
 from ..resolution import Source
 from ..upstream_variants import UPSTREAM_VARIANTS, UpstreamVariant
 from .facts import Index, Platform, Present
-from .finding import Finding, State, name_some
+from .finding import SUDO, Finding, State, name_some
 
 # What a candidate's reason begins with when somebody keeps it from being loaded.
 _KEPT_OUT = ("blacklisted", "its install command")
 
 
-def judge_modules(platform: Platform, index: Index, devices: Sequence[Present]) -> list[Finding]:
+def judge_modules(
+    platform: Platform, index: Index, devices: Sequence[Present], *, is_root: bool
+) -> list[Finding]:
     return [
-        *_judge_index(platform, index),
+        *_judge_index(platform, index, is_root=is_root),
         *_judge_generic(platform, index),
         *_judge_kept_out(devices),
         *_judge_missing(platform, index, devices),
     ]
 
 
-def _judge_index(platform: Platform, index: Index) -> list[Finding]:
+def _judge_index(platform: Platform, index: Index, *, is_root: bool) -> list[Finding]:
     depmod = f"depmod -a {platform.release}"
-    findings = [
-        Finding("modules", State.WARNING, each.removesuffix(", ignoring"), "what is in it does not count")
-        for each in index.trouble
-    ]
+    # The daemon, which is root, may well read what this user may not.
+    state, advice = (State.WARNING, "what is in it does not count") if is_root else (State.NOTE, SUDO)
+    findings = [Finding("modules", state, each.removesuffix(", ignoring"), advice) for each in index.trouble]
     if index.alias_trouble:
         what = (
             f"{index.directory}/modules.alias can't be used, so no variant driver is found: "

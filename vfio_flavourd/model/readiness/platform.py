@@ -3,7 +3,7 @@
 import shlex
 
 from .facts import Index, Platform
-from .finding import Finding, State
+from .finding import SUDO, Finding, State
 
 # What the firmware describes its IOMMU in, and what its setup calls that.
 _INTEL = ("DMAR", "VT-d")
@@ -22,6 +22,7 @@ def judge_platform(platform: Platform, index: Index) -> list[Finding]:
         *_judge_noiommu(platform),
         *_judge_signatures(platform),
         *_judge_loading(platform, index),
+        *_tell_unreadable(platform),
     ]
 
 
@@ -47,6 +48,11 @@ def _explain_off(platform: Platform) -> tuple[str, str]:
         return (
             f"the kernel command line says {' '.join(off)}",
             _change(platform, remove=" ".join(off)),
+        )
+    if platform.units:
+        return (
+            f"the kernel has {', '.join(platform.units)}, but no device is behind it",
+            "dmesg | grep -i -e iommu -e dmar -e amd-vi says more",
         )
     if platform.tables is not None and table and table not in platform.tables:
         return (
@@ -125,3 +131,10 @@ def _judge_loading(platform: Platform, index: Index) -> list[Finding]:
     return [
         Finding("modules-disabled", State.PROBLEM, f"{what}, and vfio-pci is not loaded", advice),
     ]
+
+
+def _tell_unreadable(platform: Platform) -> list[Finding]:
+    if not platform.unreadable:
+        return []
+    what = f"not looked at, since this user may not read it: {', '.join(platform.unreadable)}"
+    return [Finding("not-looked-at", State.NOTE, what, SUDO)]
