@@ -551,6 +551,115 @@ def test_without_a_rule_reset_gives_back_what_was_there(kernel: FakeKernel) -> N
     run_at_once(run())
 
 
+@pytest.mark.parametrize("rules", [TO_NATIVE, policy()], ids=["to what the policy says", "to what was there"])
+def test_a_reset_that_is_refused_or_fails_leaves_the_wish_as_it_was(
+    kernel: FakeKernel, rules: Policy
+) -> None:
+    device = add_with_native(kernel)
+    native = kernel.drivers["e1000e"]
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        kernel.users[device.address] = (USER,)
+        with pytest.raises(FlavourError) as refused:
+            await reset(engine, device)
+        assert refused.value.errno == errno.EBUSY
+        kernel.users.clear()
+        native.probe_errno = errno.EINVAL
+        with pytest.raises(FlavourError):
+            await reset(engine, device)
+        native.probe_errno = 0
+        await asyncio.sleep(LONG)  # nor does it happen later, behind the back of who was refused
+        assert has(device) == VFIO
+        status = engine.device(at(device))
+        assert (status.wish, status.remarks) == (Flavour.VFIO, ())
+        assert [kept.flavour for kept in engine.reconciler.find_kept()] == ["vfio"]
+        await stop(engine)
+        engine = await start(kernel, rules)
+        assert engine.device(at(device)).wish == Flavour.VFIO
+        await reset(engine, device)
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert engine.device(at(device)).wish is None
+        assert engine.reconciler.find_kept() == ()
+
+    run_at_once(run())
+
+
+def test_a_wish_for_a_device_that_is_no_longer_there_can_be_reset(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        compiled: list[int] = []
+
+        async def compile_again() -> None:
+            compiled.append(len(engine.reconciler.find_kept()))
+
+        engine.reconciler.lasting_wishes_changed = compile_again
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        kernel.remove_device(device)
+        engine.forget(at(device))
+        with pytest.raises(FlavourError, match="what was asked for by hand is forgotten") as told:
+            await reset(engine, device)
+        assert told.value.errno == errno.ENODEV
+        assert compiled == [1, 0]
+        with pytest.raises(FlavourError) as again:
+            await reset(engine, device)
+        assert "forgotten" not in str(again.value)
+
+    run_at_once(run())
+
+
+def test_the_next_boot_follows_a_wish_that_lasts_also_where_the_one_who_asked_has_gone(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        compiled: list[int] = []
+
+        async def compile_again() -> None:
+            compiled.append(len(engine.reconciler.find_kept()))
+
+        engine.reconciler.lasting_wishes_changed = compile_again
+        real = kernel.write
+
+        async def write(path: str, text: str) -> None:
+            await asyncio.sleep(0.2)
+            await real(path, text)
+
+        kernel.write = write  # type: ignore[method-assign]
+        asking = asyncio.create_task(ask(engine, device, Flavour.VFIO, persist=True))
+        await asyncio.sleep(0.3)
+        asking.cancel()
+        await asyncio.sleep(5)
+        assert has(device) == VFIO
+        assert compiled == [1]
+
+    run_at_once(run())
+
+
+def test_a_reset_of_a_whole_group_drops_the_wishes_of_all_that_go_with_it(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO, others=OthersInGroup.TOGETHER)
+        request = Request(at(device), Flavour.NATIVE, others=OthersInGroup.TOGETHER)
+        await engine.reset(request, lambda _: None)
+        await asyncio.sleep(LONG)
+        for each in (device, sibling):
+            assert has(each) == NATIVE
+            assert engine.device(at(each)).wish is None
+            assert remarks(engine, each) == ()
+
+    run_at_once(run())
+
+
 def test_a_refused_wish_is_no_wish(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
     kernel.users[device.address] = (USER,)

@@ -103,6 +103,10 @@ class Reconciler:
         self._take_heart(address)
         return lasted
 
+    def has_wish(self, address: PciAddress) -> bool:
+        """For whichever device there was at the address."""
+        return self._wishes.has(address)
+
     def find_wish(self, device: Device) -> Flavour | None:
         wish = self._wishes.find(device)
         return None if wish is None else wish.flavour

@@ -50,6 +50,9 @@ class Wishes:
         wish = self._lasting.get(str(device.address))
         return wish if wish is not None and wish.ids == find_ids(device.identity) else None
 
+    def has(self, address: PciAddress) -> bool:
+        return str(address) in self._boot or str(address) in self._lasting
+
     @property
     def lasting(self) -> dict[str, Wish]:
         """By address."""
