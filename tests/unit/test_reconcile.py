@@ -347,6 +347,73 @@ def test_a_switch_that_fails_is_tried_four_times_and_again_only_at_a_reload(
     run_at_once(run())
 
 
+def test_a_probe_that_says_busy_is_a_failure_like_any_and_not_tried_for_ever(kernel: FakeKernel) -> None:
+    """Each try takes the native driver away for a moment."""
+    device = add_with_native(kernel)
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        found = tries(engine)
+        await engine.reconciler.start()
+        await asyncio.sleep(2000)
+        assert len(found) == 4
+        assert has(device) == NATIVE
+
+    run_at_once(run())
+
+
+def test_how_often_it_was_refused_does_not_count_against_a_switch_that_fails(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.users[device.address] = (USER,)
+    driver = kernel.modules["vfio_pci"].drivers[0]
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        await asyncio.sleep(2000)
+        kernel.users.clear()
+        driver.probe_errno = errno.EINVAL
+        found = tries(engine)
+        for _ in range(310):
+            await asyncio.sleep(1)
+            if found:
+                driver.probe_errno = 0
+        assert len(found) == 2
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
+@pytest.mark.parametrize("before", ["/e1000e/unbind", "/vfio-pci/bind"])
+def test_a_driver_that_someone_binds_while_the_policy_is_applied_is_told_and_not_fought(
+    kernel: FakeKernel, before: str
+) -> None:
+    device = add_with_native(kernel)
+    intruder = FakeDriver("intruder", None)
+    kernel.register(intruder)
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if path.endswith(before):
+            bind_by_others(kernel, device, "intruder", "intruder")
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        found = tries(engine)
+        await engine.reconciler.start()
+        await asyncio.sleep(2000)
+        assert device.driver is intruder
+        assert len(found) == 1
+        assert "(intruder) by someone else" in remarks(engine, device)[0]
+        kernel.write = real  # type: ignore[method-assign]
+        assert (await reset(engine, device)).flavour == Flavour.VFIO
+
+    run_at_once(run())
+
+
 def test_a_device_that_was_given_up_is_tried_anew_when_it_is_replugged(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
     driver = kernel.modules["vfio_pci"].drivers[0]

@@ -158,6 +158,7 @@ class Engine:
             if work.request.by_hand and not work.drops_wish:
                 self._keep_wishes(work.request, outcome)
         except FlavourError as error:
+            error.touched = work.is_touched
             work.conclude(self.attempts, error=error)
             raise
         except asyncio.CancelledError:
