@@ -46,11 +46,16 @@ async def judge(
         in_the_way = find_in_the_way(host, device)
         if not request.by_hand:
             # Those that the policy gives to VFIO too are on their way themselves.
-            in_the_way = tuple(each for each in in_the_way if host.decide(each).flavour != Flavour.VFIO)
+            in_the_way = tuple(
+                each for each in in_the_way if each.is_bridge or host.decide(each).flavour != Flavour.VFIO
+            )
         if in_the_way and policy is OthersInGroup.REFUSE:
             raise _refuse_group(device, in_the_way)
         if in_the_way and policy is OthersInGroup.IGNORE:
             remark = f"IOMMU group {device.iommu_group} is not usable: {_tell(in_the_way)}"
+        staying = tuple(each for each in in_the_way if each.is_bridge)
+        if staying and policy is OthersInGroup.TOGETHER:
+            raise _refuse_bridges(device, staying)
     if policy is OthersInGroup.TOGETHER:
         others = _find_others(host, device, request.flavour)
     for other in others:
@@ -143,14 +148,16 @@ def _may_bind_beside_a_guest(release: str) -> bool:
 
 
 def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
-    """The others in its IOMMU group that make the group unusable for a guest: endpoints with a host driver.
+    """The others in its IOMMU group that make the group unusable for a guest: those with a host driver.
 
-    Bridges don't count, nor do devices without a driver (kernel: iommu_group_claim_dma_owner()).
+    Devices without a driver don't count (kernel: iommu_group_claim_dma_owner()), nor do bridges to another
+    bus, whose driver does no DMA (before 5.19: vfio_dev_driver_allowed(), by the header's type). One to ISA
+    or from the host is a function like any.
     """
     return tuple(
         other
         for other in host.read_others_in_group(device)
-        if not other.is_bridge
+        if not other.is_bus_bridge
         and other.driver is not None
         and other.driver not in _HARMLESS
         and host.find_flavour(other) != Flavour.VFIO
@@ -173,6 +180,17 @@ def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourErro
         errno=errno.EBUSY,
         hint="--group together (or the policy's `group: together`) switches all of the group's devices or "
         "none, --group ignore only this one",
+    )
+
+
+def _refuse_bridges(device: Device, staying: tuple[Device, ...]) -> FlavourError:
+    """They are never switched, so the others' going would not help."""
+    first = staying[0]
+    return FlavourError(
+        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} {_tell(staying)}",
+        errno=errno.EBUSY,
+        hint=f"a bridge is not switched: echo {first.address} > /sys/bus/pci/drivers/{first.driver}/unbind "
+        "frees the group where the host can do without that driver",
     )
 
 
