@@ -19,6 +19,9 @@ _SAFE_NATIVE_BIND = (5, 19)
 # Drivers that don't make an IOMMU group unusable: they do no DMA of their own (driver_managed_dma, 5.19).
 _HARMLESS = frozenset({"pci-stub"})
 
+# There with CONFIG_VFIO_NOIOMMU only; using it taints the kernel.
+_NOIOMMU_MODE = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -40,7 +43,7 @@ async def judge(
     remark = ""
     policy = request.others or settings.group
     if request.flavour == Flavour.VFIO:
-        check_isolation(device, settings)
+        check_isolation(host, device, settings)
         if device.iommu_group is None:
             remark = "no IOMMU isolates it: whoever has it can read and write all of the host's memory"
         in_the_way = find_in_the_way(host, device)
@@ -76,14 +79,37 @@ def has_it_already(host: Host, device: Device, request: Request, settings: Setti
     return bool(accepted) and host.modules.find_drivers(accepted[0].module)[:1] == (device.driver,)
 
 
-def check_isolation(device: Device, settings: Settings) -> None:
-    """Raises FlavourError where VFIO can't isolate the device, and nobody has said that this is all right."""
+def check_isolation(host: Host, device: Device, settings: Settings) -> None:
+    """Raises FlavourError where VFIO can't isolate the device, and nobody has said that this is all right, or
+    VFIO would not do it. The latter is known once its module is there."""
     if device.iommu_group is None and settings.noiommu is NoIommu.REFUSE:
         raise FlavourError(
             f"{device.address}: the device is in no IOMMU group, so VFIO can't isolate it",
             errno=errno.EIO,
             hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on); the "
             "policy's `noiommu: allow` gives it away unprotected",
+        )
+    # A driver that becomes a VFIO driver itself may isolate what it hands out by its own means.
+    if device.iommu_group is None and device.personality is None and host.sysfs.exists("/sys/module/vfio"):
+        _check_noiommu_mode(host, device)
+
+
+def _check_noiommu_mode(host: Host, device: Device) -> None:
+    """Without it any probe fails with EINVAL (vfio_group_find_or_alloc() in drivers/vfio/group.c)."""
+    try:
+        mode = host.sysfs.read(_NOIOMMU_MODE)
+    except FlavourError:
+        raise FlavourError(
+            f"{device.address}: it is in no IOMMU group, and this kernel's VFIO can't do without one",
+            errno=errno.EIO,
+            hint="enable the IOMMU; or take a kernel that has been built with CONFIG_VFIO_NOIOMMU",
+        ) from None
+    if mode != "Y":
+        raise FlavourError(
+            f"{device.address}: it is in no IOMMU group, and VFIO has not been told to do without one",
+            errno=errno.EIO,
+            hint=f"echo Y > {_NOIOMMU_MODE}; at each boot: `options vfio enable_unsafe_noiommu_mode=1` in "
+            "/etc/modprobe.d",
         )
 
 
