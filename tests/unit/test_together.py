@@ -877,3 +877,18 @@ def test_who_asks_for_the_whole_group_gets_the_rest_of_it_where_a_part_is_there_
 
     asyncio.run(run())
     assert [each.driver.name if each.driver else None for each in functions] == ["vfio-pci", "vfio-pci"]
+
+
+def test_a_bridge_whose_driver_does_dma_keeps_the_group_from_guests_and_is_not_switched(
+    kernel: FakeKernel,
+) -> None:
+    device = kernel.add_device(GPU)
+    kernel.add_native(device)
+    bridge = kernel.add_device("0000:00:1f.0", device=0x2918, class_code=0x060100)
+    kernel.add_native(bridge, "lpc_ich")
+    engine = make_engine(kernel)
+    for others in (OthersInGroup.REFUSE, OthersInGroup.TOGETHER):
+        error = refused(engine, GPU, Flavour.VFIO, others)
+        assert "0000:00:1f.0 (lpc_ich) has a host driver" in str(error)
+        assert "echo 0000:00:1f.0 > /sys/bus/pci/drivers/lpc_ich/unbind" in error.hint
+    assert kernel.writes == []

@@ -119,6 +119,41 @@ class DeviceInfo:
     users: list[UserInfo]
 
 
+@dataclass(frozen=True)
+class GroupMemberInfo:
+    """A device as a member of its IOMMU group. standing is vfio, harmless (no driver, or one that does no
+    DMA), host driver, or stuck; the last two keep the group from being viable."""
+
+    device: str
+    name: str
+    flavour: str
+    driver: str | None
+    bridge: bool
+    standing: str
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """state is ready (a guest can have it), free (nobody has it), host, mixed (a part of it is on VFIO and no
+    guest can have it), bridges (nothing in it to give away) or unprotected (VFIO made it up, noiommu). viable
+    tells whether the kernel would let a guest have it, in_the_way which members keep it from that, takes the
+    commands by which a guest could have it."""
+
+    group: int
+    state: str
+    viable: bool
+    in_the_way: list[str]
+    takes: list[str]
+    members: list[GroupMemberInfo]
+
+
+class Grouping(TypedDict):
+    """ungrouped are the devices that no IOMMU isolates."""
+
+    groups: list[GroupInfo]
+    ungrouped: list[GroupMemberInfo]
+
+
 class Listing(TypedDict):
     """policy_trouble says why the policy on disk is not the one in force, and is empty otherwise."""
 
@@ -225,6 +260,11 @@ class Manager(VarlinkInterface, name=NAME):
     @varlinkmethod
     def List(self) -> Listing:
         """All PCI devices, by address. Who uses them is not looked for here."""
+        raise NotImplementedError
+
+    @varlinkmethod
+    def Groups(self) -> Grouping:
+        """The IOMMU groups, by number: VFIO gives a group away as a whole, or not at all."""
         raise NotImplementedError
 
     @varlinkmethod

@@ -1,12 +1,18 @@
 """What the engine knows, as it travels by varlink."""
 
+from collections.abc import Callable
+
 from ..model.aliases import Candidate, Resolution
+from ..model.device import Device
 from ..model.flavour import Attempt, DeviceStatus, Outcome, StepReport
+from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
 from .interface import (
     AttemptInfo,
     CandidateInfo,
     DeviceInfo,
+    GroupInfo,
+    GroupMemberInfo,
     MemberInfo,
     OutcomeInfo,
     ResolutionInfo,
@@ -105,4 +111,26 @@ def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ())
         slot=status.slot,
         serials=list(status.serials),
         users=[render_user(user) for user in users],
+    )
+
+
+def render_group(group: IommuGroup, find_name: Callable[[Device], str]) -> GroupInfo:
+    return GroupInfo(
+        group=group.number,
+        state=str(group.state),
+        viable=group.is_viable,
+        in_the_way=[str(member.device.address) for member in group.in_the_way],
+        takes=list(group.takes),
+        members=[render_group_member(member, find_name(member.device)) for member in group.members],
+    )
+
+
+def render_group_member(member: GroupMember, name: str) -> GroupMemberInfo:
+    return GroupMemberInfo(
+        device=str(member.device.address),
+        name=name or f"{member.device.identity.vendor:04x}:{member.device.identity.device:04x}",
+        flavour=str(member.flavour),
+        driver=member.device.driver,
+        bridge=member.device.is_bridge,
+        standing=str(member.standing),
     )

@@ -13,6 +13,7 @@ from ..model.aliases import Resolution
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport, parse_flavour
+from ..model.iommu_group import GroupMember
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
@@ -59,6 +60,13 @@ class Engine:
 
     def devices(self) -> list[DeviceStatus]:
         return [self._status(device) for device in self._host.read_devices()]
+
+    def group_members(self) -> list[GroupMember]:
+        """Every device, and what it means for its IOMMU group."""
+        return [
+            GroupMember(device, self._host.find_flavour(device), bool(self._find_stuck(device.address)))
+            for device in self._host.read_devices()
+        ]
 
     def device(self, address: PciAddress) -> DeviceStatus:
         """Raises FlavourError (ENODEV)."""
@@ -294,10 +302,8 @@ class Engine:
 
     def _status(self, device: Device) -> DeviceStatus:
         record = find_record(self._host.ledger, device)
-        running, users = self._running.get(device.address, (None, ()))
-        stuck = self._quarantine.find(device.address)
-        if not stuck and running is not None and (delay := running.delay.find()):
-            stuck = delay + describe_holders(users)
+        running, _ = self._running.get(device.address, (None, ()))
+        stuck = self._find_stuck(device.address)
         facts = self._host.read_facts(device)
         decision = decide(facts, self._host.policy.policy)
         return DeviceStatus(
@@ -317,6 +323,14 @@ class Engine:
             slot=facts.slot,
             serials=facts.serials,
         )
+
+    def _find_stuck(self, address: PciAddress) -> str:
+        """What a write that has not come back is about; empty where there is none."""
+        running, users = self._running.get(address, (None, ()))
+        stuck = self._quarantine.find(address)
+        if not stuck and running is not None and (delay := running.delay.find()):
+            stuck = delay + describe_holders(users)
+        return stuck
 
     def _find_kind(self, decision: Decision) -> FlavourKind:
         return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request
+from ..model.iommu_group import Standing, find_standing, tell_unbinding
 from ..model.occupancy import UNFORCEABLE, Use, User
 from ..model.policy import InUse, NoIommu, OthersInGroup, Settings
 from .host import Host
@@ -15,9 +16,6 @@ from .host import Host
 # From here on the kernel refuses a native driver in a group that a guest uses; before, it hits a BUG_ON
 # (vfio_group_nb_add_dev(), gone with 5.19's DMA ownership).
 _SAFE_NATIVE_BIND = (5, 19)
-
-# Drivers that don't make an IOMMU group unusable: they do no DMA of their own (driver_managed_dma, 5.19).
-_HARMLESS = frozenset({"pci-stub"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +45,12 @@ async def judge(
         if not request.by_hand:
             # Those that the policy gives to VFIO too are on their way themselves.
             in_the_way = tuple(each for each in in_the_way if host.decide(each).flavour != Flavour.VFIO)
-        if in_the_way and policy is OthersInGroup.REFUSE:
-            raise _refuse_group(device, in_the_way)
+        if policy is OthersInGroup.TOGETHER:
+            in_the_way = tuple(each for each in in_the_way if each.is_bridge)  # which are not switched
         if in_the_way and policy is OthersInGroup.IGNORE:
             remark = f"IOMMU group {device.iommu_group} is not usable: {_tell(in_the_way)}"
+        elif in_the_way:
+            raise _refuse_group(device, in_the_way)
     if policy is OthersInGroup.TOGETHER:
         others = _find_others(host, device, request.flavour)
     for other in others:
@@ -143,17 +143,11 @@ def _may_bind_beside_a_guest(release: str) -> bool:
 
 
 def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
-    """The others in its IOMMU group that make the group unusable for a guest: endpoints with a host driver.
-
-    Bridges don't count, nor do devices without a driver (kernel: iommu_group_claim_dma_owner()).
-    """
+    """The others in its IOMMU group that make the group unusable for a guest."""
     return tuple(
         other
         for other in host.read_others_in_group(device)
-        if not other.is_bridge
-        and other.driver is not None
-        and other.driver not in _HARMLESS
-        and host.find_flavour(other) != Flavour.VFIO
+        if find_standing(other, host.find_flavour(other)) is Standing.HOST_DRIVER
     )
 
 
@@ -167,12 +161,19 @@ def _find_others(host: Host, device: Device, flavour: Flavour) -> tuple[Device, 
 
 
 def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourError:
+    hint = (
+        "--group together (or the policy's `group: together`) switches all of the group's devices or "
+        "none, --group ignore only this one"
+    )
+    if bridges := [each for each in in_the_way if each.is_bridge]:
+        hint = (
+            f"a bridge is not switched: {tell_unbinding(bridges[0])}; --group ignore switches only this one"
+        )
     return FlavourError(
         f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} "
         f"{_tell(in_the_way)}",
         errno=errno.EBUSY,
-        hint="--group together (or the policy's `group: together`) switches all of the group's devices or "
-        "none, --group ignore only this one",
+        hint=hint,
     )
 
 
