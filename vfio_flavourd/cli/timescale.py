@@ -15,6 +15,8 @@ from .glyphs import measure
 _TOO_LITTLE = 1 / 12
 _MOST_BREAKS = 5
 _BREAK_WIDTH = 70.0
+# Digits of a second: what is nearer to another than a microsecond is drawn at the same place.
+_FINEST = 6
 _BETWEEN_LABELS = 14.0
 
 
@@ -40,7 +42,7 @@ class Scale:
 
     def __init__(self, times: Iterable[float], width: float, label_size: float) -> None:
         self._label_size = label_size
-        points = sorted({0.0, *(time for time in times if time > 0)})
+        points = sorted({0.0, *(round(max(0.0, time), _FINEST) for time in times)})
         if len(points) == 1:
             points.append(1e-3)
         pieces = list(pairwise(points))
