@@ -163,6 +163,33 @@ def test_what_is_harmless_does_not_stand_in_the_way(kernel: FakeKernel, sibling:
     assert not any(AUDIO in write or "00:01.0" in write for write in kernel.writes)
 
 
+ISA_BRIDGE, HOST_BRIDGE = 0x060100, 0x060000
+
+
+@pytest.mark.parametrize("class_code", [ISA_BRIDGE, HOST_BRIDGE])
+@pytest.mark.parametrize("others", [OthersInGroup.REFUSE, OthersInGroup.TOGETHER])
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_bridge_that_is_a_function_like_any_stands_in_the_way_with_its_driver(
+    kernel: FakeKernel, class_code: int, others: OthersInGroup, by_hand: bool
+) -> None:
+    """A chipset's ISA bridge shares a group with its sound and its SMBus."""
+    device = kernel.add_device(GPU)
+    kernel.add_native(device)
+    bridge = kernel.add_device("0000:00:1f.0", vendor=0x8086, device=0xA305, class_code=class_code)
+    kernel.add_native(bridge, "lpc_ich")
+    everything = Rule("all", Match(vendor=(0x8086,)), "vfio", (), Settings(1.0, 1.0), None, "50.yaml:3")
+    engine = make_engine(kernel, Policy(rules=(everything,)))
+    error = refused(engine, device, Flavour.VFIO, others, by_hand=by_hand)
+    assert error.errno == errno.EBUSY
+    assert "0000:00:1f.0 (lpc_ich) has a host driver" in str(error)
+    assert kernel.writes == []
+    if others is OthersInGroup.TOGETHER:
+        assert "/sys/bus/pci/drivers/lpc_ich/unbind" in error.hint
+    kernel.release(bridge)
+    run_at_once(ask(engine, device, Flavour.VFIO, others, by_hand=by_hand))
+    assert has(kernel, device) == ON_VFIO
+
+
 def test_ignored_others_stay_as_they_are_and_the_outcome_says_that_the_group_is_not_usable(
     kernel: FakeKernel,
 ) -> None:
@@ -877,18 +904,3 @@ def test_who_asks_for_the_whole_group_gets_the_rest_of_it_where_a_part_is_there_
 
     asyncio.run(run())
     assert [each.driver.name if each.driver else None for each in functions] == ["vfio-pci", "vfio-pci"]
-
-
-def test_a_bridge_whose_driver_does_dma_keeps_the_group_from_guests_and_is_not_switched(
-    kernel: FakeKernel,
-) -> None:
-    device = kernel.add_device(GPU)
-    kernel.add_native(device)
-    bridge = kernel.add_device("0000:00:1f.0", device=0x2918, class_code=0x060100)
-    kernel.add_native(bridge, "lpc_ich")
-    engine = make_engine(kernel)
-    for others in (OthersInGroup.REFUSE, OthersInGroup.TOGETHER):
-        error = refused(engine, GPU, Flavour.VFIO, others)
-        assert "0000:00:1f.0 (lpc_ich) has a host driver" in str(error)
-        assert "echo 0000:00:1f.0 > /sys/bus/pci/drivers/lpc_ich/unbind" in error.hint
-    assert kernel.writes == []

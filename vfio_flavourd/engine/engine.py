@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
@@ -116,28 +116,33 @@ class Engine:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
-        way = to_native if request.flavour == Flavour.NATIVE else to_vfio
-        outcome = await self._take(request, report, way)
-        if request.persist:
-            await self.reconciler.lasting_wishes_changed()
-        return outcome
+        report = self.attempts.fan_out(request.address, report)
+        return await self._take(_Work(request, report, _find_way(request)))
 
     async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
-        """Drop the wish that was made by hand: back to what the policy says, or else to what was there before
-        the first switch. Raises FlavourError."""
-        if self.reconciler.drop_wish(request.address):
-            await self.reconciler.lasting_wishes_changed()
-        device = self._host.read_device(request.address)
+        """Back to what the policy says, or else to what was there before the first switch; then the wish that
+        was made by hand is dropped, and stands where that is refused or fails. Raises FlavourError."""
+        try:
+            device = self._host.read_device(request.address)
+        except FlavourError as error:
+            if error.errno != errno.ENODEV or not self.reconciler.has_wish(request.address):
+                raise
+            await self._drop_wishes((request.address,))
+            raise FlavourError(
+                f"{error}; what was asked for by hand is forgotten", errno=errno.ENODEV, code=error.code
+            ) from error
         decision = self._host.decide(device)
+        way: Way = restore
         if decision.flavour is not None:
             # Named where it is only the driver that is another one.
             drivers = decision.drivers if self._host.find_flavour(device) == decision.flavour else ()
             request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
-            return await self.set_flavour(request, report)
-        return await self._take(request, report, restore)
+            way = _find_way(request)
+        report = self.attempts.fan_out(request.address, report)
+        return await self._take(_Work(request, report, way, drops_wish=True))
 
-    async def _take(self, request: Request, report: Callable[[StepReport], None], way: Way) -> Outcome:
-        work = _Work(request, self.attempts.fan_out(request.address, report), way)
+    async def _take(self, work: "_Work") -> Outcome:
+        request = work.request
         task = asyncio.create_task(self._run(work))
         self._switches.add(task)
         task.add_done_callback(self._switches.discard)
@@ -158,9 +163,10 @@ class Engine:
     async def _run(self, work: "_Work") -> Outcome:
         try:
             outcome = await self._in_turn(work)
-            if work.request.by_hand and work.way is not restore:
+            if work.request.by_hand and not work.drops_wish:
                 self._keep_wishes(work.request, outcome)
         except FlavourError as error:
+            error.touched = work.is_touched
             work.conclude(self.attempts, error=error)
             raise
         except asyncio.CancelledError:
@@ -171,7 +177,16 @@ class Engine:
             work.conclude(self.attempts, error=told)
             raise
         work.conclude(self.attempts, outcome=outcome)
+        if work.drops_wish:
+            await self._drop_wishes((work.request.address, *(other.address for other in outcome.others)))
+        elif work.request.persist:
+            await self.reconciler.lasting_wishes_changed()
         return outcome
+
+    async def _drop_wishes(self, addresses: Iterable[PciAddress]) -> None:
+        lasted = [self.reconciler.drop_wish(address) for address in addresses]
+        if any(lasted):
+            await self.reconciler.lasting_wishes_changed()
 
     def _keep_wishes(self, request: Request, outcome: Outcome) -> None:
         """Raises FlavourError (EIO) when they are to last and can't be kept."""
@@ -223,7 +238,7 @@ class Engine:
         request, decision = work.request, self._host.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
         wish = self.reconciler.find_wish(device)
-        if not request.by_hand and wish not in (None, request.flavour):
+        if not request.by_hand and not work.drops_wish and wish not in (None, request.flavour):
             raise FlavourError(
                 f"{request.address}: {wish} was asked for by hand meanwhile", errno=errno.EAGAIN
             )
@@ -337,11 +352,15 @@ class Engine:
 
 
 class _Work:
-    """One request on its way: its switches, and what is known of it by now."""
+    """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
+    for by hand counts no more once it is granted."""
 
-    def __init__(self, request: Request, report: Callable[[StepReport], None], way: Way) -> None:
+    def __init__(
+        self, request: Request, report: Callable[[StepReport], None], way: Way, *, drops_wish: bool = False
+    ) -> None:
         self.request = request
         self.way = way
+        self.drops_wish = drops_wish
         self.members: list[Member] = []
         self.verdict = Verdict()
         self.rule = ""
@@ -403,6 +422,10 @@ class _Work:
                 outcome=others[number] if others else None,
                 rule=self.rule,
             )
+
+
+def _find_way(request: Request) -> Way:
+    return to_native if request.flavour == Flavour.NATIVE else to_vfio
 
 
 async def _release_after(turn: asyncio.Lock, stuck: list[asyncio.Task[None]]) -> None:

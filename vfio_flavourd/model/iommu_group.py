@@ -1,7 +1,7 @@
 """IOMMU groups: VFIO gives a group away as a whole, or not at all.
 
 The kernel's rule is iommu_group_claim_dma_owner() in drivers/iommu/iommu.c: nobody can have a group while a
-member has a host driver that does DMA of its own. The class of a member does not matter to it.
+member has a host driver that does DMA of its own.
 """
 
 from collections.abc import Iterable
@@ -11,15 +11,15 @@ from enum import StrEnum
 from .device import Device
 from .flavour import Flavour
 
-# They say that they do no DMA of their own (driver_managed_dma, 5.19); pcieport has the PCIe bridges.
-_HARMLESS = frozenset({"pci-stub", "pcieport"})
+# Drivers that do no DMA of their own (driver_managed_dma, 5.19).
+_HARMLESS = frozenset({"pci-stub"})
 
 
 class Standing(StrEnum):
     """What a member means for its group."""
 
     VFIO = "vfio"
-    HARMLESS = "harmless"  # no driver, or one that does no DMA
+    HARMLESS = "harmless"  # no driver, or one that does no DMA, as that of a bridge to another bus
     HOST_DRIVER = "host driver"
     STUCK = "stuck"  # its driver has not let go of it, though the link to it is gone
 
@@ -39,11 +39,13 @@ class GroupState(StrEnum):
 
 
 def find_standing(device: Device, flavour: Flavour, *, is_stuck: bool = False) -> Standing:
+    """A bridge to another bus is told by its class, as vfio_dev_driver_allowed() did by the header's type before
+    5.19; one to ISA or from the host is a function like any."""
     if is_stuck:
         return Standing.STUCK
     if flavour == Flavour.VFIO:
         return Standing.VFIO
-    if device.driver is None or device.driver in _HARMLESS:
+    if device.driver is None or device.driver in _HARMLESS or device.is_bus_bridge:
         return Standing.HARMLESS
     return Standing.HOST_DRIVER
 
