@@ -39,8 +39,8 @@ class GroupState(StrEnum):
 
 
 def find_standing(device: Device, flavour: Flavour, *, is_stuck: bool = False) -> Standing:
-    """A bridge to another bus is told by its class, as vfio_dev_driver_allowed() did by the header's type before
-    5.19; one to ISA or from the host is a function like any."""
+    """A bridge to another bus is told by its class, as before 5.19 by the type of its header
+    (vfio_dev_driver_allowed()); one to ISA or from the host is a function like any."""
     if is_stuck:
         return Standing.STUCK
     if flavour == Flavour.VFIO:
