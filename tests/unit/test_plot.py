@@ -24,7 +24,8 @@ def make_attempt(*steps: tuple[Any, ...], error: str = "", **more: Any) -> dict[
     """Of (action, what, duration, error, candidate, phase), one after the other."""
     made, now = [], 0.0
     for step in steps:
-        action, what, duration, failed, candidate, phase = (*step, *("", "", "switching")[len(step) - 3 :])
+        action, what, duration, *rest = step
+        failed, candidate, phase = rest + ["", "", "switching"][len(rest) :]
         made.append(
             {
                 "phase": phase,
