@@ -56,6 +56,14 @@ def _run(arguments: argparse.Namespace) -> int:
             from .devices import show_device
 
             return show_device(arguments)
+        case "groups":
+            from .groups import show_groups
+
+            return show_groups(arguments)
+        case "plot":
+            from .plot import plot
+
+            return plot(arguments)
         case "resolve":
             from .resolve import resolve
 

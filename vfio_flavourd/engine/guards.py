@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request
+from ..model.iommu_group import Standing, find_standing, tell_unbinding
 from ..model.occupancy import UNFORCEABLE, Use, User
 from ..model.policy import InUse, NoIommu, OthersInGroup, Settings
 from .host import Host
@@ -15,9 +16,6 @@ from .host import Host
 # From here on the kernel refuses a native driver in a group that a guest uses; before, it hits a BUG_ON
 # (vfio_group_nb_add_dev(), gone with 5.19's DMA ownership).
 _SAFE_NATIVE_BIND = (5, 19)
-
-# Drivers that don't make an IOMMU group unusable: they do no DMA of their own (driver_managed_dma, 5.19).
-_HARMLESS = frozenset({"pci-stub"})
 
 # There with CONFIG_VFIO_NOIOMMU only; using it taints the kernel.
 _NOIOMMU_MODE = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
@@ -174,19 +172,11 @@ def _may_bind_beside_a_guest(release: str) -> bool:
 
 
 def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
-    """The others in its IOMMU group that make the group unusable for a guest: those with a host driver.
-
-    Devices without a driver don't count (kernel: iommu_group_claim_dma_owner()), nor do bridges to another
-    bus, whose driver does no DMA (before 5.19: vfio_dev_driver_allowed(), by the header's type). One to ISA
-    or from the host is a function like any.
-    """
+    """The others in its IOMMU group that make the group unusable for a guest."""
     return tuple(
         other
         for other in host.read_others_in_group(device)
-        if not other.is_bus_bridge
-        and other.driver is not None
-        and other.driver not in _HARMLESS
-        and host.find_flavour(other) != Flavour.VFIO
+        if find_standing(other, host.find_flavour(other)) is Standing.HOST_DRIVER
     )
 
 
@@ -211,11 +201,10 @@ def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourErro
 
 def _refuse_bridges(device: Device, staying: tuple[Device, ...]) -> FlavourError:
     """They are never switched, so the others' going would not help."""
-    first = staying[0]
     return FlavourError(
         f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} {_tell(staying)}",
         errno=errno.EBUSY,
-        hint=f"a bridge is not switched: echo {first.address} > /sys/bus/pci/drivers/{first.driver}/unbind "
+        hint=f"a bridge is not switched: {tell_unbinding(staying[0])} "
         "frees the group where the host can do without that driver",
     )
 
