@@ -502,7 +502,21 @@ def test_a_device_in_no_group_can_not_be_isolated(host: FakeKernel) -> None:
     assert finding.state is State.PROBLEM
     assert "0000:05:00.0" in finding.what
     write(host.root, rule("mine", "vendor: 1234", more=", noiommu: allow"))
+    finding = find(host, "group")
+    assert finding.state is State.PROBLEM
+    assert "VFIO has not been told to do without" in finding.what
+    put(host, "etc/modprobe.d/vfio.conf", "options vfio enable_unsafe_noiommu_mode=Y\n")
     assert all(finding.state is State.OK for finding in look(host))
+
+
+def test_a_bridge_whose_driver_does_dma_is_in_the_way_and_has_to_be_unbound(host: FakeKernel) -> None:
+    bridge = host.add_device("0000:00:1f.0", 0x8086, 0x2918, class_code=0x060100)
+    host.add_native(bridge, "lpc_ich")
+    write(host.root, rule("all", "vendor: 8086", more=", group: together"))
+    finding = find(host, "group")
+    assert finding.state is State.PROBLEM
+    assert "0000:00:1f.0 (lpc_ich)" in finding.what
+    assert finding.advice == "echo 0000:00:1f.0 > /sys/bus/pci/drivers/lpc_ich/unbind"
 
 
 # the daemon

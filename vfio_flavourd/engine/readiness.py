@@ -48,7 +48,7 @@ def examine(root: Path, release: str, daemon: Daemon, *, owner: int = 0) -> tupl
     else:
         decided = [(each.device, each.decision) for each in devices]
         findings += examine_applied(root, release, decided, table)
-        findings += judge_groups(platform, devices)
+        findings += judge_groups(platform, index.conf, devices)
         if not _hides_serials(policy):
             findings += judge_in_force(daemon, devices)
     findings += judge_daemon(daemon)

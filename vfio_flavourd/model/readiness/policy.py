@@ -1,12 +1,16 @@
 """The policy: whether it is in force, now and at the next boot, and whether it can be followed."""
 
+import re
 from collections.abc import Sequence
 
-from ..device import HARMLESS_DRIVERS
 from ..flavour import Flavour
+from ..iommu_group import Standing, find_standing, tell_unbinding
+from ..modprobe_conf import ModprobeConf
 from ..policy import NoIommu, OthersInGroup
 from .facts import Applied, Daemon, Platform, Present
 from .finding import Finding, State, name_some
+
+_NOIOMMU_ON = re.compile(r"\benable_unsafe_noiommu_mode=[\"']?[1yYtT]")
 
 
 def judge_applied(applied: Applied) -> list[Finding]:
@@ -67,41 +71,59 @@ def judge_in_force(daemon: Daemon, devices: Sequence[Present]) -> list[Finding]:
     return [Finding("policy", State.WARNING, what, "flavourctl reload")]
 
 
-def judge_groups(platform: Platform, devices: Sequence[Present]) -> list[Finding]:
+def judge_groups(platform: Platform, conf: ModprobeConf, devices: Sequence[Present]) -> list[Finding]:
     """Whether a guest could use what the policy gives to VFIO."""
     findings = []
     for present in devices:
-        if present.decision.flavour != Flavour.VFIO or present.device.is_bridge:
-            continue
-        settings, reason = present.decision.settings, present.decision.reason
-        group = present.device.iommu_group
-        if group is None:
-            if platform.groups and settings.noiommu is NoIommu.REFUSE:
-                what = f"{present.address}: VFIO can't isolate it, which {reason} gives to it: no IOMMU group"
-                findings.append(Finding("group", State.PROBLEM, what, "leave it out of the rule"))
-            continue
-        in_the_way = [other for other in devices if _is_in_the_way(present, other)]
-        if not in_the_way or settings.group is OthersInGroup.TOGETHER:
-            continue
-        named = ", ".join(f"{other.address} ({other.device.driver})" for other in in_the_way)
-        state = State.PROBLEM if settings.group is OthersInGroup.REFUSE else State.WARNING
-        what = (
-            f"{present.address}: no guest can use it, though {reason} says vfio: its IOMMU group {group} has "
-            f"{named} with a host driver"
-        )
-        advice = "write group: together in the rule, or move the card to another slot"
-        findings.append(Finding("group", state, what, advice))
+        if present.decision.flavour == Flavour.VFIO and not present.device.is_bridge:
+            if present.device.iommu_group is None:
+                findings += _judge_isolation(platform, conf, present)
+            else:
+                findings += _judge_group(present, devices)
     return findings
 
 
+def _judge_isolation(platform: Platform, conf: ModprobeConf, present: Present) -> list[Finding]:
+    what = f"{present.address} is in no IOMMU group, and {present.decision.reason} gives it to VFIO"
+    if present.decision.settings.noiommu is NoIommu.REFUSE:
+        # Where no device is in any, that is told once.
+        return [Finding("group", State.PROBLEM, what, "leave it out of the rule")] if platform.groups else []
+    told = any(
+        line.module == "vfio" and _NOIOMMU_ON.search(line.parameters) is not None for line in conf.options
+    )
+    if platform.is_noiommu_enabled or told:
+        return []
+    what += ", but VFIO has not been told to do without an IOMMU"
+    advice = "echo options vfio enable_unsafe_noiommu_mode=1 > /etc/modprobe.d/vfio-noiommu.conf && reboot"
+    return [Finding("group", State.PROBLEM, what, advice)]
+
+
+def _judge_group(present: Present, devices: Sequence[Present]) -> list[Finding]:
+    in_the_way = [other for other in devices if _is_in_the_way(present, other)]
+    settings, group = present.decision.settings, present.device.iommu_group
+    staying = [other for other in in_the_way if other.device.is_bridge]
+    if settings.group is OthersInGroup.TOGETHER:
+        in_the_way = staying
+    if not in_the_way:
+        return []
+    named = ", ".join(f"{other.address} ({other.device.driver})" for other in in_the_way)
+    what = (
+        f"{present.address}: no guest can use it, though {present.decision.reason} says vfio: its IOMMU "
+        f"group {group} has {named} with a host driver"
+    )
+    state = State.WARNING if settings.group is OthersInGroup.IGNORE else State.PROBLEM
+    advice = "write group: together in the rule, or move the card to another slot"
+    if staying:
+        advice = "; ".join(tell_unbinding(other.device) for other in staying)
+    return [Finding("group", state, what, advice)]
+
+
 def _is_in_the_way(present: Present, other: Present) -> bool:
-    """Bridges don't count, nor do devices without a driver (iommu_group_claim_dma_owner()), nor those that
-    the policy gives to VFIO too."""
+    """Those that the policy gives to VFIO too are on their way; a bridge is not switched."""
+    standing = find_standing(other.device, other.flavour)
     return (
         other.device.iommu_group == present.device.iommu_group
         and other is not present
-        and not other.device.is_bridge
-        and other.device.driver is not None
-        and other.device.driver not in HARMLESS_DRIVERS
-        and Flavour.VFIO not in (other.flavour, other.decision.flavour)
+        and standing is Standing.HOST_DRIVER
+        and (other.device.is_bridge or other.decision.flavour != Flavour.VFIO)
     )
