@@ -555,6 +555,25 @@ def test_what_is_not_there_is_not_unreadable(tmp_path: Path) -> None:
     assert find_unreadable(tmp_path, ["etc/vfio-flavourd/policy.d", "run/vfio-flavourd/policy.d"]) == ()
 
 
+def test_what_can_not_be_read_is_named_and_what_only_has_to_be_there_is_not(
+    host: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so a file's mode would tell nothing here."""
+    put(host, "etc/driverctl.d/pci-0000:01:00.0", "vfio-pci\n")
+    put(host, "boot/vmlinuz", "")
+    hidden = {
+        host.root / "etc/driverctl.d",
+        host.root / "boot/vmlinuz",
+        host.root / "sys/kernel/security/lockdown",
+    }
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in hidden)
+    findings = [finding for finding in look(host) if finding.name == "not-looked-at"]
+    assert [(finding.state, finding.advice) for finding in findings] == [
+        (State.NOTE, "sudo flavourctl doctor")
+    ]
+    assert findings[0].what.endswith(": /etc/driverctl.d, /sys/kernel/security/lockdown")
+
+
 def test_findings_have_no_line_breaks_of_their_own(host: FakeKernel) -> None:
     """Each is one line of what and one of advice; what comes from outside is escaped when it is printed."""
     switch_off(host, "AuthenticAMD")
