@@ -9,7 +9,7 @@ from ..kernel.inventory import DEVICES
 from ..kernel.sysfs import Sysfs
 from ..model.address import PciAddress
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Outcome, Request, StepReport
+from ..model.flavour import Attempt, Outcome, Request, StepBegun, StepReport
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _HISTORY = 256
 _LOG_DELAY = 0.05
 
 Listener = Callable[[PciAddress, Attempt | StepReport], None]
-Report = Callable[[StepReport], None]
+Report = Callable[[StepBegun | StepReport], None]
 
 
 class Attempts:
@@ -40,10 +40,12 @@ class Attempts:
         self._last.pop(address, None)
 
     def fan_out(self, address: PciAddress, report: Report) -> Report:
-        """A report that tells the listeners too."""
+        """A report that tells the listeners of what has been done, too."""
 
-        def fan_out(step: StepReport) -> None:
+        def fan_out(step: StepBegun | StepReport) -> None:
             report(step)
+            if isinstance(step, StepBegun):
+                return
             for listener in list(self.listeners):
                 listener(address, step)
 
