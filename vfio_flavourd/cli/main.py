@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..model.errors import FlavourError, InvalidPolicyError
 from ..model.printable import printable
-from .output import print_json
+from .output import print_json, print_json_line
 from .parser import build_parser
 from .terminal import wants_color
 
@@ -67,11 +67,14 @@ def _run(arguments: argparse.Namespace) -> int:
             from .resolve import resolve
 
             return resolve(arguments)
-        case "check" | "cat-config" | "reload":
+        case "check" | "cat-config":
             from . import policy
 
-            verbs = {"check": policy.check, "cat-config": policy.cat_config, "reload": policy.reload}
-            return verbs[arguments.verb](arguments)
+            return policy.check(arguments) if arguments.verb == "check" else policy.cat_config(arguments)
+        case "reload":
+            from .reload import reload
+
+            return reload(arguments)
         case _:
             from .switch import switch
 
@@ -81,7 +84,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
     message = str(error)
     if arguments.json:
-        print_json({"error": {"errno": error.errno, "message": message, "hint": error.hint}})
+        # One of monitor's lines is one object.
+        printed = print_json_line if arguments.verb == "monitor" else print_json
+        printed({"error": {"errno": error.errno, "message": message, "hint": error.hint}})
     print(f"flavourctl: {printable(message)}", file=sys.stderr)
     if error.hint:
         print(f"  {printable(error.hint)}", file=sys.stderr)

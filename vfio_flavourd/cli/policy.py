@@ -1,4 +1,4 @@
-"""check, cat-config and reload. The first two read the files themselves and need no daemon."""
+"""check and cat-config, which read the files themselves and need no daemon."""
 
 import argparse
 import os
@@ -85,20 +85,6 @@ def cat_config(arguments: argparse.Namespace) -> int:
         print_json({"files": loaded.files, "policy": render_data(loaded.merged)})
     else:
         print(render_yaml(loaded.merged), end="")
-    return 0
-
-
-def reload(arguments: argparse.Namespace) -> int:
-    """Raises InvalidPolicyError when the daemon refuses the files."""
-    # Only this one talks to the daemon.
-    from ..doors import blocking_client
-
-    with blocking_client.connect(writes=True) as daemon:
-        daemon.call("Reload")
-    if arguments.json:
-        print_json({"reloaded": True})
-    else:
-        print("reloaded")
     return 0
 
 

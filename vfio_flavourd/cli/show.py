@@ -131,7 +131,7 @@ class _Page:
             self.row("group", "none: no IOMMU for this device")
             return
         if not others:
-            self.row("group", f"{number}, with nothing else in it")
+            self.row("group", f"{number}, viable: nothing else is in it")
             return
         blocking = [each["device"] for each in others if each["blocks"]]
         if blocking:
@@ -208,7 +208,8 @@ def _milliseconds(seconds: float) -> str:
 def _explain(device: Answer) -> str:
     """Why it has the driver that it has."""
     last, flavour, driver = device["last"], device["flavour"], device["driver"]
-    if last is not None and not last["error"] and last["flavour"] == flavour and last["reason"]:
+    # Without steps it was found to have the flavour already, which says nothing of how it came to it.
+    if last is not None and last["steps"] and not last["error"] and last["flavour"] == flavour:
         return str(last["reason"])
     if flavour == "native":
         return _explain_native(device)
