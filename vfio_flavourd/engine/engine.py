@@ -287,13 +287,11 @@ class Engine:
         finished by the worker that is at it, and taken up by the next daemon."""
         self.reconciler.stop()
         if self._switches:
-            await asyncio.wait(self._switches, timeout=grace)
-        for address in self._running:
-            _log.warning(
-                "%s: a switch is not at its end as the daemon stops: the next one takes it up",
-                address,
-                extra={"PCI_ADDRESS": str(address)},
-            )
+            _, left = await asyncio.wait(self._switches, timeout=grace)
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left)
         self.attempts.log()
 
     async def recover(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from ..model.address import parse_address
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Ending, Flavour, StepReport
+from ..model.message_ids import MessageId, log_fields
 from ..model.transition import Phase
 
 _log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class History:
                 "the history can't be kept in %r for a restart of the daemon (%s), ignoring",
                 str(self._path),
                 error.strerror,
+                extra=log_fields(MessageId.NOT_KEPT),
             )
         self._is_in_trouble = True
 
