@@ -17,7 +17,7 @@ from typing import Any
 
 from . import __version__, journal
 from .config.problems import PolicyError
-from .doors.interface import CONTROL_SOCKET
+from .doors.protocol import CONTROL_SOCKET
 from .doors.uevents import UeventDoor
 from .doors.varlink import ManagerService, VarlinkDoor
 from .engine.changes import Changes

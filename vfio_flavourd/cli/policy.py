@@ -91,24 +91,15 @@ def cat_config(arguments: argparse.Namespace) -> int:
 def reload(arguments: argparse.Namespace) -> int:
     """Raises InvalidPolicyError when the daemon refuses the files."""
     # Only this one talks to the daemon.
-    import asyncio
+    from ..doors import blocking_client
 
-    asyncio.run(_reload())
+    with blocking_client.connect(writes=True) as daemon:
+        daemon.call("Reload")
     if arguments.json:
         print_json({"reloaded": True})
     else:
         print("reloaded")
     return 0
-
-
-async def _reload() -> None:
-    from ..doors.client import connect
-
-    client = await connect(writes=True)
-    try:
-        await client.call("Reload")
-    finally:
-        client.close()
 
 
 def _refuse(arguments: argparse.Namespace, error: PolicyError) -> int:

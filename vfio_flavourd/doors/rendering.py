@@ -1,12 +1,13 @@
 """What the engine knows, as it travels by varlink."""
 
 from ..model.aliases import Candidate, Resolution
-from ..model.flavour import Attempt, DeviceStatus, Outcome, StepReport
+from ..model.flavour import Attempt, DeviceStatus, GroupMember, Outcome, StepReport
 from ..model.occupancy import User
 from .interface import (
     AttemptInfo,
     CandidateInfo,
     DeviceInfo,
+    GroupMemberInfo,
     MemberInfo,
     OutcomeInfo,
     ResolutionInfo,
@@ -86,6 +87,12 @@ def render_outcome(outcome: Outcome) -> OutcomeInfo:
 
 def render_user(user: User) -> UserInfo:
     return UserInfo(str(user.use), user.what, user.pid)
+
+
+def render_group_member(member: GroupMember, name: str) -> GroupMemberInfo:
+    return GroupMemberInfo(
+        str(member.device.address), name, str(member.flavour), member.device.driver, member.blocks
+    )
 
 
 def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ()) -> DeviceInfo:

@@ -9,7 +9,7 @@ from ..engine.engine import Engine
 from ..kernel.udev_database import UdevDatabase, Uevent
 from ..kernel.uevents import Uevents
 from ..model.errors import FlavourError
-from ..model.flavour import Request, StepReport, parse_flavour
+from ..model.flavour import Request, StepBegun, StepReport, parse_flavour
 from ..model.message_ids import MessageId, log_fields
 
 _log = logging.getLogger(__name__)
@@ -96,5 +96,5 @@ def _read_mark(path: Path) -> dict[str, int]:
     return {address: seqnum for address, seqnum in data.items() if isinstance(seqnum, int)}
 
 
-def _unheard(_: StepReport) -> None:
+def _unheard(_: StepBegun | StepReport) -> None:
     """Nobody follows the steps of a uevent's wish."""

@@ -11,11 +11,12 @@ from asyncvarlink import LastResult, VarlinkInterfaceRegistry, varlinkmethod
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from .. import __version__
+from ..engine.attempts import Report
 from ..engine.engine import Engine
 from ..model.address import PciAddress, parse_address
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Flavour, Outcome, Request, StepReport, parse_flavour
+from ..model.flavour import Attempt, Flavour, Outcome, Request, StepBegun, StepReport, parse_flavour
 from ..model.policy import OthersInGroup
 from . import interface, rendering
 from .connections import Listener, Peer, current_peer, wants_steps
@@ -25,7 +26,7 @@ from .interface import AttemptInfo, Event, Listing, Progress, ResolutionInfo, Sh
 _BACKLOG = 4096
 
 
-_Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
+_Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
 
 
 class ManagerService(interface.Manager):
@@ -62,6 +63,10 @@ class ManagerService(interface.Manager):
             found = await self._engine.find_users(status.device) if users else ()
             return Shown(
                 device=rendering.render_device(status, self._find_name(status.device), found),
+                group=[
+                    rendering.render_group_member(member, self._find_name(member.device))
+                    for member in self._engine.find_group(status.device)
+                ],
                 flavours=[str(flavour) for flavour in self._engine.flavours],
                 policy_trouble=self._engine.policy_trouble,
             )
@@ -174,6 +179,13 @@ class ManagerService(interface.Manager):
         try:
             while listen in self._engine.attempts.listeners or not queue.empty():
                 yield await queue.get()
+            raise interface.render_error(
+                FlavourError(
+                    f"more than {_BACKLOG} events wait for this client, so it is told no more",
+                    errno=errno.EAGAIN,
+                    hint="it has to read them as they come",
+                )
+            )
         finally:
             self._engine.attempts.listeners.discard(listen)
 
@@ -188,21 +200,26 @@ async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
     """Each step as it happens, where the caller wants them; then the outcome as the last reply."""
     if not wants_steps.get():
         raise LastResult(
-            Progress(step=None, outcome=rendering.render_outcome(await switch(request, _ignore)))
+            Progress(
+                running=None, step=None, outcome=rendering.render_outcome(await switch(request, _ignore))
+            )
         )
-    steps: asyncio.Queue[StepReport | None] = asyncio.Queue()
+    steps: asyncio.Queue[StepBegun | StepReport | None] = asyncio.Queue()
     task: asyncio.Task[Outcome] = asyncio.create_task(switch(request, steps.put_nowait))
     task.add_done_callback(lambda _: steps.put_nowait(None))
     try:
         while (step := await steps.get()) is not None:
-            yield Progress(step=rendering.render_step(step), outcome=None)
+            if isinstance(step, StepBegun):
+                yield Progress(running=step.what, step=None, outcome=None)
+            else:
+                yield Progress(running=None, step=rendering.render_step(step), outcome=None)
         outcome = await task
     finally:
         task.cancel()
-    raise LastResult(Progress(step=None, outcome=rendering.render_outcome(outcome)))
+    raise LastResult(Progress(running=None, step=None, outcome=rendering.render_outcome(outcome)))
 
 
-def _ignore(_: StepReport) -> None:
+def _ignore(_: StepBegun | StepReport) -> None:
     """The outcome has the steps too."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..model.address import PciAddress
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, StepReport
+from ..model.flavour import Attempt, Ending, StepBegun, StepReport
 from ..model.message_ids import MessageId, log_fields
 from .history import History
 
@@ -29,7 +29,7 @@ _KINDS = {
 _LEVELS = {Ending.GIVEN_UP: logging.INFO, Ending.CUT_OFF: logging.WARNING}
 
 Listener = Callable[[PciAddress, Attempt | StepReport], None]
-Report = Callable[[StepReport], None]
+Report = Callable[[StepBegun | StepReport], None]
 
 
 class Attempts:
@@ -53,10 +53,12 @@ class Attempts:
         self._last.pop(address, None)
 
     def fan_out(self, address: PciAddress, report: Report) -> Report:
-        """A report that tells the listeners too."""
+        """A report that tells the listeners of what has been done, too."""
 
-        def fan_out(step: StepReport) -> None:
+        def fan_out(step: StepBegun | StepReport) -> None:
             report(step)
+            if isinstance(step, StepBegun):
+                return
             for listener in list(self.listeners):
                 listener(address, step)
 

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
@@ -15,17 +14,17 @@ from ..model.flavour import (
     DeviceStatus,
     Ending,
     Flavour,
+    GroupMember,
     Outcome,
     Request,
-    StepReport,
     parse_flavour,
 )
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
-from .attempts import Attempts
+from .attempts import Attempts, Report
 from .forecast import forecast
-from .guards import has_it_already, judge
+from .guards import find_in_the_way, has_it_already, judge
 from .history import History
 from .host import Host
 from .ledger import Record, find_record
@@ -79,6 +78,14 @@ class Engine:
             return ()
         return await asyncio.to_thread(self._host.occupancy.find_users, device)
 
+    def find_group(self, device: Device) -> tuple[GroupMember, ...]:
+        """The others in its IOMMU group."""
+        in_the_way = {each.address for each in find_in_the_way(self._host, device)}
+        return tuple(
+            GroupMember(other, self._host.find_flavour(other), other.address in in_the_way)
+            for other in self._host.read_others_in_group(device)
+        )
+
     def resolve(self, modalias: str) -> Resolution:
         """Raises FlavourError (EINVAL) for anything that is not a PCI modalias."""
         return self._host.resolve(modalias, VFIO)
@@ -113,7 +120,7 @@ class Engine:
 
     # switching
 
-    async def set_flavour(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
+    async def set_flavour(self, request: Request, report: Report) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
@@ -123,7 +130,7 @@ class Engine:
             await self.reconciler.lasting_wishes_changed()
         return outcome
 
-    async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
+    async def reset(self, request: Request, report: Report) -> Outcome:
         """Drop the wish that was made by hand: back to what the policy says, or else to what was there before
         the first switch. Raises FlavourError."""
         if self.reconciler.drop_wish(request.address):
@@ -137,7 +144,7 @@ class Engine:
             return await self.set_flavour(request, report)
         return await self._take(request, report, restore)
 
-    async def _take(self, request: Request, report: Callable[[StepReport], None], way: Way) -> Outcome:
+    async def _take(self, request: Request, report: Report, way: Way) -> Outcome:
         work = Work(request, self.attempts.fan_out(request.address, report), way)
         task = asyncio.create_task(self._run(work))
         self._switches.add(task)

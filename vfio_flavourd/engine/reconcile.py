@@ -15,12 +15,13 @@ from ..kernel.claims import find_driverctl_override
 from ..model.address import PciAddress, parse_address
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepReport
+from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from ..model.udev_rules import PLACEHOLDER
 from .applied import NOTHING, SPOILT, Applied, read_applied, write_applied
+from .attempts import Report
 from .host import Host
 from .moves import observe
 from .nodes import update_nodes
@@ -46,7 +47,7 @@ _WORKERS = max(2, min(8, os.cpu_count() or 2))
 
 REQUESTER = "policy"
 
-_Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
+_Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
 
 
 class Reconciler:
@@ -426,5 +427,5 @@ async def _nobody_listens() -> None:
     """Nothing is made from the wishes."""
 
 
-def _unheard(_: StepReport) -> None:
+def _unheard(_: StepBegun | StepReport) -> None:
     """Nobody follows the steps of what the policy wants."""

@@ -15,11 +15,11 @@ from ..kernel.processes import read_worker
 from ..model.address import PciAddress
 from ..model.device import Binding, Device, Personality
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepReport
+from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 from ..model.plan import Action, Step, plan_ask_back, plan_move
 from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
-from .attempts import without_address
+from .attempts import Report, without_address
 from .delay import Delay
 from .host import Host
 from .ledger import Record, find_record
@@ -75,7 +75,7 @@ class Switch:
         host: Host,
         request: Request,
         decision: Decision,
-        report: Callable[[StepReport], None],
+        report: Report,
         together: tuple[PciAddress, ...] = (),
         *,
         began: float,
@@ -127,7 +127,7 @@ class Switch:
 
     async def load(self, module: str) -> tuple[str, ...]:
         """The module's PCI drivers. Raises NotLoaded."""
-        start = time.monotonic()
+        start = self._begin_step(f"load {module}")
         try:
             drivers = await self.host.modules.load(module, self._limit(self.settings.load_timeout))
         except NotLoaded as error:
@@ -138,7 +138,7 @@ class Switch:
 
     async def load_native(self, modalias: str) -> None:
         """What udev would load for the device."""
-        start = time.monotonic()
+        start = self._begin_step("load the native driver")
         await self.host.modules.load_native(modalias, self._limit(self.settings.load_timeout))
         self._add_step("load the native driver", start, time.monotonic())
 
@@ -333,6 +333,7 @@ class Switch:
             except OSError as error:
                 raise NotRecordedError(device, error) from error
             self.touched = True
+            self._tell_what_it_is_at()
 
         try:
             return await move(
@@ -393,6 +394,17 @@ class Switch:
         self._add_step(
             str(step), result.start, result.end, describe_errno(result.errno) if result.errno else ""
         )
+        if not result.errno:
+            self._tell_what_it_is_at()
+
+    def _tell_what_it_is_at(self) -> None:
+        if self.delay.step:
+            self._report(StepBegun(self.delay.step))
+
+    def _begin_step(self, what: str) -> float:
+        """Now, by the clock that steps are timed by."""
+        self._report(StepBegun(what))
+        return time.monotonic()
 
     def _add_step(self, what: str, start: float, end: float, error: str = "") -> None:
         step = StepReport(self.phase, what, start - self._began, end - start, error)

@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,10 +10,10 @@ from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, Outcome, Request, StepReport
+from ..model.flavour import Attempt, Ending, Outcome, Request, StepBegun, StepReport
 from ..model.policy import Decision
 from ..model.transition import Phase
-from .attempts import Attempts
+from .attempts import Attempts, Report
 from .guards import Verdict
 from .host import Host
 from .switch import Switch, Way
@@ -24,7 +24,7 @@ from .together import Member
 class Work:
     """One request on its way: its switches, and what is known of it by now."""
 
-    def __init__(self, request: Request, report: Callable[[StepReport], None], way: Way) -> None:
+    def __init__(self, request: Request, report: Report, way: Way) -> None:
         self.request = request
         self.way = way
         self.members: list[Member] = []
@@ -66,7 +66,7 @@ class Work:
         report = self._report
         if device.address != self.request.address:
 
-            def report(step: StepReport) -> None:
+            def report(step: StepBegun | StepReport) -> None:
                 self._report(replace(step, what=f"{device.address}: {step.what}"))
 
         switch = Switch(host, request, decision, report, together, began=self._began)

@@ -83,6 +83,13 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class StepBegun:
+    """What a switch is at from now on."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """One step of a switch as it happened.
 
@@ -162,6 +169,16 @@ class Attempt:
     hint: str
     code: str
     steps: tuple[StepReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """Another device of a device's IOMMU group; one that `blocks` has a host driver, so that no guest can
+    have any of them."""
+
+    device: Device
+    flavour: Flavour
+    blocks: bool
 
 
 @dataclass(frozen=True, slots=True)
