@@ -86,6 +86,7 @@ def test_set_flavour_with_more_tells_each_step_and_then_the_outcome(
         "set driver_override to vfio-pci",
         "unbind from e1000e",
         "bind to vfio-pci",
+        "read back what it has",
     ]
     assert replies[-1]["outcome"]["driver"] == "vfio-pci"
 

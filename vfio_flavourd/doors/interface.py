@@ -42,12 +42,26 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class AttemptInfo:
+    """id counts the attempts of this boot. outcome is done, unchanged, refused, failed, stuck, given-up or
+    cut-off. when is in seconds since the epoch, and the steps count from then. hint and code are those of the
+    error; reason is empty where error is not."""
+
+    id: int
     device: str
     flavour: str
     requester: str
     when: float
+    duration: float
+    outcome: str
+    driver: str | None
+    previous_driver: str | None
+    fallback: bool
+    forced: list[str]
+    rule: str
     reason: str
     error: str
+    hint: str
+    code: str
     steps: list[StepInfo]
 
 
@@ -73,8 +87,10 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
-    """What came of a switch, as read back from the kernel; where changed is false it was so before."""
+    """What came of a switch, as read back from the kernel; where changed is false it was so before. History
+    keeps it under the number attempt."""
 
+    attempt: int
     device: str
     flavour: str
     driver: str | None
@@ -164,6 +180,7 @@ class Event(TypedDict):
 
 class _Told:
     errno: int
+    code: str
     message: str
     hint: str
 
@@ -229,8 +246,8 @@ _BY_ERRNO = {
 class Manager(VarlinkInterface, name=NAME):
     """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
 
-    A device is named by its address, with or without the domain. Every error carries an errno, one
-    line that says what was being done to what, and a hint.
+    A device is named by its address, with or without the domain. Every error carries an errno, the stable
+    code of what went wrong, one line that says what was being done to what, and a hint.
     """
 
     errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
@@ -301,8 +318,8 @@ class Manager(VarlinkInterface, name=NAME):
         yield
 
     @varlinkmethod(return_parameter="attempts")
-    def History(self) -> list[AttemptInfo]:
-        """The attempts since the daemon started, oldest first; the last 256 are kept."""
+    def History(self, *, device: str | None = None) -> list[AttemptInfo]:
+        """The attempts of this boot, or those on one device, oldest first; the last 256 of all are kept."""
         raise NotImplementedError
 
     @varlinkmethod(delay_generator=False)
@@ -320,4 +337,4 @@ class Manager(VarlinkInterface, name=NAME):
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
     invalid = isinstance(error, InvalidPolicyError)
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
-    return kind(errno=error.errno, message=str(error), hint=error.hint)
+    return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)

@@ -15,12 +15,14 @@ class NotRunningError(FlavourError):
 
 def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
     """What a client makes of an error reply."""
-    message, hint, code = parameters.get("message"), parameters.get("hint"), parameters.get("errno")
+    message, hint = parameters.get("message"), parameters.get("hint")
+    number, code = parameters.get("errno"), parameters.get("code")
     kind = InvalidPolicyError if name == f"{NAME}.InvalidPolicy" else FlavourError
     return kind(
         message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
-        errno=code if isinstance(code, int) else errno.EIO,
+        errno=number if isinstance(number, int) else errno.EIO,
         hint=hint if isinstance(hint, str) else "",
+        code=code if isinstance(code, str) else "failed",
     )
 
 

@@ -35,20 +35,31 @@ def render_step(step: StepReport) -> StepInfo:
     return StepInfo(str(step.phase), step.what, step.started, step.duration, step.error)
 
 
-def render_attempt(device: str, attempt: Attempt) -> AttemptInfo:
+def render_attempt(attempt: Attempt) -> AttemptInfo:
     return AttemptInfo(
-        device=device,
+        id=attempt.id,
+        device=str(attempt.address),
         flavour=str(attempt.flavour),
         requester=attempt.requester,
         when=attempt.when,
+        duration=attempt.duration,
+        outcome=str(attempt.ending),
+        driver=attempt.driver,
+        previous_driver=attempt.previous_driver,
+        fallback=attempt.fallback,
+        forced=list(attempt.forced),
+        rule=attempt.rule,
         reason=attempt.reason,
         error=attempt.error,
+        hint=attempt.hint,
+        code=attempt.code,
         steps=[render_step(step) for step in attempt.steps],
     )
 
 
 def render_outcome(outcome: Outcome) -> OutcomeInfo:
     return OutcomeInfo(
+        attempt=outcome.attempt,
         device=str(outcome.address),
         flavour=str(outcome.flavour),
         driver=outcome.driver,
@@ -86,9 +97,8 @@ def render_group_member(member: GroupMember, name: str) -> GroupMemberInfo:
 
 def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ()) -> DeviceInfo:
     device = status.device
-    address = str(device.address)
     return DeviceInfo(
-        device=address,
+        device=str(device.address),
         name=name,
         ids=f"{device.identity.vendor:04x}:{device.identity.device:04x}",
         class_code=f"{device.class_code:06x}",
@@ -103,7 +113,7 @@ def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ())
         phase=str(status.phase) if status.phase else None,
         stuck=status.stuck,
         resolution=render_resolution(status.resolution),
-        last=render_attempt(address, status.last) if status.last else None,
+        last=render_attempt(status.last) if status.last else None,
         rule=status.decision.rule.name if status.decision.rule is not None else None,
         policy_flavour=status.decision.flavour,
         policy_reason=status.decision.reason,

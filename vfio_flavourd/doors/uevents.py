@@ -10,6 +10,7 @@ from ..kernel.udev_database import UdevDatabase, Uevent
 from ..kernel.uevents import Uevents
 from ..model.errors import FlavourError
 from ..model.flavour import Request, StepBegun, StepReport, parse_flavour
+from ..model.message_ids import MessageId, log_fields
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class UeventDoor:
                 "%s: that the wish of a uevent was taken up can't be marked (%s), ignoring",
                 address,
                 error.strerror,
-                extra={"PCI_ADDRESS": address},
+                extra=log_fields(MessageId.NOT_KEPT, event.address),
             )
         task = asyncio.create_task(self._fulfil(event, event.wish))
         self._tasks.add(task)
@@ -75,7 +76,7 @@ class UeventDoor:
                 event.address,
                 error,
                 error.hint,
-                extra={"PCI_ADDRESS": str(event.address)},
+                extra=log_fields(MessageId.WISH_INVALID, event.address),
             )
             return
         try:

@@ -152,11 +152,14 @@ class ManagerService(interface.Manager):
                 yield progress
 
     @varlinkmethod(return_parameter="attempts")
-    def History(self) -> list[AttemptInfo]:
-        return [
-            rendering.render_attempt(str(address), attempt)
-            for address, attempt in self._engine.attempts.history
-        ]
+    def History(self, *, device: str | None = None) -> list[AttemptInfo]:
+        with _translated():
+            address = None if device is None else parse_address(device)
+            return [
+                rendering.render_attempt(attempt)
+                for attempt in self._engine.attempts.history
+                if address in (None, attempt.address)
+            ]
 
     @varlinkmethod(delay_generator=False)
     async def Monitor(self) -> AsyncIterator[Event]:
@@ -166,9 +169,7 @@ class ManagerService(interface.Manager):
             if isinstance(news, StepReport):
                 event = Event(device=str(address), step=rendering.render_step(news), attempt=None)
             else:
-                event = Event(
-                    device=str(address), step=None, attempt=rendering.render_attempt(str(address), news)
-                )
+                event = Event(device=str(address), step=None, attempt=rendering.render_attempt(news))
             try:
                 queue.put_nowait(event)
             except asyncio.QueueFull:

@@ -23,7 +23,7 @@ class Delay:
         return self._ahead[0] if self._ahead else None
 
     def begin(self, pid: int, steps: Iterable[Step]) -> None:
-        self._ahead = [*map(str, steps), "reading what it has"]
+        self._ahead = [*map(str, steps), "read back what it has"]
         self._pid = pid
         self._since = time.monotonic()
 

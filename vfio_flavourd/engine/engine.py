@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import logging
-import time
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
@@ -13,12 +12,11 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import (
     DeviceStatus,
+    Ending,
     Flavour,
     GroupMember,
     Outcome,
     Request,
-    StepBegun,
-    StepReport,
     parse_flavour,
 )
 from ..model.occupancy import User
@@ -26,7 +24,8 @@ from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
-from .guards import Verdict, find_in_the_way, has_it_already, judge
+from .guards import find_in_the_way, has_it_already, judge
+from .history import History
 from .host import Host
 from .ledger import Record, find_record
 from .moves import StuckError
@@ -37,6 +36,7 @@ from .switch import Switch, Way
 from .to_native import restore, to_native
 from .to_vfio import to_vfio
 from .together import Member, run_together
+from .work import Work
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self._releases: set[asyncio.Task[None]] = set()
-        self.attempts = Attempts(host.sysfs)
+        self.attempts = Attempts(History(host.state / "history.jsonl"))
         self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
         self._quarantine = Quarantine(host, self._find_turn, self.reconciler.consider)
 
@@ -145,7 +145,7 @@ class Engine:
         return await self._take(request, report, restore)
 
     async def _take(self, request: Request, report: Report, way: Way) -> Outcome:
-        work = _Work(request, self.attempts.fan_out(request.address, report), way)
+        work = Work(request, self.attempts.fan_out(request.address, report), way)
         task = asyncio.create_task(self._run(work))
         self._switches.add(task)
         task.add_done_callback(self._switches.discard)
@@ -163,23 +163,22 @@ class Engine:
                 task.cancel()
             raise
 
-    async def _run(self, work: "_Work") -> Outcome:
+    async def _run(self, work: Work) -> Outcome:
         try:
             outcome = await self._in_turn(work)
             if work.request.by_hand and work.way is not restore:
                 self._keep_wishes(work.request, outcome)
         except FlavourError as error:
-            work.conclude(self.attempts, error=error)
+            work.conclude(self._host, self.attempts, error=error)
             raise
         except asyncio.CancelledError:
-            given_up = "given up by the one who asked, nothing was touched"
+            ending, why = Ending.GIVEN_UP, "given up by the one who asked, nothing was touched"
             if work.is_touched:
-                given_up = "cut off by the end of the daemon, the next one takes it up"
-            told = FlavourError(f"{work.request.address}: {given_up}", errno=errno.EINTR)
-            work.conclude(self.attempts, error=told)
+                ending, why = Ending.CUT_OFF, "cut off by the end of the daemon, the next one takes it up"
+            told = FlavourError(f"{work.request.address}: {why}", errno=errno.EINTR, code=ending)
+            work.conclude(self._host, self.attempts, error=told, ending=ending)
             raise
-        work.conclude(self.attempts, outcome=outcome)
-        return outcome
+        return replace(outcome, attempt=work.conclude(self._host, self.attempts, outcome=outcome))
 
     def _keep_wishes(self, request: Request, outcome: Outcome) -> None:
         """Raises FlavourError (EIO) when they are to last and can't be kept."""
@@ -187,7 +186,7 @@ class Engine:
             self.reconciler.keep_wish(replace(request, address=other.address, drivers=()))
         self.reconciler.keep_wish(request)
 
-    async def _in_turn(self, work: "_Work") -> Outcome:
+    async def _in_turn(self, work: Work) -> Outcome:
         address = work.request.address
         self._quarantine.check(address)
         turn = self._find_turn(address)
@@ -195,7 +194,7 @@ class Engine:
             raise FlavourError(
                 f"{address}: another device of its IOMMU group is stuck", errno=errno.EAGAIN
             )  # the policy has others to see to
-        await self._wait_for_turn(turn, work.request)
+        await self._wait_for_turn(turn, work)
         stuck: list[tuple[Device, StuckError]] = []
         try:
             device = self._host.read_device(address)
@@ -209,6 +208,7 @@ class Engine:
                 update_nodes(self._host, [member.device for member in members])
             for member in members:
                 self._running[member.device.address] = (member.switch, work.verdict.forced)
+            work.is_begun = True
             outcomes = await run_together(members, quarantine)
             return work.describe(outcomes)
         finally:
@@ -226,7 +226,7 @@ class Engine:
             else:
                 turn.release()
 
-    async def _prepare(self, work: "_Work", device: Device) -> list[Member]:
+    async def _prepare(self, work: Work, device: Device) -> list[Member]:
         """Who is switched, after all guards. Raises FlavourError."""
         request, decision = work.request, self._host.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
@@ -239,7 +239,10 @@ class Engine:
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
-                work.verdict = await judge(self._host, device, request, decision.settings, settled=settled)
+                with work.step("see whether it may be taken", "refused"):
+                    work.verdict = await judge(
+                        self._host, device, request, decision.settings, settled=settled
+                    )
             except FlavourError:
                 work.add(self._host, device, decision, request, ()).switch.enter(Phase.FAILED)
                 raise
@@ -251,7 +254,7 @@ class Engine:
             work.add(self._host, other, self._host.decide(other), own, together)
         return work.members
 
-    def _is_settled(self, device: Device, work: "_Work", decision: Decision) -> bool:
+    def _is_settled(self, device: Device, work: Work, decision: Decision) -> bool:
         """Whether nothing will be touched, so that nobody needs to be asked."""
         if work.way is restore:
             return find_record(self._host.ledger, device) is None
@@ -265,7 +268,14 @@ class Engine:
         group = self._host.sysfs.find_link(f"{DEVICES}/{address}/iommu_group")
         return self._turns.setdefault(str(address) if group is None else f"group {group}", asyncio.Lock())
 
-    async def _wait_for_turn(self, turn: asyncio.Lock, request: Request) -> None:
+    async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
+        if turn.locked():
+            with work.step("wait for the turn of its IOMMU group", "it did not come"):
+                await self._acquire(turn, work.request)
+        else:
+            await turn.acquire()
+
+    async def _acquire(self, turn: asyncio.Lock, request: Request) -> None:
         limit = self._host.turn_timeout
         if request.timeout is not None:
             limit = min(limit, request.timeout)
@@ -284,17 +294,16 @@ class Engine:
         finished by the worker that is at it, and taken up by the next daemon."""
         self.reconciler.stop()
         if self._switches:
-            await asyncio.wait(self._switches, timeout=grace)
-        for address in self._running:
-            _log.warning(
-                "%s: a switch is not at its end as the daemon stops: the next one takes it up",
-                address,
-                extra={"PCI_ADDRESS": str(address)},
-            )
+            _, left = await asyncio.wait(self._switches, timeout=grace)
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left)
         self.attempts.log()
 
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left."""
+        self.attempts.load()
         await self._quarantine.recover()
         for record in self._host.ledger.all():
             if not record.is_open:
@@ -336,75 +345,6 @@ class Engine:
 
     def _find_kind(self, decision: Decision) -> FlavourKind:
         return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
-
-
-class _Work:
-    """One request on its way: its switches, and what is known of it by now."""
-
-    def __init__(self, request: Request, report: Report, way: Way) -> None:
-        self.request = request
-        self.way = way
-        self.members: list[Member] = []
-        self.verdict = Verdict()
-        self.rule = ""
-        self._report = report
-        self._started = time.time()
-        self._began = time.monotonic()
-
-    @property
-    def is_touched(self) -> bool:
-        return any(member.switch.touched for member in self.members)
-
-    def add(
-        self,
-        host: Host,
-        device: Device,
-        decision: Decision,
-        request: Request,
-        together: tuple[PciAddress, ...],
-    ) -> Member:
-        way = self.way if device.address == self.request.address or self.way is not restore else to_native
-        report = self._report
-        if device.address != self.request.address:
-
-            def report(step: StepBegun | StepReport) -> None:
-                self._report(replace(step, what=f"{device.address}: {step.what}"))
-
-        member = Member(Switch(host, request, decision, report, together), device, way)
-        self.members.append(member)
-        return member
-
-    def describe(self, outcomes: list[Outcome]) -> Outcome:
-        """What the one who asked is told: his device's, with the others in it."""
-        first, *others = outcomes
-        reason = f"{first.reason}; {self.verdict.remark}" if self.verdict.remark else first.reason
-        return replace(
-            first,
-            reason=reason,
-            forced=self.verdict.forced if first.changed else (),
-            others=tuple(others),
-        )
-
-    def conclude(
-        self, attempts: Attempts, *, error: FlavourError | None = None, outcome: Outcome | None = None
-    ) -> None:
-        """One record for each device that there was a switch for."""
-        steps = tuple(self.members[0].switch.steps) if self.members else ()
-        seconds = time.monotonic() - self._began
-        attempts.conclude(
-            self.request, self._started, seconds, steps, error=error, outcome=outcome, rule=self.rule
-        )
-        for number, member in enumerate(self.members[1:]):
-            others = outcome.others if outcome is not None else ()
-            attempts.conclude(
-                member.switch.request,
-                self._started,
-                seconds,
-                tuple(member.switch.steps),
-                error=error,
-                outcome=others[number] if others else None,
-                rule=self.rule,
-            )
 
 
 async def _release_after(turn: asyncio.Lock, stuck: list[asyncio.Task[None]]) -> None:

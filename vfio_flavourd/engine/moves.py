@@ -156,7 +156,7 @@ async def move(
         )
     except Blocked as blocked:
         at = len(blocked.results) - first
-        what = str(steps[at]) if 0 <= at < len(steps) else "reading what it has"
+        what = str(steps[at]) if 0 <= at < len(steps) else "read back what it has"
         raise StuckError(
             f"{device.address}: '{what}' has not returned for {timeout:g} s (process {blocked.pid})",
             blocked,
