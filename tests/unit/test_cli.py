@@ -511,7 +511,7 @@ def test_one_who_may_only_look_gets_77(host: Host) -> None:
 
 
 def test_one_who_may_not_even_connect_gets_77(host: Host) -> None:
-    def refuse(path: str) -> socket.socket:
+    def refuse(path: str, patience: float | None) -> socket.socket:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     host.monkeypatch.setattr(blocking_client, "_open", refuse)

@@ -20,7 +20,7 @@ from vfio_flavourd.doors import blocking_client
 if sys.argv[2] != "-":
     ours, theirs = socket.socketpair()
     theirs.sendall(sys.argv[2].encode() + bytes(1))
-    blocking_client._open = lambda path: ours
+    blocking_client._open = lambda *_: ours
 from vfio_flavourd.cli.main import main
 try:
     main(sys.argv[3:])

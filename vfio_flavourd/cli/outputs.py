@@ -10,10 +10,11 @@ from ..config.problems import Problem
 from ..doors.interface import (
     AttemptInfo,
     DeviceInfo,
-    GroupMemberInfo,
+    GroupInfo,
     OutcomeInfo,
     StepInfo,
 )
+from ..model.readiness.finding import Finding
 from ..model.resolution import Candidate
 
 
@@ -33,10 +34,10 @@ class Planned(TypedDict):
 
 
 class Shown(TypedDict):
-    """One device, and the others in its IOMMU group."""
+    """One device, and its IOMMU group."""
 
     device: DeviceInfo
-    group: list[GroupMemberInfo]
+    group: GroupInfo | None
     plan: Planned
     policy_trouble: str
 
@@ -71,6 +72,36 @@ class Event(TypedDict):
     device: str
     step: StepInfo | None
     attempt: AttemptInfo | None
+
+
+class Attempts(TypedDict):
+    """`plot`, and `history`: switches that are over, the last one last."""
+
+    attempts: list[AttemptInfo]
+
+
+class Groups(TypedDict):
+    """The IOMMU groups; ungrouped are the devices that no IOMMU isolates."""
+
+    groups: list[GroupInfo]
+    ungrouped: list[GroupMemberInfo]
+
+
+class Examined(TypedDict):
+    """`doctor`: ready where nothing stands in the way."""
+
+    ready: bool
+    findings: list[Finding]
+
+
+class Imported(TypedDict):
+    """`import`: a policy that says the same; its form is that of policy.schema.json. next says how to
+    take it into use."""
+
+    source: str
+    policy: dict[str, object]
+    remarks: list[str]
+    next: list[str]
 
 
 class Checked(TypedDict):
@@ -116,6 +147,10 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "set": (OutcomeInfo, DryRun, TakenUp),
     "reset": (OutcomeInfo, TakenUp),
     "monitor": (Event,),
+    "plot": (Attempts,),
+    "groups": (Groups,),
+    "doctor": (Examined,),
+    "import": (Imported,),
     "check": (Checked,),
     "cat-config": (Merged, Checked),
     "reload": (Reloaded,),

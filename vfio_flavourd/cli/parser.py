@@ -63,6 +63,27 @@ def build_parser() -> argparse.ArgumentParser:
 
     verbs.add_parser("monitor", parents=[common], help="what is being switched, as it happens, until Ctrl-C")
 
+    groups = verbs.add_parser(
+        "groups", parents=[common], help="the IOMMU groups: could a guest have them, and what it takes"
+    )
+    groups.set_defaults(form="tree")
+    forms = groups.add_mutually_exclusive_group()
+    for form, what in (("tree", "as text (the default)"), ("dot", "for Graphviz"), ("svg", "as a picture")):
+        forms.add_argument(f"--{form}", action="store_const", dest="form", const=form, help=what)
+
+    plot = verbs.add_parser(
+        "plot", parents=[common], help="a timeline of one or more switches, as a picture (SVG)"
+    )
+    plot.add_argument(
+        "attempts",
+        nargs="+",
+        metavar="ID|DEV",
+        help="an attempt's number (flavourctl history), or a device for its last one",
+    )
+    plot.add_argument(
+        "-o", "--output", type=_parse_path, metavar="FILE", help="write it there instead of to stdout"
+    )
+
     resolve = verbs.add_parser(
         "resolve", parents=[common], help="which drivers could serve it; needs no daemon"
     )
@@ -110,6 +131,27 @@ def build_parser() -> argparse.ArgumentParser:
         "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
     )
     verbs.add_parser("reload", parents=[common], help="have the daemon read the policy and the index again")
+    verbs.add_parser(
+        "doctor",
+        parents=[common],
+        help="is this host ready, what stands in the way, what to do; needs no daemon",
+        description="Looks the host over. The exit status is 0 when nothing stands in the way, with notes and"
+        " warnings too, and 1 when there is a problem. What this user may not read is said.",
+    )
+    importing = verbs.add_parser(
+        "import",
+        parents=[common],
+        help="print a policy made of what driverctl or modprobe.d say; needs no daemon",
+        description="Prints a policy that gives the same devices to the same VFIO drivers, and says what to"
+        " do with it; nothing is changed. What a policy can't say goes to stderr as well. The exit status is"
+        " 1, with nothing printed, when there is nothing to make a policy of.",
+    )
+    importing.add_argument(
+        "source",
+        choices=("driverctl", "modprobe"),
+        help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
+        " command line",
+    )
     return parser
 
 

@@ -52,7 +52,8 @@ class Connection:
         Raises FlavourError."""
         self._send(method, parameters, {"more": True})
         self._tick = tick
-        self._socket.settimeout(None if tick is None else _TICK)
+        if tick is not None:
+            self._socket.settimeout(_TICK)
         goes_on = True
         while goes_on:
             answer, goes_on = self._receive()
@@ -81,9 +82,14 @@ class Connection:
             looked = len(self._received)
             try:
                 chunk = self._socket.recv(_CHUNK)
-            except TimeoutError:
-                if self._tick is not None:
-                    self._tick()
+            except TimeoutError as error:
+                if self._tick is None:
+                    raise FlavourError(
+                        f"the daemon has not answered for {self._socket.gettimeout():g} s",
+                        errno=errno.ETIMEDOUT,
+                        hint="journalctl -u vfio-flavourd",
+                    ) from error
+                self._tick()
                 continue
             except OSError as error:
                 raise lost(error) from error
@@ -106,17 +112,19 @@ class Connection:
         return parameters, bool(reply.get("continues"))
 
 
-def connect(*, writes: bool) -> Connection:
-    """Raises FlavourError: EACCES without permission, NotRunningError when nobody listens."""
+def connect(*, writes: bool, patience: float | None = None) -> Connection:
+    """An answer is waited for as long as `patience` says (seconds; None: for ever). Raises FlavourError:
+    EACCES without permission, NotRunningError when nobody listens."""
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
-        return Connection(_open(path))
+        return Connection(_open(path, patience))
     except OSError as error:
         raise no_connection(path, error) from error
 
 
-def _open(path: str) -> socket.socket:
+def _open(path: str, patience: float | None) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.settimeout(patience)
     try:
         sock.connect(path)
     except OSError:

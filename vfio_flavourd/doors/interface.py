@@ -136,14 +136,37 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class GroupMemberInfo:
-    """Another device of an IOMMU group; one that blocks has a host driver, so that no guest can have any of
-    them."""
+    """A device as a member of its IOMMU group. standing is vfio, harmless (no driver, or one that does no
+    DMA), host driver, or stuck; the last two keep the group from being viable."""
 
     device: str
     name: str
     flavour: str
     driver: str | None
-    blocks: bool
+    bridge: bool
+    standing: str
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """state is ready (a guest can have it), free (nobody has it), host, mixed (a part of it is on VFIO and no
+    guest can have it), bridges (nothing in it to give away) or unprotected (VFIO made it up, noiommu). viable
+    tells whether the kernel would let a guest have it, in_the_way which members keep it from that, takes the
+    commands by which a guest could have it."""
+
+    group: int
+    state: str
+    viable: bool
+    in_the_way: list[str]
+    takes: list[str]
+    members: list[GroupMemberInfo]
+
+
+class Grouping(TypedDict):
+    """ungrouped are the devices that no IOMMU isolates."""
+
+    groups: list[GroupInfo]
+    ungrouped: list[GroupMemberInfo]
 
 
 class Listing(TypedDict):
@@ -154,10 +177,10 @@ class Listing(TypedDict):
 
 
 class Shown(TypedDict):
-    """group are the others in its IOMMU group, flavours all that a device can be asked to have."""
+    """group is the IOMMU group that it is in, flavours are all that a device can be asked to have."""
 
     device: DeviceInfo
-    group: list[GroupMemberInfo]
+    group: GroupInfo | None
     flavours: list[str]
     policy_trouble: str
 
@@ -255,6 +278,11 @@ class Manager(VarlinkInterface, name=NAME):
     @varlinkmethod
     def List(self) -> Listing:
         """All PCI devices, by address. Who uses them is not looked for here."""
+        raise NotImplementedError
+
+    @varlinkmethod
+    def Groups(self) -> Grouping:
+        """The IOMMU groups, by number: VFIO gives a group away as a whole, or not at all."""
         raise NotImplementedError
 
     @varlinkmethod

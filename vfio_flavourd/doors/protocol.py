@@ -34,7 +34,7 @@ def no_connection(path: str, error: OSError) -> FlavourError:
             hint="use sudo, or have yourself added to the group",
         )
     return NotRunningError(
-        f"the daemon can't be reached at {path}: {error.strerror}",
+        f"the daemon can't be reached at {path}: {error.strerror or error}",
         errno=errno.EIO,
         hint="systemctl start vfio-flavourd.socket vfio-flavourd.service",
     )

@@ -17,10 +17,11 @@ from ..model.address import PciAddress, parse_address
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Flavour, Outcome, Request, StepBegun, StepReport, parse_flavour
+from ..model.iommu_group import find_groups
 from ..model.policy import OthersInGroup
 from . import interface, rendering
 from .connections import Listener, Peer, current_peer, wants_steps
-from .interface import AttemptInfo, Event, Listing, Progress, ResolutionInfo, Shown
+from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown
 
 # Events that a slow Monitor client may be behind before it is cut off.
 _BACKLOG = 4096
@@ -57,16 +58,27 @@ class ManagerService(interface.Manager):
             return Listing(devices=devices, policy_trouble=self._engine.policy_trouble)
 
     @varlinkmethod
+    def Groups(self) -> Grouping:
+        with _translated():
+            members = self._engine.group_members()
+            return Grouping(
+                groups=[rendering.render_group(group, self._find_name) for group in find_groups(members)],
+                ungrouped=[
+                    rendering.render_group_member(member, self._find_name(member.device))
+                    for member in members
+                    if member.device.iommu_group is None
+                ],
+            )
+
+    @varlinkmethod
     async def Get(self, *, device: str, users: bool | None = None) -> Shown:
         with _translated():
             status = self._engine.device(parse_address(device))
             found = await self._engine.find_users(status.device) if users else ()
+            group = self._engine.find_group(status.device)
             return Shown(
                 device=rendering.render_device(status, self._find_name(status.device), found),
-                group=[
-                    rendering.render_group_member(member, self._find_name(member.device))
-                    for member in self._engine.find_group(status.device)
-                ],
+                group=None if group is None else rendering.render_group(group, self._find_name),
                 flavours=[str(flavour) for flavour in self._engine.flavours],
                 policy_trouble=self._engine.policy_trouble,
             )

@@ -22,11 +22,13 @@ from .together import Member
 
 
 class Work:
-    """One request on its way: its switches, and what is known of it by now."""
+    """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
+    for by hand counts no more once it is granted."""
 
-    def __init__(self, request: Request, report: Report, way: Way) -> None:
+    def __init__(self, request: Request, report: Report, way: Way, *, drops_wish: bool = False) -> None:
         self.request = request
         self.way = way
+        self.drops_wish = drops_wish
         self.members: list[Member] = []
         self.is_begun = False
         self.verdict = Verdict()

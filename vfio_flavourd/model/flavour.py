@@ -172,16 +172,6 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupMember:
-    """Another device of a device's IOMMU group; one that `blocks` has a host driver, so that no guest can
-    have any of them."""
-
-    device: Device
-    flavour: Flavour
-    blocks: bool
-
-
-@dataclass(frozen=True, slots=True)
 class DeviceStatus:
     """All that is known of one device. `decision` is what the policy says of it, `wish` the flavour that was
     asked for by hand and stands above that, `remarks` what someone else did to it or claims of it. `slot` and
