@@ -11,6 +11,7 @@ from ..doors.interface import (
     AttemptInfo,
     DeviceInfo,
     GroupInfo,
+    GroupMemberInfo,
     OutcomeInfo,
     StepInfo,
 )

@@ -10,15 +10,19 @@ from typing import Any
 from ..doors import blocking_client
 from ..model.address import parse_address
 from ..model.errors import FlavourError
+from .output import print_json
 from .picture import refuse_terminal, write_picture
 from .plot_svg import render_plot
 from .timescale import tell_duration
 
 
 def plot(arguments: argparse.Namespace) -> int:
-    if arguments.output is None:
+    if arguments.output is None and not arguments.json:
         refuse_terminal("redirect it (> plot.svg), or name a file with -o")
     attempts, names = _ask(arguments.attempts)
+    if arguments.json:
+        print_json({"attempts": attempts})
+        return 0
     host = os.uname()
     drawn = [attempt | _tell_head(attempt, names[attempt["device"]]) for attempt in attempts]
     picture = render_plot(drawn, _tell_title(attempts), f"on {host.nodename}, Linux {host.release}")

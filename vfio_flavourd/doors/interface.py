@@ -33,11 +33,16 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
+    """action is turn, guard, load, override, unbind, bind, probe, ask, wait or verify; candidate the module
+    that is tried meanwhile, empty where none is. started is in seconds from when the switch was asked for."""
+
     phase: str
+    action: str
     what: str
     started: float
     duration: float
     error: str
+    candidate: str
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..model.flavour import (
     Flavour,
     Outcome,
     Request,
+    StepAction,
     parse_flavour,
 )
 from ..model.iommu_group import GroupMember, IommuGroup
@@ -262,7 +263,7 @@ class Engine:
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
-                with work.step("see whether it may be taken", "refused"):
+                with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
                     work.verdict = await judge(
                         self._host, device, request, decision.settings, settled=settled
                     )
@@ -293,7 +294,7 @@ class Engine:
 
     async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
         if turn.locked():
-            with work.step("wait for the turn of its IOMMU group", "it did not come"):
+            with work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come"):
                 await self._acquire(turn, work.request)
         else:
             await turn.acquire()

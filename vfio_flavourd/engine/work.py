@@ -10,7 +10,7 @@ from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, Outcome, Request, StepBegun, StepReport
+from ..model.flavour import Attempt, Ending, Outcome, Request, StepAction, StepBegun, StepReport
 from ..model.policy import Decision
 from ..model.transition import Phase
 from .attempts import Attempts, Report
@@ -43,7 +43,7 @@ class Work:
         return any(member.switch.touched for member in self.members)
 
     @contextmanager
-    def step(self, what: str, failed: str) -> Iterator[None]:
+    def step(self, action: StepAction, what: str, failed: str) -> Iterator[None]:
         """Something that is done before there is a switch, and kept without being told meanwhile: a refusal
         says it all. `failed` is what to call it when it raises."""
         start, error = time.monotonic(), ""
@@ -54,7 +54,7 @@ class Work:
             raise
         finally:
             took = time.monotonic() - start
-            self._steps.append(StepReport(Phase.WAITING, what, start - self._began, took, error))
+            self._steps.append(StepReport(Phase.WAITING, action, what, start - self._began, took, error))
 
     def add(
         self,
