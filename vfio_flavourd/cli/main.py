@@ -2,14 +2,16 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from ..model.errors import FlavourError, InvalidPolicyError
 from ..model.printable import printable
-from .output import print_json
+from .output import print_json, print_json_line
 from .parser import build_parser
+from .terminal import wants_color
 
 _DONE, _FAILED, _NO_DEVICE, _NOT_RUNNING, _TRY_AGAIN, _NOT_PERMITTED = 0, 1, 3, 69, 75, 77
 _INVALID_POLICY = 78
@@ -27,16 +29,17 @@ _EXIT = {
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.json = getattr(arguments, "json", False)
-    arguments.color = (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not getattr(arguments, "no_color", False)
-    )
+    arguments.color = wants_color(sys.stdout, refused=getattr(arguments, "no_color", False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not every locale has each sign that is printed, or that a device's name has.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _run(arguments)
         sys.stdout.flush()
     except FlavourError as error:
         return _complain(arguments, error)
-    except KeyboardInterrupt:
-        print("flavourctl: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"flavourctl: interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read this has enough, e.g. `flavourctl list | head`.
@@ -49,13 +52,17 @@ def _run(arguments: argparse.Namespace) -> int:
     # Each verb's imports are its own: what a verb does not need is not loaded.
     match arguments.verb:
         case None | "list":
-            from .devices import list_devices
+            from .listing import list_devices
 
             return list_devices(arguments)
         case "show":
-            from .devices import show_device
+            from .show import show_device
 
             return show_device(arguments)
+        case "monitor":
+            from .monitor import monitor
+
+            return monitor(arguments)
         case "groups":
             from .groups import show_groups
 
@@ -76,11 +83,14 @@ def _run(arguments: argparse.Namespace) -> int:
             from .importing import import_policy
 
             return import_policy(arguments)
-        case "check" | "cat-config" | "reload":
+        case "check" | "cat-config":
             from . import policy
 
-            verbs = {"check": policy.check, "cat-config": policy.cat_config, "reload": policy.reload}
-            return verbs[arguments.verb](arguments)
+            return policy.check(arguments) if arguments.verb == "check" else policy.cat_config(arguments)
+        case "reload":
+            from .reload import reload
+
+            return reload(arguments)
         case _:
             from .switch import switch
 
@@ -90,13 +100,15 @@ def _run(arguments: argparse.Namespace) -> int:
 def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
     message = str(error)
     if arguments.json:
-        print_json({"error": {"errno": error.errno, "message": message, "hint": error.hint}})
+        # One of monitor's lines is one object.
+        printed = print_json_line if arguments.verb == "monitor" else print_json
+        printed({"error": {"errno": error.errno, "message": message, "hint": error.hint}})
     print(f"flavourctl: {printable(message)}", file=sys.stderr)
     if error.hint:
         print(f"  {printable(error.hint)}", file=sys.stderr)
     if isinstance(error, InvalidPolicyError):
         return _INVALID_POLICY
-    from ..doors.client import NotRunningError
+    from ..doors.protocol import NotRunningError
 
     return _NOT_RUNNING if isinstance(error, NotRunningError) else _EXIT.get(error.errno, _FAILED)
 

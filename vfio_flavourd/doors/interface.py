@@ -11,10 +11,7 @@ from typing import TypedDict
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
 from ..model.errors import FlavourError, InvalidPolicyError
-
-NAME = "io.vfioflavour.Manager"
-CONTROL_SOCKET = f"/run/vfio-flavourd/{NAME}"
-READ_ONLY_SOCKET = f"{CONTROL_SOCKET}.ReadOnly"
+from .protocol import NAME
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,16 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
+    """action is turn, guard, load, override, unbind, bind, probe, ask, wait or verify; candidate the module
+    that is tried meanwhile, empty where none is. started is in seconds from when the switch was asked for."""
+
     phase: str
+    action: str
     what: str
     started: float
     duration: float
     error: str
+    candidate: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
-    """attempt is the number under which History keeps it."""
+    """What came of a switch, as read back from the kernel; where changed is false it was so before. History
+    keeps it under the number attempt."""
 
     attempt: int
     device: str
@@ -179,16 +182,18 @@ class Listing(TypedDict):
 
 
 class Shown(TypedDict):
-    """flavours are all that a device can be asked to have."""
+    """group is the IOMMU group that it is in, flavours are all that a device can be asked to have."""
 
     device: DeviceInfo
+    group: GroupInfo | None
     flavours: list[str]
     policy_trouble: str
 
 
 class Progress(TypedDict):
-    """Either a step as it happened, or, in the last reply, the outcome."""
+    """What is under way now, or a step as it happened, or, in the last reply, the outcome."""
 
+    running: str | None
     step: StepInfo | None
     outcome: OutcomeInfo | None
 
@@ -366,16 +371,3 @@ def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
     invalid = isinstance(error, InvalidPolicyError)
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
     return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)
-
-
-def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
-    """What a client makes of an error reply."""
-    message, hint = parameters.get("message"), parameters.get("hint")
-    number, code = parameters.get("errno"), parameters.get("code")
-    kind = InvalidPolicyError if name == f"{NAME}.InvalidPolicy" else FlavourError
-    return kind(
-        message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
-        errno=number if isinstance(number, int) else errno.EIO,
-        hint=hint if isinstance(hint, str) else "",
-        code=code if isinstance(code, str) else "failed",
-    )
