@@ -1,27 +1,17 @@
 """flavourctl: the command line and what its exit status means."""
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
 
-from ..model.errors import FlavourError, InvalidPolicyError
+from ..model.codes import Code, find_exit_status
+from ..model.errors import FlavourError
 from ..model.printable import printable
 from .output import print_json
 from .parser import build_parser
 
-_DONE, _FAILED, _NO_DEVICE, _NOT_RUNNING, _TRY_AGAIN, _NOT_PERMITTED = 0, 1, 3, 69, 75, 77
-_INVALID_POLICY = 78
-
-_EXIT = {
-    errno.ENODEV: _NO_DEVICE,
-    errno.EBUSY: _TRY_AGAIN,
-    errno.EAGAIN: _TRY_AGAIN,
-    errno.ETIMEDOUT: _TRY_AGAIN,
-    errno.EACCES: _NOT_PERMITTED,
-    errno.EINVAL: 2,
-}
+_FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlavourError as error:
         return _complain(arguments, error)
     except KeyboardInterrupt:
-        print("flavourctl: interrupted", file=sys.stderr)
-        return 130
+        return _complain(arguments, _tell_interrupted(arguments))
     except BrokenPipeError:
         # Whoever read this has enough, e.g. `flavourctl list | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,6 +45,10 @@ def _run(arguments: argparse.Namespace) -> int:
             from .devices import show_device
 
             return show_device(arguments)
+        case "explain":
+            from .explain import explain
+
+            return explain(arguments)
         case "resolve":
             from .resolve import resolve
 
@@ -74,15 +67,18 @@ def _run(arguments: argparse.Namespace) -> int:
 def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
     message = str(error)
     if arguments.json:
-        print_json({"error": {"errno": error.errno, "message": message, "hint": error.hint}})
+        told = {"code": error.code, "errno": error.errno, "message": message, "hint": error.hint}
+        print_json({"error": told})
     print(f"flavourctl: {printable(message)}", file=sys.stderr)
-    if error.hint:
-        print(f"  {printable(error.hint)}", file=sys.stderr)
-    if isinstance(error, InvalidPolicyError):
-        return _INVALID_POLICY
-    from ..doors.client import NotRunningError
+    print(f"  {printable(error.advice)}", file=sys.stderr)
+    return find_exit_status(error.code, error.errno)
 
-    return _NOT_RUNNING if isinstance(error, NotRunningError) else _EXIT.get(error.errno, _FAILED)
+
+def _tell_interrupted(arguments: argparse.Namespace) -> FlavourError:
+    hint = ""
+    if arguments.verb in ("set", "reset"):
+        hint = f"flavourctl show {arguments.device} says what became of it"
+    return FlavourError("interrupted", code=Code.INTERRUPTED, hint=hint)
 
 
 if __name__ == "__main__":

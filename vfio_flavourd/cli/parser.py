@@ -89,6 +89,12 @@ def build_parser() -> argparse.ArgumentParser:
         "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
     )
     verbs.add_parser("reload", parents=[common], help="have the daemon read the policy and the index again")
+    explain = verbs.add_parser(
+        "explain", parents=[common], help="what an error code means, and what to do; needs no daemon"
+    )
+    explain.add_argument(
+        "code", metavar="CODE", nargs="?", help="such as in-use; an exit status or an errno finds its codes"
+    )
     return parser
 
 

@@ -15,13 +15,12 @@ from ..kernel.early_rules import find_rebuild_command, find_stale_initramfs, rea
 from ..kernel.facts import read_facts
 from ..kernel.inventory import read_devices
 from ..kernel.sysfs import Sysfs
+from ..model.codes import find_exit_status
 from ..model.errors import FlavourError
 from ..model.policy import Policy, decide
 from ..model.printable import printable
 from ..model.udev_header import parse_header
 from .output import print_json
-
-_INVALID_POLICY = 78
 
 ROOT = "/"
 
@@ -53,8 +52,8 @@ def _find_remarks(root: Path, policy: Policy) -> list[str]:
     except FlavourError as error:
         return [f"{error}; {error.hint}"]
     if rules is not None and parse_header(rules).sources != read_sources(root, release):
-        remarks.append("files have changed since the policy was applied: flavourctl reload")
-    command = find_rebuild_command(root) or "make it anew"
+        remarks.append("policy files have changed since they were applied: flavourctl reload")
+    command = find_rebuild_command(root) or "rebuild it"
     for image in find_stale_initramfs(root, release):
         which = "the running kernel's" if image.running else f"that of {image.release}"
         remarks.append(f"{image.path} ({which}) is older than the policy's rules for early boot: {command}")
@@ -115,7 +114,7 @@ def _refuse(arguments: argparse.Namespace, error: PolicyError) -> int:
     _print_problems(error.problems)
     if arguments.json:
         print_json({"files": error.files, "problems": [asdict(problem) for problem in error.problems]})
-    return _INVALID_POLICY
+    return find_exit_status(error.code, error.errno)
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport, parse_flavour
@@ -138,7 +139,7 @@ class Engine:
         except asyncio.CancelledError:
             if work.is_touched:
                 _log.info(
-                    "%s: the one who asked has gone, carrying the switch to its end",
+                    "%s: whoever asked has hung up, carrying the switch to its end",
                     request.address,
                     extra={"PCI_ADDRESS": str(request.address)},
                 )
@@ -156,10 +157,16 @@ class Engine:
             work.conclude(self.attempts, error=error)
             raise
         except asyncio.CancelledError:
-            given_up = "given up by the one who asked, nothing was touched"
+            told = FlavourError(
+                f"{work.request.address}: given up by whoever asked, nothing was touched",
+                code=Code.INTERRUPTED,
+            )
             if work.is_touched:
-                given_up = "cut off by the end of the daemon, the next one takes it up"
-            told = FlavourError(f"{work.request.address}: {given_up}", errno=errno.EINTR)
+                told = FlavourError(
+                    f"{work.request.address}: cut off because the daemon stopped, the next one takes it up",
+                    code=Code.DAEMON_WENT_AWAY,
+                    errno=errno.EINTR,
+                )
             work.conclude(self.attempts, error=told)
             raise
         work.conclude(self.attempts, outcome=outcome)
@@ -177,7 +184,9 @@ class Engine:
         turn = self._find_turn(address)
         if not work.request.by_hand and self._quarantine.holds(turn):
             raise FlavourError(
-                f"{address}: another device of its IOMMU group is stuck", errno=errno.EAGAIN
+                f"{address}: another device in its IOMMU group is stuck",
+                code=Code.GROUP_BUSY,
+                hint="it is switched when that one is done; flavourctl list shows which one it is",
             )  # the policy has others to see to
         await self._wait_for_turn(turn, work.request)
         stuck: list[tuple[Device, StuckError]] = []
@@ -217,7 +226,10 @@ class Engine:
         wish = self.reconciler.find_wish(device)
         if not request.by_hand and wish not in (None, request.flavour):
             raise FlavourError(
-                f"{request.address}: {wish} was asked for by hand meanwhile", errno=errno.EAGAIN
+                f"{request.address}: {wish} was asked for by hand in the meantime",
+                code=Code.CHANGED_BY_SOMEONE_ELSE,
+                errno=errno.EAGAIN,
+                hint=f"flavourctl reset {request.address} goes back to the policy",
             )
         settled = self._is_settled(device, work, decision)
         # Who asks for the whole group may have a part of it already.
@@ -258,9 +270,9 @@ class Engine:
                 await turn.acquire()
         except TimeoutError:
             raise FlavourError(
-                f"{request.address}: its IOMMU group stayed busy with another switch for {limit:g} s",
-                errno=errno.EAGAIN,
-                hint="try again when that one has ended; flavourctl list shows it",
+                f"{request.address}: its IOMMU group was busy with another switch for {limit:g} s",
+                code=Code.GROUP_BUSY,
+                hint="try again when that one is done; flavourctl list shows it",
             ) from None
 
     async def settle(self, grace: float) -> None:
@@ -271,7 +283,7 @@ class Engine:
             await asyncio.wait(self._switches, timeout=grace)
         for address in self._running:
             _log.warning(
-                "%s: a switch is not at its end as the daemon stops: the next one takes it up",
+                "%s: the daemon stops before this switch is done, the next one takes it up",
                 address,
                 extra={"PCI_ADDRESS": str(address)},
             )

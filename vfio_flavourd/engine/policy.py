@@ -73,7 +73,7 @@ class PolicyInForce:
         try:
             last_good.write_text(render_yaml(loaded.merged), encoding="utf-8")
         except OSError as error:
-            _log.warning("the policy can't be kept for a start without a valid one (%s), ignoring", error)
+            _log.warning("the policy can't be saved as the last good one (%s), ignoring", error)
 
     def read_last_good(self, last_good: Path) -> None:
         """At a start without a valid policy: the one that was in force before. Raises PolicyError."""
