@@ -4,7 +4,6 @@ import argparse
 import errno
 import shutil
 import textwrap
-from difflib import get_close_matches
 from typing import Any
 
 from ..model.codes import ERRNOS, Code, find_exit_statuses
@@ -39,6 +38,8 @@ def _find_codes(asked: str) -> list[Code]:
     codes = [code for code in EXPLANATIONS if asked.upper() in (*_exit_names(code), *_errno_names(code))]
     if codes:
         return codes
+    from difflib import get_close_matches
+
     near = get_close_matches(asked[:64].lower().replace("_", "-"), list(EXPLANATIONS), n=1, cutoff=0.5)
     question = f"did you mean {near[0]}? " if near else ""
     raise FlavourError(

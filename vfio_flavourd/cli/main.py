@@ -1,6 +1,7 @@
 """flavourctl: the command line and what its exit status means."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,26 +16,33 @@ _FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        status = _run(_parse(argv))
+        sys.stdout.flush()
+    except OSError as error:
+        return _stop_printing(error)
+    return status
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = build_parser().parse_args(argv)
     arguments.json = getattr(arguments, "json", False)
     arguments.color = (
         sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not getattr(arguments, "no_color", False)
     )
-    try:
-        status = _run(arguments)
-        sys.stdout.flush()
-    except FlavourError as error:
-        return _complain(arguments, error)
-    except KeyboardInterrupt:
-        return _complain(arguments, _tell_interrupted(arguments))
-    except BrokenPipeError:
-        # Whoever read this has enough, e.g. `flavourctl list | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
-    return status
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    try:
+        return _carry_out(arguments)
+    except FlavourError as error:
+        return _complain(arguments, error)
+    except KeyboardInterrupt:
+        return _tell_interrupted(arguments)
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
     # Each verb's imports are its own: what a verb does not need is not loaded.
     match arguments.verb:
         case None | "list":
@@ -74,11 +82,22 @@ def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
     return find_exit_status(error.code, error.errno)
 
 
-def _tell_interrupted(arguments: argparse.Namespace) -> FlavourError:
-    hint = ""
+def _tell_interrupted(arguments: argparse.Namespace) -> int:
+    print("flavourctl: interrupted", file=sys.stderr)
     if arguments.verb in ("set", "reset"):
-        hint = f"flavourctl show {arguments.device} says what became of it"
-    return FlavourError("interrupted", code=Code.INTERRUPTED, hint=hint)
+        print(f"  flavourctl show {printable(arguments.device)} says what became of it", file=sys.stderr)
+    return find_exit_status(Code.INTERRUPTED, errno.EINTR)
+
+
+def _stop_printing(error: OSError) -> int:
+    """Nothing more can be written to standard output. Raises what has another cause."""
+    if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        raise error
+    if error.errno != errno.EPIPE:  # else whoever read this has enough, e.g. `flavourctl list | head`
+        print(f"flavourctl: writing the output failed: {error.strerror}", file=sys.stderr)
+    # What is still buffered would be tried again at the end, with a traceback.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _FAILED
 
 
 if __name__ == "__main__":

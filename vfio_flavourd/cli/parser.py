@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from .. import __version__
+from .usage import Parser
 
 _EPILOG = """\
 examples:
@@ -20,14 +21,14 @@ exit status: 0 done, 1 failed, 2 usage, 3 no such device, 4 fell back (with --st
 
 def build_parser() -> argparse.ArgumentParser:
     """One block a verb, in the order in which --help shows them."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object"
     )
     common.add_argument(
         "--no-color", action="store_true", default=argparse.SUPPRESS, help="no colours (as NO_COLOR)"
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flavourctl",
         description="Whose a PCI device is, the host's (native) or VFIO's, and the switch between them.",
         epilog=_EPILOG,

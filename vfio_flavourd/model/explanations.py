@@ -1,12 +1,11 @@
 """What each code means, why it happens and what to do: for people, in words."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .codes import Code
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(NamedTuple):
     """`summary` is a clause; each of `causes` and `remedies` stands alone, as a sentence or a command."""
 
     summary: str
