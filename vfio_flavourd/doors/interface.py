@@ -4,6 +4,8 @@ The types here are what travels: their field names are promises. Times are secon
 """
 
 import errno
+import inspect
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypedDict
@@ -20,6 +22,10 @@ READ_ONLY_SOCKET = f"{CONTROL_SOCKET}.ReadOnly"
 
 @dataclass(frozen=True)
 class CandidateInfo:
+    """A module that could serve a device. `pattern` is the alias that matched, `source` the file it stands
+    in or what else named it; `reason` says why it is taken or, where `accepted` is false, why not.
+    """
+
     module: str
     pattern: str
     source: str
@@ -29,6 +35,8 @@ class CandidateInfo:
 
 @dataclass(frozen=True)
 class ResolutionInfo:
+    """What could serve a modalias, the best first; `winner` is the first module that is accepted."""
+
     modalias: str
     candidates: list[CandidateInfo]
     winner: str | None
@@ -37,6 +45,9 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
+    """A step of a switch; `started` counts from the beginning of the switch. `error` is empty where"
+    " it went well."""
+
     phase: str
     what: str
     started: float
@@ -46,6 +57,8 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class AttemptInfo:
+    """What came of a switch; `error` is empty where it went well. `when` is in seconds since 1970."""
+
     device: str
     flavour: str
     requester: str
@@ -68,7 +81,7 @@ class MemberInfo:
 
 @dataclass(frozen=True)
 class UserInfo:
-    """Who uses a device; pid is the process that holds it, where one does."""
+    """Who uses a device; `pid` is the process that holds it, where one does."""
 
     use: str
     what: str
@@ -77,6 +90,11 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
+    """What a device is after a switch. `fallback`: the generic driver had to do although a better one was
+    known. `changed` is false where nothing had to be done. `forced` are those it was taken from, `others`
+    the other devices of its IOMMU group that were switched with it.
+    """
+
     device: str
     flavour: str
     driver: str | None
@@ -94,6 +112,12 @@ class OutcomeInfo:
 
 @dataclass(frozen=True)
 class DeviceInfo:
+    """A device as it is now. `flavour` is what it is, not what was asked for. `recorded`: what it had
+    before its first switch is known, and `reset` goes back to that. `rule` is the rule of the policy that
+    decides, `wish` what was asked for by hand, which stands above it. `stuck` and `phase` tell of a switch
+    that is under way. `users` are looked for by Get only.
+    """
+
     device: str
     name: str
     ids: str
@@ -215,6 +239,14 @@ _BY_ERRNO = {
 }
 
 
+_TYPE = re.compile(r"^type (\w+)", re.MULTILINE)
+
+
+def _comment_type(found: re.Match[str]) -> str:
+    lines = inspect.cleandoc(globals()[found[1]].__doc__).splitlines()
+    return "\n".join(["", *(f"# {line}" for line in lines), found[0]])
+
+
 class Manager(VarlinkInterface, name=NAME):
     """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
 
@@ -223,6 +255,12 @@ class Manager(VarlinkInterface, name=NAME):
     """
 
     errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
+
+    @classmethod
+    def render_interface_description(cls, *, comments: bool = True) -> str:
+        """With comments, those of the types among them, which the library leaves out."""
+        text = super().render_interface_description(comments=comments)
+        return _TYPE.sub(_comment_type, text) if comments else text
 
     @varlinkmethod
     def List(self) -> Listing:
