@@ -4,34 +4,21 @@ import argparse
 from pathlib import Path
 
 from .. import __version__
-
-_EPILOG = """\
-examples:
-  flavourctl                              what each device is, and what could serve it
-  flavourctl set 01:00.0 vfio             give it to VFIO, by the best driver there is
-  flavourctl set 01:00.0 vfio --dry-run   what that would do
-  flavourctl set 01:00.0 native           give it back to the host
-  flavourctl resolve 01:00.0              which drivers could serve it, and why
-
-exit status: 0 done, 1 failed, 2 usage, 3 no such device, 4 fell back (with --strict),
-69 daemon not running, 75 busy or timed out, 77 not permitted, 78 invalid policy
-"""
+from .manual import add_pages
+from .usage import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """One block a verb, in the order in which --help shows them."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object"
     )
     common.add_argument(
         "--no-color", action="store_true", default=argparse.SUPPRESS, help="no colours (as NO_COLOR)"
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flavourctl",
-        description="Whose a PCI device is, the host's (native) or VFIO's, and the switch between them.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"flavourctl {__version__}")
@@ -129,6 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
         " command line",
     )
+    explain = verbs.add_parser(
+        "explain", parents=[common], help="what an error code means, and what to do; needs no daemon"
+    )
+    explain.add_argument(
+        "code", metavar="CODE", nargs="?", help="such as in-use; an exit status or an errno finds its codes"
+    )
+    add_pages(parser, verbs.choices)
     return parser
 
 

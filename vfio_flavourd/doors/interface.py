@@ -4,13 +4,16 @@ The types here are what travels: their field names are promises. Times are secon
 """
 
 import errno
+import inspect
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypedDict
 
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
-from ..model.errors import FlavourError, InvalidPolicyError
+from ..model.codes import Code
+from ..model.errors import FlavourError
 
 NAME = "io.vfioflavour.Manager"
 CONTROL_SOCKET = f"/run/vfio-flavourd/{NAME}"
@@ -19,6 +22,10 @@ READ_ONLY_SOCKET = f"{CONTROL_SOCKET}.ReadOnly"
 
 @dataclass(frozen=True)
 class CandidateInfo:
+    """A module that could serve a device. `pattern` is the alias that matched, `source` the file it stands
+    in or what else named it; `reason` says why it is taken or, where `accepted` is false, why not.
+    """
+
     module: str
     pattern: str
     source: str
@@ -28,6 +35,8 @@ class CandidateInfo:
 
 @dataclass(frozen=True)
 class ResolutionInfo:
+    """What could serve a modalias, the best first; `winner` is the first module that is accepted."""
+
     modalias: str
     candidates: list[CandidateInfo]
     winner: str | None
@@ -36,6 +45,9 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
+    """A step of a switch; `started` counts from the beginning of the switch. `error` is empty where"
+    " it went well."""
+
     phase: str
     what: str
     started: float
@@ -81,7 +93,7 @@ class MemberInfo:
 
 @dataclass(frozen=True)
 class UserInfo:
-    """Who uses a device; pid is the process that holds it, where one does."""
+    """Who uses a device; `pid` is the process that holds it, where one does."""
 
     use: str
     what: str
@@ -110,6 +122,12 @@ class OutcomeInfo:
 
 @dataclass(frozen=True)
 class DeviceInfo:
+    """A device as it is now. `flavour` is what it is, not what was asked for. `recorded`: what it had
+    before its first switch is known, and `reset` goes back to that. `rule` is the rule of the policy that
+    decides, `wish` what was asked for by hand, which stands above it. `stuck` and `phase` tell of a switch
+    that is under way. `users` are looked for by Get only.
+    """
+
     device: str
     name: str
     ids: str
@@ -202,8 +220,8 @@ class Event(TypedDict):
 
 
 class _Told:
-    errno: int
     code: str
+    errno: int
     message: str
     hint: str
 
@@ -266,14 +284,28 @@ _BY_ERRNO = {
 }
 
 
+_TYPE = re.compile(r"^type (\w+)", re.MULTILINE)
+
+
+def _comment_type(found: re.Match[str]) -> str:
+    lines = inspect.cleandoc(globals()[found[1]].__doc__).splitlines()
+    return "\n".join(["", *(f"# {line}" for line in lines), found[0]])
+
+
 class Manager(VarlinkInterface, name=NAME):
     """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
 
-    A device is named by its address, with or without the domain. Every error carries an errno, the stable
-    code of what went wrong, one line that says what was being done to what, and a hint.
+    A device is named by its address, with or without the domain. Every error carries a stable code, which
+    `flavourctl explain` knows, an errno, one line that says what was being done to what, and a hint.
     """
 
     errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
+
+    @classmethod
+    def render_interface_description(cls, *, comments: bool = True) -> str:
+        """With comments, those of the types among them, which the library leaves out."""
+        text = super().render_interface_description(comments=comments)
+        return _TYPE.sub(_comment_type, text) if comments else text
 
     @varlinkmethod
     def List(self) -> Listing:
@@ -363,19 +395,18 @@ class Manager(VarlinkInterface, name=NAME):
 
 
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
-    invalid = isinstance(error, InvalidPolicyError)
+    invalid = error.code == Code.INVALID_POLICY
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
-    return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)
+    return kind(code=str(error.code), errno=error.errno, message=str(error), hint=error.hint)
 
 
 def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
     """What a client makes of an error reply."""
     message, hint = parameters.get("message"), parameters.get("hint")
-    number, code = parameters.get("errno"), parameters.get("code")
-    kind = InvalidPolicyError if name == f"{NAME}.InvalidPolicy" else FlavourError
-    return kind(
+    code, number = parameters.get("code"), parameters.get("errno")
+    return FlavourError(
         message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
+        code=code if isinstance(code, str) else Code.FAILED,
         errno=number if isinstance(number, int) else errno.EIO,
         hint=hint if isinstance(hint, str) else "",
-        code=code if isinstance(code, str) else "failed",
     )
