@@ -110,7 +110,7 @@ def _key(key: Key) -> list[str]:
     if isinstance(key.kind, Choice) and len(key.kind.words) > 1:
         lines.append(f"One of {', '.join(key.kind.words)}.")
     if key.default:
-        lines.append(f"{key.default} by default.")
+        lines.append(f"Default: {key.default}.")
     if key.required:
-        lines.append("Needed.")
+        lines.append("Required.")
     return lines
