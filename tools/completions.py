@@ -160,7 +160,7 @@ def _fish(verbs: list[Verb], options: tuple[Option, ...]) -> str:
     def render(condition: str, option: Option) -> str:
         name = f"-l {option.flag.removeprefix('--')}"
         value = f" {source(option.value)}" if option.value else ""
-        return f"complete -c flavourctl -n \"{condition}\" {name}{value} -d {_fish_quote(option.help)}"
+        return f'complete -c flavourctl -n "{condition}" {name}{value} -d {_fish_quote(option.help)}'
 
     lines = [f"set -g __flavourctl_valued {' '.join(_valued(verbs))}", ""]
     lines += [render("__flavourctl_at '' 1", option) for option in options]

@@ -4,7 +4,6 @@ An example is a command and what it is for. The text is plain ASCII, with an emp
 """
 
 import argparse
-import textwrap
 from dataclasses import dataclass
 
 WIDTH = 80
@@ -111,28 +110,30 @@ VERBS = {
 
 def add_pages(parser: argparse.ArgumentParser, verbs: dict[str, argparse.ArgumentParser]) -> None:
     status = [f"{code:<3} {meaning}" for code, meaning in EXIT_STATUS]
-    parser.description = _wrap(f"{DESCRIPTION}\n\n{DEVICE}")
+    parser.description = f"{DESCRIPTION}\n\n{DEVICE}"
     parser.epilog = "\n".join(
         [*_render_examples(EXAMPLES), "", "exit status:", *(f"  {line}" for line in status)]
     )
     parser.formatter_class = _Formatter
     for verb, page in VERBS.items():
-        verbs[verb].description = _wrap(page.description)
+        verbs[verb].description = page.description
         verbs[verb].epilog = "\n".join(_render_examples(page.examples))
         verbs[verb].formatter_class = _Formatter
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """As wide as the text that it is given; argparse would make it as wide as the terminal."""
+class _Formatter(argparse.HelpFormatter):
+    """No wider than a page. What is set out in lines stays as it is, paragraphs are filled."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=24, width=WIDTH)
+    def __init__(self, prog: str, width: int = WIDTH) -> None:
+        super().__init__(prog, max_help_position=24, width=min(width, WIDTH))
         # What argparse itself finds to be the longest leaves out by how much the verbs are indented.
         self._action_max_length = 14
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        import textwrap
 
-def _wrap(text: str) -> str:
-    return "\n\n".join(textwrap.fill(paragraph, WIDTH) for paragraph in text.split("\n\n"))
+        fill = textwrap.TextWrapper(width, initial_indent=indent, subsequent_indent=indent).fill
+        return "\n\n".join(part if "\n" in part else fill(part) for part in text.split("\n\n"))
 
 
 def _render_examples(examples: tuple[tuple[str, str], ...]) -> list[str]:
