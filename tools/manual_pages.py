@@ -31,15 +31,16 @@ def _describe_command(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
     common = {option for action in find_options(parser) for option in action.option_strings}
     synopsis, sections = [".Nm", *map(_synopsis, find_options(parser))], []
     for verb, of_verb in verbs.items():
+        description, examples = VERBS[verb]
         own = [action for action in find_options(of_verb) if not common & set(action.option_strings)]
         positionals = find_positionals(of_verb)
         line = " ".join([".Cm", verb, *map(_argument, positionals)])
         synopsis += [".Nm", line, *map(_synopsis, own)]
-        sections += [f".Ss {verb}", *prose(VERBS[verb].description)]
+        sections += [f".Ss {verb}", *prose(description)]
         entries = [line for action in [*positionals, *own] for line in _entry(action)]
         if entries:
             sections += [".Bl -tag -width Ds", *entries, ".El"]
-        sections += _examples(VERBS[verb].examples)
+        sections += _examples(examples)
     return {
         "synopsis": synopsis,
         "description": prose(f"{DESCRIPTION}\n\n{DEVICE}"),

@@ -4,18 +4,11 @@ An example is a command and what it is for. The text is plain ASCII, with an emp
 """
 
 import argparse
-from dataclasses import dataclass
 
 WIDTH = 80
 
 DESCRIPTION = "See and change whose a PCI device is, the host's (native) or VFIO's."
 DEVICE = "DEV is a PCI address, with its domain (0000:01:00.0) or without (01:00.0)."
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    description: str
-    examples: tuple[tuple[str, str], ...]
 
 
 EXAMPLES = (
@@ -38,8 +31,9 @@ EXIT_STATUS = (
     (78, "the policy is invalid"),
 )
 
+# Its description and examples.
 VERBS = {
-    "list": Page(
+    "list": (
         "All PCI devices: address, flavour, driver, the best candidate for VFIO, IOMMU group, the rule of the"
         " policy that decides (or what was asked for by hand), name. This is the default.",
         (
@@ -47,12 +41,12 @@ VERBS = {
             ("flavourctl list --json | jq -r '.devices[].device'", "their addresses"),
         ),
     ),
-    "show": Page(
+    "show": (
         "All about one device: its node, what it had before, what the policy says of it, who uses it, the"
         " candidates ranked, what a switch would do, the last attempt step by step.",
         (("flavourctl show 01:00.0", "why it has the driver that it has"),),
     ),
-    "resolve": Page(
+    "resolve": (
         "Which drivers could serve a device or a modalias, the best first, each with the reason, and what was"
         " passed over and why. Needs no daemon.",
         (
@@ -61,7 +55,7 @@ VERBS = {
             ("flavourctl resolve 01:00.0 --modules-dir /lib/modules/6.12.1", "by another kernel's index"),
         ),
     ),
-    "set": Page(
+    "set": (
         "Give a device a flavour: native, vfio, or one of the policy's own. The steps are printed on standard"
         " error as they happen, the result on standard output. When no driver takes the device it is put back"
         " as it was. A device that is in use is refused, and who uses it is named.\n\n"
@@ -80,12 +74,12 @@ VERBS = {
             ("flavourctl set 01:00.0 vfio --driver vfio-pci", "by this driver, not the best"),
         ),
     ),
-    "reset": Page(
+    "reset": (
         "Drop what was set by hand: back to what the policy says, or else to the driver and the"
         " driver_override that were there before the first switch.",
         (("flavourctl reset 01:00.0", "as if nobody had touched it"),),
     ),
-    "check": Page(
+    "check": (
         "Is the policy valid, see vfio-flavourd.policy(5); what is wrong with it is printed on"
         " standard error,"
         " with the place and what is allowed there. With FILE these files are looked at instead, as if they"
@@ -97,11 +91,11 @@ VERBS = {
             ("flavourctl check ./20-guests.yaml", "a file, before it is installed"),
         ),
     ),
-    "cat-config": Page(
+    "cat-config": (
         "The policy that all files come to, as one file, with where each thing was said. Needs no daemon.",
         (("flavourctl cat-config", "the policy in full"),),
     ),
-    "reload": Page(
+    "reload": (
         "Have the daemon read the policy and the module index again, and apply what differs. For root.",
         (("flavourctl reload", "after a change of the policy that flavourctl check finds valid"),),
     ),
@@ -115,9 +109,9 @@ def add_pages(parser: argparse.ArgumentParser, verbs: dict[str, argparse.Argumen
         [*_render_examples(EXAMPLES), "", "exit status:", *(f"  {line}" for line in status)]
     )
     parser.formatter_class = _Formatter
-    for verb, page in VERBS.items():
-        verbs[verb].description = page.description
-        verbs[verb].epilog = "\n".join(_render_examples(page.examples))
+    for verb, (description, examples) in VERBS.items():
+        verbs[verb].description = description
+        verbs[verb].epilog = "\n".join(_render_examples(examples))
         verbs[verb].formatter_class = _Formatter
 
 
