@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vfio_flavourd.cli.manual import DESCRIPTION, DEVICE, EXAMPLES, EXIT_STATUS, VERBS
+from vfio_flavourd.cli.manual import DESCRIPTION, DESCRIPTIONS, DEVICE, EXAMPLES, EXIT_STATUS
 from vfio_flavourd.cli.parser import build_parser
 from vfio_flavourd.config.definitions import FILE, FLAVOUR, MATCH, NODES, PERSONALITY, RULE, SETTINGS
 from vfio_flavourd.config.kinds import Choice
@@ -31,16 +31,15 @@ def _describe_command(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
     common = {option for action in find_options(parser) for option in action.option_strings}
     synopsis, sections = [".Nm", *map(_synopsis, find_options(parser))], []
     for verb, of_verb in verbs.items():
-        description, examples = VERBS[verb]
         own = [action for action in find_options(of_verb) if not common & set(action.option_strings)]
         positionals = find_positionals(of_verb)
         line = " ".join([".Cm", verb, *map(_argument, positionals)])
         synopsis += [".Nm", line, *map(_synopsis, own)]
-        sections += [f".Ss {verb}", *prose(description)]
+        sections += [f".Ss {verb}", *prose(DESCRIPTIONS[verb])]
         entries = [line for action in [*positionals, *own] for line in _entry(action)]
         if entries:
             sections += [".Bl -tag -width Ds", *entries, ".El"]
-        sections += _examples(examples)
+        sections += _examples(EXAMPLES[verb])
     return {
         "synopsis": synopsis,
         "description": prose(f"{DESCRIPTION}\n\n{DEVICE}"),
@@ -55,7 +54,7 @@ def _describe_command(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
             *(line for code, meaning in EXIT_STATUS for line in (f".It {code}", *prose(meaning))),
             ".El",
         ],
-        "examples": _examples(EXAMPLES),
+        "examples": _examples(EXAMPLES[""]),
     }
 
 
