@@ -335,6 +335,27 @@ def test_an_older_initramfs_is_found_the_running_kernels_first(host: FakeHost) -
     assert [each.release for each in find_stale_initramfs(host.root, RELEASE)] == ["1.0"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"boot/initramfs-{RELEASE}.img",  # dracut: Fedora
+        f"boot/initrd-{RELEASE}",  # dracut: openSUSE
+        f"boot/8a7b0c6f/{RELEASE}/initrd",  # kernel-install, by the place of the EFI system partition
+        f"boot/efi/8a7b0c6f/{RELEASE}/initrd.img-{RELEASE}",
+        f"efi/fedora/{RELEASE}/initrd",
+    ],
+)
+def test_an_older_initramfs_is_found_where_each_distribution_has_it(host: FakeHost, path: str) -> None:
+    host.write(host.root / path, "")
+    host.age(host.root / path, 100)
+    host.write(host.root / "boot/efi/EFI/Linux/initrd-of-no-kernel", "")
+    host.update(make_rule())
+    (found,) = find_stale_initramfs(host.root, RELEASE)
+    assert (found.path, found.release, found.running) == (host.root / path, RELEASE, True)
+    host.age(host.root / path, -200)
+    assert find_stale_initramfs(host.root, RELEASE) == ()
+
+
 def test_the_command_is_that_of_the_tool_that_is_there(host: FakeHost) -> None:
     assert find_rebuild_command(host.root) is None
     host.write(host.root / "usr/bin/dracut", "")
