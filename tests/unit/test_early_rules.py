@@ -335,6 +335,43 @@ def test_an_older_initramfs_is_found_the_running_kernels_first(host: FakeHost) -
     assert [each.release for each in find_stale_initramfs(host.root, RELEASE)] == ["1.0"]
 
 
+DRACUT = """
+dracutsysrootdir=$1
+inst_simple() { echo "file $1"; }
+instmods() { echo "modules $*"; }
+. "$2"
+check || exit 0
+depends
+installkernel
+install
+"""
+
+
+@pytest.mark.parametrize(
+    ("rules", "carried"),
+    [
+        (None, []),
+        ("# No rule gives a device a flavour.\n", []),
+        ('ATTR{driver_override}="vfio-flavourd"\n', ["udev-rules", f"file /{RULES}"]),
+        (
+            'RUN{builtin}+="kmod load vfio_pci"\n',
+            ["udev-rules", "modules vfio_pci vfio_iommu_type1", f"file /{RULES}"],
+        ),
+    ],
+    ids=["no rules", "comments", "a placeholder", "vfio-pci"],
+)
+def test_dracut_is_given_the_rules_and_the_modules_that_they_load(
+    host: FakeHost, rules: str | None, carried: list[str]
+) -> None:
+    if rules is not None:
+        host.write(host.rules, rules)
+    module = ROOT / "dracut/90vfio-flavourd/module-setup.sh"
+    done = subprocess.run(
+        ["bash", "-ec", DRACUT, "dracut", host.root, module], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == carried
+
+
 @pytest.mark.parametrize(
     "path",
     [
