@@ -157,6 +157,8 @@ class Reconciler:
                     self._held_back.add(device.address)
             elif not applied.done:
                 self._spawn(device.address)
+            else:
+                self._compare(device, applied)
         if self._held_back:
             _log.warning(
                 "the policy says something else of %d devices than when it was last applied: "
