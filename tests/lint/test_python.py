@@ -16,7 +16,7 @@ def run(*command: str | Path) -> tuple[int, str]:
 
 
 def test_ruff_finds_nothing() -> None:
-    status, output = run(BIN / "ruff", "check", "--output-format=concise", "vfio_flavourd", "tests")
+    status, output = run(BIN / "ruff", "check", "--output-format=concise", "vfio_flavourd", "tests", "tools")
     assert status == 0, output
 
 
@@ -27,8 +27,8 @@ def test_the_package_passes_mypy_strict() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_tests_pass_mypy_strict() -> None:
-    status, output = run(BIN / "mypy", "--strict", "tests")
+def test_the_tests_and_tools_pass_mypy_strict() -> None:
+    status, output = run(BIN / "mypy", "--strict", "tests", "tools")
     assert status == 0, output
 
 

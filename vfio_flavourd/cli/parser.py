@@ -4,34 +4,21 @@ import argparse
 from pathlib import Path
 
 from .. import __version__
-
-_EPILOG = """\
-examples:
-  flavourctl                              what each device is, and what could serve it
-  flavourctl set 01:00.0 vfio             give it to VFIO, by the best driver there is
-  flavourctl set 01:00.0 vfio --dry-run   what that would do
-  flavourctl set 01:00.0 native           give it back to the host
-  flavourctl resolve 01:00.0              which drivers could serve it, and why
-
-exit status: 0 done, 1 failed, 2 usage, 3 no such device, 4 fell back (with --strict),
-69 daemon not running, 75 busy or timed out, 77 not permitted, 78 invalid policy
-"""
+from .manual import add_pages
+from .usage import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """One block a verb, in the order in which --help shows them."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object"
     )
     common.add_argument(
         "--no-color", action="store_true", default=argparse.SUPPRESS, help="no colours (as NO_COLOR)"
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flavourctl",
-        description="Whose a PCI device is, the host's (native) or VFIO's, and the switch between them.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"flavourctl {__version__}")
@@ -41,6 +28,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     show = verbs.add_parser("show", parents=[common], help="all about one device")
     show.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
+
+    groups = verbs.add_parser(
+        "groups", parents=[common], help="the IOMMU groups: could a guest have them, and what it takes"
+    )
+    groups.set_defaults(form="tree")
+    forms = groups.add_mutually_exclusive_group()
+    for form, what in (("tree", "as text (the default)"), ("dot", "for Graphviz"), ("svg", "as a picture")):
+        forms.add_argument(f"--{form}", action="store_const", dest="form", const=form, help=what)
+
+    plot = verbs.add_parser(
+        "plot", parents=[common], help="a timeline of one or more switches, as a picture (SVG)"
+    )
+    plot.add_argument(
+        "attempts",
+        nargs="+",
+        metavar="ID|DEV",
+        help="an attempt's number (flavourctl history), or a device for its last one",
+    )
+    plot.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
 
     resolve = verbs.add_parser(
         "resolve", parents=[common], help="which drivers could serve it; needs no daemon"
@@ -89,6 +95,34 @@ def build_parser() -> argparse.ArgumentParser:
         "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
     )
     verbs.add_parser("reload", parents=[common], help="have the daemon read the policy and the index again")
+    verbs.add_parser(
+        "doctor",
+        parents=[common],
+        help="is this host ready, what stands in the way, what to do; needs no daemon",
+        description="Looks the host over. The exit status is 0 when nothing stands in the way, with notes and"
+        " warnings too, and 1 when there is a problem. What this user may not read is said.",
+    )
+    importing = verbs.add_parser(
+        "import",
+        parents=[common],
+        help="print a policy made of what driverctl or modprobe.d say; needs no daemon",
+        description="Prints a policy that gives the same devices to the same VFIO drivers, and says what to"
+        " do with it; nothing is changed. What a policy can't say goes to stderr as well. The exit status is"
+        " 1, with nothing printed, when there is nothing to make a policy of.",
+    )
+    importing.add_argument(
+        "source",
+        choices=("driverctl", "modprobe"),
+        help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
+        " command line",
+    )
+    explain = verbs.add_parser(
+        "explain", parents=[common], help="what an error code means, and what to do; needs no daemon"
+    )
+    explain.add_argument(
+        "code", metavar="CODE", nargs="?", help="such as in-use; an exit status or an errno finds its codes"
+    )
+    add_pages(parser, verbs.choices)
     return parser
 
 

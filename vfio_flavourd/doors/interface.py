@@ -4,13 +4,16 @@ The types here are what travels: their field names are promises. Times are secon
 """
 
 import errno
+import inspect
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypedDict
 
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
-from ..model.errors import FlavourError, InvalidPolicyError
+from ..model.codes import Code
+from ..model.errors import FlavourError
 
 NAME = "io.vfioflavour.Manager"
 CONTROL_SOCKET = f"/run/vfio-flavourd/{NAME}"
@@ -19,6 +22,10 @@ READ_ONLY_SOCKET = f"{CONTROL_SOCKET}.ReadOnly"
 
 @dataclass(frozen=True)
 class CandidateInfo:
+    """A module that could serve a device. `pattern` is the alias that matched, `source` the file it stands
+    in or what else named it; `reason` says why it is taken or, where `accepted` is false, why not.
+    """
+
     module: str
     pattern: str
     source: str
@@ -28,6 +35,8 @@ class CandidateInfo:
 
 @dataclass(frozen=True)
 class ResolutionInfo:
+    """What could serve a modalias, the best first; `winner` is the first module that is accepted."""
+
     modalias: str
     candidates: list[CandidateInfo]
     winner: str | None
@@ -36,6 +45,9 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
+    """A step of a switch; `started` counts from the beginning of the switch. `error` is empty where"
+    " it went well."""
+
     phase: str
     what: str
     started: float
@@ -45,12 +57,26 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class AttemptInfo:
+    """id counts the attempts of this boot. outcome is done, unchanged, refused, failed, stuck, given-up or
+    cut-off. when is in seconds since the epoch, and the steps count from then. hint and code are those of the
+    error; reason is empty where error is not."""
+
+    id: int
     device: str
     flavour: str
     requester: str
     when: float
+    duration: float
+    outcome: str
+    driver: str | None
+    previous_driver: str | None
+    fallback: bool
+    forced: list[str]
+    rule: str
     reason: str
     error: str
+    hint: str
+    code: str
     steps: list[StepInfo]
 
 
@@ -67,7 +93,7 @@ class MemberInfo:
 
 @dataclass(frozen=True)
 class UserInfo:
-    """Who uses a device; pid is the process that holds it, where one does."""
+    """Who uses a device; `pid` is the process that holds it, where one does."""
 
     use: str
     what: str
@@ -76,6 +102,9 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
+    """attempt is the number under which History keeps it."""
+
+    attempt: int
     device: str
     flavour: str
     driver: str | None
@@ -93,6 +122,12 @@ class OutcomeInfo:
 
 @dataclass(frozen=True)
 class DeviceInfo:
+    """A device as it is now. `flavour` is what it is, not what was asked for. `recorded`: what it had
+    before its first switch is known, and `reset` goes back to that. `rule` is the rule of the policy that
+    decides, `wish` what was asked for by hand, which stands above it. `stuck` and `phase` tell of a switch
+    that is under way. `users` are looked for by Get only.
+    """
+
     device: str
     name: str
     ids: str
@@ -117,6 +152,41 @@ class DeviceInfo:
     slot: str
     serials: list[str]
     users: list[UserInfo]
+
+
+@dataclass(frozen=True)
+class GroupMemberInfo:
+    """A device as a member of its IOMMU group. standing is vfio, harmless (no driver, or one that does no
+    DMA), host driver, or stuck; the last two keep the group from being viable."""
+
+    device: str
+    name: str
+    flavour: str
+    driver: str | None
+    bridge: bool
+    standing: str
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """state is ready (a guest can have it), free (nobody has it), host, mixed (a part of it is on VFIO and no
+    guest can have it), bridges (nothing in it to give away) or unprotected (VFIO made it up, noiommu). viable
+    tells whether the kernel would let a guest have it, in_the_way which members keep it from that, takes the
+    commands by which a guest could have it."""
+
+    group: int
+    state: str
+    viable: bool
+    in_the_way: list[str]
+    takes: list[str]
+    members: list[GroupMemberInfo]
+
+
+class Grouping(TypedDict):
+    """ungrouped are the devices that no IOMMU isolates."""
+
+    groups: list[GroupInfo]
+    ungrouped: list[GroupMemberInfo]
 
 
 class Listing(TypedDict):
@@ -150,6 +220,7 @@ class Event(TypedDict):
 
 
 class _Told:
+    code: str
     errno: int
     message: str
     hint: str
@@ -213,18 +284,37 @@ _BY_ERRNO = {
 }
 
 
+_TYPE = re.compile(r"^type (\w+)", re.MULTILINE)
+
+
+def _comment_type(found: re.Match[str]) -> str:
+    lines = inspect.cleandoc(globals()[found[1]].__doc__).splitlines()
+    return "\n".join(["", *(f"# {line}" for line in lines), found[0]])
+
+
 class Manager(VarlinkInterface, name=NAME):
     """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
 
-    A device is named by its address, with or without the domain. Every error carries an errno, one
-    line that says what was being done to what, and a hint.
+    A device is named by its address, with or without the domain. Every error carries a stable code, which
+    `flavourctl explain` knows, an errno, one line that says what was being done to what, and a hint.
     """
 
     errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
 
+    @classmethod
+    def render_interface_description(cls, *, comments: bool = True) -> str:
+        """With comments, those of the types among them, which the library leaves out."""
+        text = super().render_interface_description(comments=comments)
+        return _TYPE.sub(_comment_type, text) if comments else text
+
     @varlinkmethod
     def List(self) -> Listing:
         """All PCI devices, by address. Who uses them is not looked for here."""
+        raise NotImplementedError
+
+    @varlinkmethod
+    def Groups(self) -> Grouping:
+        """The IOMMU groups, by number: VFIO gives a group away as a whole, or not at all."""
         raise NotImplementedError
 
     @varlinkmethod
@@ -288,8 +378,8 @@ class Manager(VarlinkInterface, name=NAME):
         yield
 
     @varlinkmethod(return_parameter="attempts")
-    def History(self) -> list[AttemptInfo]:
-        """The attempts since the daemon started, oldest first; the last 256 are kept."""
+    def History(self, *, device: str | None = None) -> list[AttemptInfo]:
+        """The attempts of this boot, or those on one device, oldest first; the last 256 of all are kept."""
         raise NotImplementedError
 
     @varlinkmethod(delay_generator=False)
@@ -305,17 +395,18 @@ class Manager(VarlinkInterface, name=NAME):
 
 
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
-    invalid = isinstance(error, InvalidPolicyError)
+    invalid = error.code == Code.INVALID_POLICY
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
-    return kind(errno=error.errno, message=str(error), hint=error.hint)
+    return kind(code=str(error.code), errno=error.errno, message=str(error), hint=error.hint)
 
 
 def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
     """What a client makes of an error reply."""
-    message, hint, code = parameters.get("message"), parameters.get("hint"), parameters.get("errno")
-    kind = InvalidPolicyError if name == f"{NAME}.InvalidPolicy" else FlavourError
-    return kind(
+    message, hint = parameters.get("message"), parameters.get("hint")
+    code, number = parameters.get("code"), parameters.get("errno")
+    return FlavourError(
         message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
-        errno=code if isinstance(code, int) else errno.EIO,
+        code=code if isinstance(code, str) else Code.FAILED,
+        errno=number if isinstance(number, int) else errno.EIO,
         hint=hint if isinstance(hint, str) else "",
     )

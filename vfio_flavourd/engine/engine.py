@@ -3,22 +3,32 @@
 import asyncio
 import errno
 import logging
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport, parse_flavour
+from ..model.flavour import (
+    DeviceStatus,
+    Ending,
+    Flavour,
+    Outcome,
+    Request,
+    StepReport,
+    parse_flavour,
+)
+from ..model.iommu_group import GroupMember
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
 from .attempts import Attempts
 from .forecast import forecast
-from .guards import Verdict, has_it_already, judge
+from .guards import has_it_already, judge
+from .history import History
 from .host import Host
 from .ledger import Record, find_record
 from .moves import StuckError
@@ -29,6 +39,7 @@ from .switch import Switch, Way
 from .to_native import restore, to_native
 from .to_vfio import to_vfio
 from .together import Member, run_together
+from .work import Work
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +53,7 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self._releases: set[asyncio.Task[None]] = set()
-        self.attempts = Attempts(host.sysfs)
+        self.attempts = Attempts(History(host.state / "history.jsonl"))
         self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
         self._quarantine = Quarantine(host, self._find_turn, self.reconciler.consider)
 
@@ -59,6 +70,13 @@ class Engine:
 
     def devices(self) -> list[DeviceStatus]:
         return [self._status(device) for device in self._host.read_devices()]
+
+    def group_members(self) -> list[GroupMember]:
+        """Every device, and what it means for its IOMMU group."""
+        return [
+            GroupMember(device, self._host.find_flavour(device), bool(self._find_stuck(device.address)))
+            for device in self._host.read_devices()
+        ]
 
     def device(self, address: PciAddress) -> DeviceStatus:
         """Raises FlavourError (ENODEV)."""
@@ -109,7 +127,7 @@ class Engine:
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(_Work(request, report, _find_way(request)))
+        return await self._take(Work(request, report, _find_way(request)))
 
     async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that
@@ -131,9 +149,9 @@ class Engine:
             request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
             way = _find_way(request)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(_Work(request, report, way, drops_wish=True))
+        return await self._take(Work(request, report, way, drops_wish=True))
 
-    async def _take(self, work: "_Work") -> Outcome:
+    async def _take(self, work: Work) -> Outcome:
         request = work.request
         task = asyncio.create_task(self._run(work))
         self._switches.add(task)
@@ -143,7 +161,7 @@ class Engine:
         except asyncio.CancelledError:
             if work.is_touched:
                 _log.info(
-                    "%s: the one who asked has gone, carrying the switch to its end",
+                    "%s: whoever asked has hung up, carrying the switch to its end",
                     request.address,
                     extra={"PCI_ADDRESS": str(request.address)},
                 )
@@ -152,28 +170,36 @@ class Engine:
                 task.cancel()
             raise
 
-    async def _run(self, work: "_Work") -> Outcome:
+    async def _run(self, work: Work) -> Outcome:
         try:
             outcome = await self._in_turn(work)
             if work.request.by_hand and not work.drops_wish:
                 self._keep_wishes(work.request, outcome)
         except FlavourError as error:
             error.touched = work.is_touched
-            work.conclude(self.attempts, error=error)
+            work.conclude(self._host, self.attempts, error=error)
             raise
         except asyncio.CancelledError:
-            given_up = "given up by the one who asked, nothing was touched"
+            ending = Ending.GIVEN_UP
+            told = FlavourError(
+                f"{work.request.address}: given up by whoever asked, nothing was touched",
+                code=Code.INTERRUPTED,
+            )
             if work.is_touched:
-                given_up = "cut off by the end of the daemon, the next one takes it up"
-            told = FlavourError(f"{work.request.address}: {given_up}", errno=errno.EINTR)
-            work.conclude(self.attempts, error=told)
+                ending = Ending.CUT_OFF
+                told = FlavourError(
+                    f"{work.request.address}: cut off because the daemon stopped, the next one takes it up",
+                    code=Code.DAEMON_WENT_AWAY,
+                    errno=errno.EINTR,
+                )
+            work.conclude(self._host, self.attempts, error=told, ending=ending)
             raise
-        work.conclude(self.attempts, outcome=outcome)
+        attempt = work.conclude(self._host, self.attempts, outcome=outcome)
         if work.drops_wish:
             await self._drop_wishes((work.request.address, *(other.address for other in outcome.others)))
         elif work.request.persist:
             await self.reconciler.lasting_wishes_changed()
-        return outcome
+        return replace(outcome, attempt=attempt)
 
     async def _drop_wishes(self, addresses: Iterable[PciAddress]) -> None:
         lasted = [self.reconciler.drop_wish(address) for address in addresses]
@@ -186,15 +212,17 @@ class Engine:
             self.reconciler.keep_wish(replace(request, address=other.address, drivers=()))
         self.reconciler.keep_wish(request)
 
-    async def _in_turn(self, work: "_Work") -> Outcome:
+    async def _in_turn(self, work: Work) -> Outcome:
         address = work.request.address
         self._quarantine.check(address)
         turn = self._find_turn(address)
         if not work.request.by_hand and self._quarantine.holds(turn):
             raise FlavourError(
-                f"{address}: another device of its IOMMU group is stuck", errno=errno.EAGAIN
+                f"{address}: another device in its IOMMU group is stuck",
+                code=Code.GROUP_BUSY,
+                hint="it is switched when that one is done; flavourctl list shows which one it is",
             )  # the policy has others to see to
-        await self._wait_for_turn(turn, work.request)
+        await self._wait_for_turn(turn, work)
         stuck: list[tuple[Device, StuckError]] = []
         try:
             device = self._host.read_device(address)
@@ -208,6 +236,7 @@ class Engine:
                 update_nodes(self._host, [member.device for member in members])
             for member in members:
                 self._running[member.device.address] = (member.switch, work.verdict.forced)
+            work.is_begun = True
             outcomes = await run_together(members, quarantine)
             return work.describe(outcomes)
         finally:
@@ -225,20 +254,26 @@ class Engine:
             else:
                 turn.release()
 
-    async def _prepare(self, work: "_Work", device: Device) -> list[Member]:
+    async def _prepare(self, work: Work, device: Device) -> list[Member]:
         """Who is switched, after all guards. Raises FlavourError."""
         request, decision = work.request, self._host.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
         wish = self.reconciler.find_wish(device)
         if not request.by_hand and not work.drops_wish and wish not in (None, request.flavour):
             raise FlavourError(
-                f"{request.address}: {wish} was asked for by hand meanwhile", errno=errno.EAGAIN
+                f"{request.address}: {wish} was asked for by hand in the meantime",
+                code=Code.CHANGED_BY_SOMEONE_ELSE,
+                errno=errno.EAGAIN,
+                hint=f"flavourctl reset {request.address} goes back to the policy",
             )
         settled = self._is_settled(device, work, decision)
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
-                work.verdict = await judge(self._host, device, request, decision.settings, settled=settled)
+                with work.step("see whether it may be taken", "refused"):
+                    work.verdict = await judge(
+                        self._host, device, request, decision.settings, settled=settled
+                    )
             except FlavourError:
                 work.add(self._host, device, decision, request, ()).switch.enter(Phase.FAILED)
                 raise
@@ -250,7 +285,7 @@ class Engine:
             work.add(self._host, other, self._host.decide(other), own, together)
         return work.members
 
-    def _is_settled(self, device: Device, work: "_Work", decision: Decision) -> bool:
+    def _is_settled(self, device: Device, work: Work, decision: Decision) -> bool:
         """Whether nothing will be touched, so that nobody needs to be asked."""
         if work.way is restore:
             return find_record(self._host.ledger, device) is None
@@ -264,7 +299,14 @@ class Engine:
         group = self._host.sysfs.find_link(f"{DEVICES}/{address}/iommu_group")
         return self._turns.setdefault(str(address) if group is None else f"group {group}", asyncio.Lock())
 
-    async def _wait_for_turn(self, turn: asyncio.Lock, request: Request) -> None:
+    async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
+        if turn.locked():
+            with work.step("wait for the turn of its IOMMU group", "it did not come"):
+                await self._acquire(turn, work.request)
+        else:
+            await turn.acquire()
+
+    async def _acquire(self, turn: asyncio.Lock, request: Request) -> None:
         limit = self._host.turn_timeout
         if request.timeout is not None:
             limit = min(limit, request.timeout)
@@ -273,9 +315,9 @@ class Engine:
                 await turn.acquire()
         except TimeoutError:
             raise FlavourError(
-                f"{request.address}: its IOMMU group stayed busy with another switch for {limit:g} s",
-                errno=errno.EAGAIN,
-                hint="try again when that one has ended; flavourctl list shows it",
+                f"{request.address}: its IOMMU group was busy with another switch for {limit:g} s",
+                code=Code.GROUP_BUSY,
+                hint="try again when that one is done; flavourctl list shows it",
             ) from None
 
     async def settle(self, grace: float) -> None:
@@ -286,7 +328,7 @@ class Engine:
             await asyncio.wait(self._switches, timeout=grace)
         for address in self._running:
             _log.warning(
-                "%s: a switch is not at its end as the daemon stops: the next one takes it up",
+                "%s: the daemon stops before this switch is done, the next one takes it up",
                 address,
                 extra={"PCI_ADDRESS": str(address)},
             )
@@ -294,6 +336,7 @@ class Engine:
 
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left."""
+        self.attempts.load()
         await self._quarantine.recover()
         for record in self._host.ledger.all():
             if not record.is_open:
@@ -309,10 +352,8 @@ class Engine:
 
     def _status(self, device: Device) -> DeviceStatus:
         record = find_record(self._host.ledger, device)
-        running, users = self._running.get(device.address, (None, ()))
-        stuck = self._quarantine.find(device.address)
-        if not stuck and running is not None and (delay := running.delay.find()):
-            stuck = delay + describe_holders(users)
+        running, _ = self._running.get(device.address, (None, ()))
+        stuck = self._find_stuck(device.address)
         facts = self._host.read_facts(device)
         decision = decide(facts, self._host.policy.policy)
         return DeviceStatus(
@@ -333,81 +374,16 @@ class Engine:
             serials=facts.serials,
         )
 
+    def _find_stuck(self, address: PciAddress) -> str:
+        """What a write that has not come back is about; empty where there is none."""
+        running, users = self._running.get(address, (None, ()))
+        stuck = self._quarantine.find(address)
+        if not stuck and running is not None and (delay := running.delay.find()):
+            stuck = delay + describe_holders(users)
+        return stuck
+
     def _find_kind(self, decision: Decision) -> FlavourKind:
         return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
-
-
-class _Work:
-    """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
-    for by hand counts no more once it is granted."""
-
-    def __init__(
-        self, request: Request, report: Callable[[StepReport], None], way: Way, *, drops_wish: bool = False
-    ) -> None:
-        self.request = request
-        self.way = way
-        self.drops_wish = drops_wish
-        self.members: list[Member] = []
-        self.verdict = Verdict()
-        self.rule = ""
-        self._report = report
-        self._started = time.time()
-        self._began = time.monotonic()
-
-    @property
-    def is_touched(self) -> bool:
-        return any(member.switch.touched for member in self.members)
-
-    def add(
-        self,
-        host: Host,
-        device: Device,
-        decision: Decision,
-        request: Request,
-        together: tuple[PciAddress, ...],
-    ) -> Member:
-        way = self.way if device.address == self.request.address or self.way is not restore else to_native
-        report = self._report
-        if device.address != self.request.address:
-
-            def report(step: StepReport) -> None:
-                self._report(replace(step, what=f"{device.address}: {step.what}"))
-
-        member = Member(Switch(host, request, decision, report, together), device, way)
-        self.members.append(member)
-        return member
-
-    def describe(self, outcomes: list[Outcome]) -> Outcome:
-        """What the one who asked is told: his device's, with the others in it."""
-        first, *others = outcomes
-        reason = f"{first.reason}; {self.verdict.remark}" if self.verdict.remark else first.reason
-        return replace(
-            first,
-            reason=reason,
-            forced=self.verdict.forced if first.changed else (),
-            others=tuple(others),
-        )
-
-    def conclude(
-        self, attempts: Attempts, *, error: FlavourError | None = None, outcome: Outcome | None = None
-    ) -> None:
-        """One record for each device that there was a switch for."""
-        steps = tuple(self.members[0].switch.steps) if self.members else ()
-        seconds = time.monotonic() - self._began
-        attempts.conclude(
-            self.request, self._started, seconds, steps, error=error, outcome=outcome, rule=self.rule
-        )
-        for number, member in enumerate(self.members[1:]):
-            others = outcome.others if outcome is not None else ()
-            attempts.conclude(
-                member.switch.request,
-                self._started,
-                seconds,
-                tuple(member.switch.steps),
-                error=error,
-                outcome=others[number] if others else None,
-                rule=self.rule,
-            )
 
 
 def _find_way(request: Request) -> Way:

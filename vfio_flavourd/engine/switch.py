@@ -13,6 +13,7 @@ from ..kernel.hands import Result
 from ..kernel.modules import NotLoaded
 from ..kernel.processes import read_worker
 from ..model.address import PciAddress
+from ..model.codes import Code
 from ..model.device import Binding, Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepReport
@@ -54,8 +55,8 @@ class NotRecordedError(FlavourError):
 
     def __init__(self, device: Device, cause: OSError) -> None:
         super().__init__(
-            f"{device.address}: what it has now can't be recorded ({cause.strerror}), so it is left as it is",
-            errno=errno.EIO,
+            f"{device.address}: what it has now can't be recorded ({cause.strerror}), so it is not touched",
+            code=Code.NOT_SAVED,
             hint="see whether /run is full or read-only",
         )
 
@@ -66,7 +67,8 @@ class Switch:
     `phase` and `steps` can be looked at while it runs; `touched` tells whether anything has been
     written, from when on it is carried to an end and no longer given up. `before` is what the device
     had at the beginning, from the first move on. With `together` it is one of several that are for all of
-    these devices or none: it stays open after its end, until `commit` or `undo`.
+    these devices or none: it stays open after its end, until `commit` or `undo`. Times count from `began`
+    (monotonic), when the switch was asked for.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Switch:
         decision: Decision,
         report: Callable[[StepReport], None],
         together: tuple[PciAddress, ...] = (),
+        *,
+        began: float,
     ) -> None:
         self.host = host
         self.request = request
@@ -85,7 +89,8 @@ class Switch:
             self.drivers = decision.drivers
         self.together = together
         self._report = report
-        self._began = time.monotonic()
+        self._began = began
+        self._read_from = began
         self.phase = Phase.WAITING
         self.steps: list[StepReport] = []
         self.touched = False
@@ -211,11 +216,11 @@ class Switch:
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
         if self._aim.personality is not None and not await self._has_changed(device, self._aim.flavour):
-            return self._could_not(device, cause, f"{goal.driver} has not changed its personality")
+            return self._could_not(device, cause, f"{goal.driver} did not change back")
         self.settle(device, after)
         self.commit()
         again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
-        return FlavourError(f"{cause}; it has {again}", errno=cause.errno, hint=cause.hint)
+        return FlavourError(f"{cause}; it has {again}", code=cause.code, errno=cause.errno, hint=cause.hint)
 
     async def _has_changed(self, device: Device, flavour: Flavour) -> bool:
         """Whether a driver that was asked back has given up that flavour, in time."""
@@ -284,9 +289,12 @@ class Switch:
 
     async def wait_for(self, device: Device, is_so: Callable[[], bool]) -> bool:
         """Whether it became so while a bind may take."""
-        return await self.host.changes.wait_for(
+        start = time.monotonic()
+        became = await self.host.changes.wait_for(
             device.address, is_so, self._limit(self.settings.bind_timeout)
         )
+        self._add_step("wait for its driver", start, time.monotonic(), "" if became else "it has not changed")
+        return became
 
     @staticmethod
     def _expected(device: Device, record: Record | None) -> Binding:
@@ -305,9 +313,11 @@ class Switch:
     ) -> Observed:
         self._aim = aim
         self.enter(Phase.SWITCHING)
+        self._read_from = time.monotonic()
         limit = self._limit(self.settings.bind_timeout)
         after = await self._move_on_record(device, plan(now), limit, expected=expected)
         self.enter(Phase.VERIFYING)
+        self._add_step("read back what it has", self._read_from, time.monotonic())
         return after
 
     async def _move_on_record(
@@ -358,8 +368,9 @@ class Switch:
     def _could_not(self, device: Device, cause: FlavourError, why: str) -> FlavourError:
         return FlavourError(
             f"{cause}; and it could not be put back: {why}",
+            code=Code.NOT_PUT_BACK,
             errno=cause.errno,
-            hint=f"flavourctl reset {device.address} tries that again",
+            hint=f"flavourctl reset {device.address} tries again",
         )
 
     def _fail(self) -> None:
@@ -373,13 +384,16 @@ class Switch:
         left = self._began + self.request.timeout - time.monotonic()
         if left <= 0 and not self.touched:
             raise FlavourError(
-                f"{self.request.address}: not done within {self.request.timeout:g} s, and left untouched",
-                errno=errno.ETIMEDOUT,
+                f"{self.request.address}: the time limit of {self.request.timeout:g} s ran out before it was "
+                "touched",
+                code=Code.TIMED_OUT,
+                hint="try again with a longer --timeout",
             )
         return max(min(seconds, left), 0.1)
 
     def _watch(self, step: Step, result: Result) -> None:
         self.delay.pass_on()
+        self._read_from = result.end
         self._add_step(
             str(step), result.start, result.end, describe_errno(result.errno) if result.errno else ""
         )

@@ -45,7 +45,7 @@ class Occupancy:
         on what the firmware has set up.
         """
         if device.is_bridge:
-            return (User(Use.BRIDGE, "all that is behind the bridge"),)
+            return (User(Use.BRIDGE, "everything behind the bridge"),)
         subtree = read_subtree(self._files, device.path)
         users = [*_find_virtual_functions(subtree)]
         if device.class_code >> 16 == _DISPLAY_CLASS and self._is_boot_display(device, subtree):
@@ -66,7 +66,7 @@ class Occupancy:
 
     def _find_driver_users(self, device: Device, subtree: Subtree) -> Iterator[User]:
         if subtree.hidden_interfaces:
-            yield User(Use.PORT, "an interface in another network name space")
+            yield User(Use.PORT, "an interface in another network namespace")
         yield from find_network_users(self._files, subtree.interfaces, self._find_route)
         volumes = find_volumes(self._files, subtree)
         yield from find_storage_users(self._files, volumes)
