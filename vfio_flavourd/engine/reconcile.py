@@ -163,6 +163,8 @@ class Reconciler:
                     self._held_back.add(device.address)
             elif not applied.done:
                 self._spawn(device.address)
+            else:
+                self._compare(device, applied)
         if self._held_back:
             _log.warning(
                 "%d devices are to be something else than when the policy was last applied: "
