@@ -56,10 +56,26 @@ def _run(arguments: argparse.Namespace) -> int:
             from .devices import show_device
 
             return show_device(arguments)
+        case "groups":
+            from .groups import show_groups
+
+            return show_groups(arguments)
+        case "plot":
+            from .plot import plot
+
+            return plot(arguments)
         case "resolve":
             from .resolve import resolve
 
             return resolve(arguments)
+        case "doctor":
+            from .doctor import doctor
+
+            return doctor(arguments)
+        case "import":
+            from .importing import import_policy
+
+            return import_policy(arguments)
         case "check" | "cat-config" | "reload":
             from . import policy
 

@@ -56,14 +56,27 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class AttemptInfo:
-    """What came of a switch; `error` is empty where it went well. `when` is in seconds since 1970."""
+    """What came of a switch. `id` counts the attempts of this boot. `outcome` is done, unchanged, refused,
+    failed, stuck, given-up or cut-off. `when` is in seconds since the epoch, and the steps count from then.
+    `hint` and `code` are those of the error; `reason` is empty where `error` is not.
+    """
 
+    id: int
     device: str
     flavour: str
     requester: str
     when: float
+    duration: float
+    outcome: str
+    driver: str | None
+    previous_driver: str | None
+    fallback: bool
+    forced: list[str]
+    rule: str
     reason: str
     error: str
+    hint: str
+    code: str
     steps: list[StepInfo]
 
 
@@ -89,11 +102,13 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
-    """What a device is after a switch. `fallback`: the generic driver had to do although a better one was
-    known. `changed` is false where nothing had to be done. `forced` are those it was taken from, `others`
-    the other devices of its IOMMU group that were switched with it.
+    """What a device is after a switch; `attempt` is the number under which History keeps it. `fallback`:
+    the generic driver had to do although a better one was known. `changed` is false where nothing had to be
+    done. `forced` are those it was taken from, `others` the other devices of its IOMMU group that were
+    switched with it.
     """
 
+    attempt: int
     device: str
     flavour: str
     driver: str | None
@@ -143,6 +158,41 @@ class DeviceInfo:
     users: list[UserInfo]
 
 
+@dataclass(frozen=True)
+class GroupMemberInfo:
+    """A device as a member of its IOMMU group. standing is vfio, harmless (no driver, or one that does no
+    DMA), host driver, or stuck; the last two keep the group from being viable."""
+
+    device: str
+    name: str
+    flavour: str
+    driver: str | None
+    bridge: bool
+    standing: str
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """state is ready (a guest can have it), free (nobody has it), host, mixed (a part of it is on VFIO and no
+    guest can have it), bridges (nothing in it to give away) or unprotected (VFIO made it up, noiommu). viable
+    tells whether the kernel would let a guest have it, in_the_way which members keep it from that, takes the
+    commands by which a guest could have it."""
+
+    group: int
+    state: str
+    viable: bool
+    in_the_way: list[str]
+    takes: list[str]
+    members: list[GroupMemberInfo]
+
+
+class Grouping(TypedDict):
+    """ungrouped are the devices that no IOMMU isolates."""
+
+    groups: list[GroupInfo]
+    ungrouped: list[GroupMemberInfo]
+
+
 class Listing(TypedDict):
     """policy_trouble says why the policy on disk is not the one in force, and is empty otherwise."""
 
@@ -175,6 +225,7 @@ class Event(TypedDict):
 
 class _Told:
     errno: int
+    code: str
     message: str
     hint: str
 
@@ -248,8 +299,8 @@ def _comment_type(found: re.Match[str]) -> str:
 class Manager(VarlinkInterface, name=NAME):
     """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
 
-    A device is named by its address, with or without the domain. Every error carries an errno, one
-    line that says what was being done to what, and a hint.
+    A device is named by its address, with or without the domain. Every error carries an errno, the stable
+    code of what went wrong, one line that says what was being done to what, and a hint.
     """
 
     errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
@@ -263,6 +314,11 @@ class Manager(VarlinkInterface, name=NAME):
     @varlinkmethod
     def List(self) -> Listing:
         """All PCI devices, by address. Who uses them is not looked for here."""
+        raise NotImplementedError
+
+    @varlinkmethod
+    def Groups(self) -> Grouping:
+        """The IOMMU groups, by number: VFIO gives a group away as a whole, or not at all."""
         raise NotImplementedError
 
     @varlinkmethod
@@ -326,8 +382,8 @@ class Manager(VarlinkInterface, name=NAME):
         yield
 
     @varlinkmethod(return_parameter="attempts")
-    def History(self) -> list[AttemptInfo]:
-        """The attempts since the daemon started, oldest first; the last 256 are kept."""
+    def History(self, *, device: str | None = None) -> list[AttemptInfo]:
+        """The attempts of this boot, or those on one device, oldest first; the last 256 of all are kept."""
         raise NotImplementedError
 
     @varlinkmethod(delay_generator=False)
@@ -345,15 +401,17 @@ class Manager(VarlinkInterface, name=NAME):
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
     invalid = isinstance(error, InvalidPolicyError)
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
-    return kind(errno=error.errno, message=str(error), hint=error.hint)
+    return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)
 
 
 def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
     """What a client makes of an error reply."""
-    message, hint, code = parameters.get("message"), parameters.get("hint"), parameters.get("errno")
+    message, hint = parameters.get("message"), parameters.get("hint")
+    number, code = parameters.get("errno"), parameters.get("code")
     kind = InvalidPolicyError if name == f"{NAME}.InvalidPolicy" else FlavourError
     return kind(
         message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
-        errno=code if isinstance(code, int) else errno.EIO,
+        errno=number if isinstance(number, int) else errno.EIO,
         hint=hint if isinstance(hint, str) else "",
+        code=code if isinstance(code, str) else "failed",
     )

@@ -6,7 +6,7 @@ class FlavourError(Exception):
 
     The text is one line, lower-case, and says what was being done to what. `errno` is what a file
     system door returns for it; `code` is the stable name of what went wrong; `hint` is what to do next,
-    or empty.
+    or empty. `touched` says that a device was written to before it failed.
     """
 
     def __init__(self, message: str, *, errno: int, hint: str = "", code: str = "failed") -> None:
@@ -14,6 +14,7 @@ class FlavourError(Exception):
         self.errno = errno
         self.code = code
         self.hint = hint
+        self.touched = False
 
 
 class InvalidPolicyError(FlavourError):
