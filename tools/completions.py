@@ -18,6 +18,7 @@ COMPLETIONS = Path("completions")
 VALUES = {
     "DEV": "devices",
     "DEV|MODALIAS": "devices",
+    "ID|DEV": "devices",
     "FLAVOUR": "flavours",
     "D": "drivers",
     "DIR": "directories",

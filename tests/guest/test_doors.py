@@ -237,13 +237,13 @@ def test_the_script_of_the_documentation_does_a_whole_switch(host: Host) -> None
     assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 30
     host.guest.push(SCRIPT, "/run/switch.py")
     before = host.look()
-    told = host.run(f"/run/switch.py {GOOD.bdf} vfio").stdout.splitlines()
+    told = host.run(f"python3 /run/switch.py {GOOD.bdf} vfio").stdout.splitlines()
     assert "unbind from e1000e: done" in told
     assert told[-1] == f"{GOOD.bdf} is vfio by vft-good-vfio-pci: vft_good: matches vendor, device"
-    refused = host.run(f"/run/switch.py {GOOD.bdf} vfoi", check=False)
+    refused = host.run(f"python3 /run/switch.py {GOOD.bdf} vfoi", check=False)
     assert refused.rc == 1
     assert "native or vfio" in refused.stderr
-    host.run(f"/run/switch.py {GOOD.bdf} native")
+    host.run(f"python3 /run/switch.py {GOOD.bdf} native")
     assert host.look().changed(before) == set()
 
 

@@ -1,6 +1,7 @@
 """What is made from the code and committed is what the code says now."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_every_verb_is_described_and_has_an_example() -> None:
 def test_every_example_is_a_command_that_there_is() -> None:
     for verb, examples in EXAMPLES.items():
         for command, _ in examples:
-            name, *arguments = command.partition(" |")[0].split()
+            name, *arguments = re.split(r" [|>]", command)[0].split()
             assert name == "flavourctl", command
             assert verb in ("", build_parser().parse_args(arguments).verb or "list"), command
 

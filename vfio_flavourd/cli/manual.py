@@ -34,6 +34,15 @@ DESCRIPTIONS = {
         "All about one device: its node, what it had before, what the policy says of it, who uses it,"
         " the candidates ranked, what a switch would do, the last attempt step by step."
     ),
+    "groups": (
+        "The IOMMU groups: what is in each, whether a guest could have it, and what it takes. As text, for"
+        " Graphviz, or as a picture, coloured by flavour."
+    ),
+    "plot": (
+        "A timeline of one or more switches, as a picture (SVG): who was asked, what was loaded and"
+        " tried, and"
+        " how long each step took. ID is an attempt's number, DEV means the last one of a device."
+    ),
     "resolve": (
         "Which drivers could serve a device or a modalias, the best first, each with the reason, and"
         " what was passed over and why. Needs no daemon."
@@ -71,6 +80,19 @@ DESCRIPTIONS = {
         ' second line, and as "code" with --json. An exit status or the name of an errno lists the codes'
         " that lead to it; without any, all codes are listed. Needs no daemon."
     ),
+    "doctor": (
+        "Is this host ready, what stands in the way, and what to do about it. The exit status is 0"
+        " when nothing"
+        " stands in the way, with notes and warnings too, and 1 when there is a problem. What this user may"
+        " not read is said. Needs no daemon."
+    ),
+    "import": (
+        "Print a policy that gives the same devices to the same VFIO drivers as driverctl's saved"
+        " overrides or"
+        " vfio-pci's ids= do, and say what to do with it; nothing is changed. What a policy can't say goes to"
+        " standard error as well. The exit status is 1, with nothing printed, when there is nothing to make a"
+        " policy of. Needs no daemon."
+    ),
 }
 
 # By verb, a command and what it is for; with no verb those of the program.
@@ -87,6 +109,15 @@ EXAMPLES = {
         ("flavourctl list --json | jq -r '.devices[].device'", "their addresses"),
     ),
     "show": (("flavourctl show 01:00.0", "why it has the driver that it has"),),
+    "groups": (
+        ("flavourctl groups", "which devices belong together"),
+        ("flavourctl groups --svg > groups.svg", "the same as a picture"),
+        ("flavourctl groups --dot | dot -Tpdf > groups.pdf", "by Graphviz"),
+    ),
+    "plot": (
+        ("flavourctl plot 01:00.0 -o switch.svg", "the last switch of a device"),
+        ("flavourctl plot 3 4 > both.svg", "two, one below the other"),
+    ),
     "resolve": (
         ("flavourctl resolve 01:00.0", "for a device of this host"),
         ("flavourctl resolve pci:v000015B3d0000101Esv*sd*bc02sc00i00", "for one that is not here"),
@@ -110,6 +141,11 @@ EXAMPLES = {
         ("flavourctl explain in-use", "what to do about it"),
         ("flavourctl explain 75", "what a script may have run into"),
         ("flavourctl explain", "all there are"),
+    ),
+    "doctor": (("flavourctl doctor", "before the first passthrough, or when one fails"),),
+    "import": (
+        ("flavourctl import driverctl > 10-guests.yaml", "from driverctl's overrides"),
+        ("flavourctl import modprobe > 10-guests.yaml", "from vfio-pci.ids="),
     ),
 }
 

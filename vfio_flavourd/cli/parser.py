@@ -99,19 +99,15 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor",
         parents=[common],
         help="is this host ready, what stands in the way, what to do; needs no daemon",
-        description="Looks the host over. The exit status is 0 when nothing stands in the way, with notes and"
-        " warnings too, and 1 when there is a problem. What this user may not read is said.",
     )
     importing = verbs.add_parser(
         "import",
         parents=[common],
         help="print a policy made of what driverctl or modprobe.d say; needs no daemon",
-        description="Prints a policy that gives the same devices to the same VFIO drivers, and says what to"
-        " do with it; nothing is changed. What a policy can't say goes to stderr as well. The exit status is"
-        " 1, with nothing printed, when there is nothing to make a policy of.",
     )
     importing.add_argument(
         "source",
+        metavar="SOURCE",
         choices=("driverctl", "modprobe"),
         help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
         " command line",

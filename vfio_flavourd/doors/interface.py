@@ -57,9 +57,10 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class AttemptInfo:
-    """id counts the attempts of this boot. outcome is done, unchanged, refused, failed, stuck, given-up or
-    cut-off. when is in seconds since the epoch, and the steps count from then. hint and code are those of the
-    error; reason is empty where error is not."""
+    """What came of a switch. `id` counts the attempts of this boot. `outcome` is done, unchanged, refused,
+    failed, stuck, given-up or cut-off. `when` is in seconds since the epoch, and the steps count from then.
+    `hint` and `code` are those of the error; `reason` is empty where `error` is not.
+    """
 
     id: int
     device: str
@@ -102,7 +103,11 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
-    """attempt is the number under which History keeps it."""
+    """What a device is after a switch; `attempt` is the number under which History keeps it. `fallback`:
+    the generic driver had to do although a better one was known. `changed` is false where nothing had to be
+    done. `forced` are those it was taken from, `others` the other devices of its IOMMU group that were
+    switched with it.
+    """
 
     attempt: int
     device: str
