@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from errno import ENOENT
+from errno import EIO
 from pathlib import Path
 
 from ..config.draft import render_draft, render_draft_data
@@ -30,7 +30,7 @@ def import_policy(arguments: argparse.Namespace) -> int:
     for remark in draft.remarks:
         print(f"flavourctl: {printable(remark)}", file=sys.stderr)
     if not draft.rules:
-        raise FlavourError(f"importing from {draft.source}: nothing that a policy could say", errno=ENOENT)
+        raise FlavourError(f"importing from {draft.source}: nothing that a policy could say", errno=EIO)
     rebuild = find_rebuild_command(Path(ROOT)) or ""
     if arguments.json:
         print_json(render_draft_data(draft, rebuild))
@@ -43,7 +43,7 @@ def _from_driverctl(root: Path) -> Draft:
     if unreadable := find_unreadable(root, [DRIVERCTL]):
         raise FlavourError(
             f"importing from driverctl: {', '.join(unreadable)} can't be read by this user",
-            errno=ENOENT,
+            errno=EIO,
             hint="sudo flavourctl import driverctl",
         )
     table = ModuleIndex(root, os.uname().release).table()
@@ -59,5 +59,5 @@ def _from_modprobe(root: Path) -> Draft:
     cmdline = (root / "proc/cmdline").read_text(encoding="latin-1")
     conf, unread = read_modprobe_conf([root / parent / "modprobe.d" for parent in MODPROBE_D], cmdline)
     if unread:
-        raise FlavourError(f"importing from modprobe: {unread[0].removesuffix(', ignoring')}", errno=ENOENT)
+        raise FlavourError(f"importing from modprobe: {unread[0].removesuffix(', ignoring')}", errno=EIO)
     return draft_from_modprobe(conf)
