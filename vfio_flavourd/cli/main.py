@@ -63,6 +63,10 @@ def _run(arguments: argparse.Namespace) -> int:
             from .monitor import monitor
 
             return monitor(arguments)
+        case "history":
+            from .history import show_history
+
+            return show_history(arguments)
         case "resolve":
             from .resolve import resolve
 

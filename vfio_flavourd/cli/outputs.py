@@ -73,6 +73,12 @@ class Event(TypedDict):
     attempt: AttemptInfo | None
 
 
+class Remembered(TypedDict):
+    """Attempts of this boot, the oldest first."""
+
+    attempts: list[AttemptInfo]
+
+
 class Checked(TypedDict):
     """remarks say where the host is not yet what the policy says; absent for an invalid policy."""
 
@@ -115,6 +121,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "resolve": (Resolved,),
     "set": (OutcomeInfo, DryRun, TakenUp),
     "reset": (OutcomeInfo, TakenUp),
+    "history": (Remembered,),
     "monitor": (Event,),
     "check": (Checked,),
     "cat-config": (Merged, Checked),
