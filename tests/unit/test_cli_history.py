@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeKernel
 from test_cli import DEVICE, Host, host  # noqa: F401 - the fixture
 
 from vfio_flavourd.engine.engine import Engine
@@ -152,7 +151,7 @@ def test_a_narrow_terminal_shows_less_and_wraps_nothing(
         assert set(HEADER) - set(cells(lines[0])) == left_out
 
 
-def test_a_full_history_is_no_trouble(kernel: FakeKernel, host: Host) -> None:  # noqa: F811
+def test_a_full_history_is_no_trouble(host: Host) -> None:  # noqa: F811
     step = StepReport(Phase.LOADING, "load vfio_pci", 0.1, 0.2, "x" * 200)
 
     def fill(engine: Engine) -> None:
