@@ -62,13 +62,14 @@ _flavourctl_options() {
         reload) _flavourctl_words --help --json --no-color ;;
         doctor) _flavourctl_words --help --json --no-color ;;
         import) _flavourctl_words --help --json --no-color ;;
+        explain) _flavourctl_words --help --json --no-color ;;
         *) _flavourctl_words --help --json --no-color --version ;;
     esac
 }
 
 _flavourctl_argument() {
     case $1:$2 in
-        :1) _flavourctl_words list show groups plot resolve set reset check cat-config reload doctor import ;;
+        :1) _flavourctl_words list show groups plot resolve set reset check cat-config reload doctor import explain ;;
         show:1) _flavourctl_devices ;;
         plot:*) _flavourctl_devices ;;
         resolve:1) _flavourctl_devices ;;
@@ -77,6 +78,7 @@ _flavourctl_argument() {
         reset:1) _flavourctl_devices ;;
         check:*) _flavourctl_files ;;
         import:1) _flavourctl_words driverctl modprobe ;;
+        explain:1) _flavourctl_words no-such-device device-gone not-an-address no-such-flavour invalid-argument driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed ;;
     esac
 }
 

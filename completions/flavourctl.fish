@@ -81,6 +81,7 @@ complete -c flavourctl -n "__flavourctl_at '' 1" -a cat-config -d 'the merged po
 complete -c flavourctl -n "__flavourctl_at '' 1" -a reload -d 'have the daemon read the policy and the index again'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a doctor -d 'is this host ready, what stands in the way, what to do; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a import -d 'print a policy made of what driverctl or modprobe.d say; needs no daemon'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a explain -d 'what an error code means, and what to do; needs no daemon'
 
 complete -c flavourctl -n "__flavourctl_in list" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in list" -l json -d 'print one JSON object'
@@ -155,3 +156,8 @@ complete -c flavourctl -n "__flavourctl_in import" -l help -d 'show this help me
 complete -c flavourctl -n "__flavourctl_in import" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in import" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n '__flavourctl_at import 1' -xa 'driverctl modprobe'
+
+complete -c flavourctl -n "__flavourctl_in explain" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in explain" -l json -d 'print one JSON object'
+complete -c flavourctl -n "__flavourctl_in explain" -l no-color -d 'no colours (as NO_COLOR)'
+complete -c flavourctl -n '__flavourctl_at explain 1' -xa 'no-such-device device-gone not-an-address no-such-flavour invalid-argument driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed'

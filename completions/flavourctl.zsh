@@ -44,6 +44,7 @@ _flavourctl_verbs() {
         'reload:have the daemon read the policy and the index again'
         'doctor:is this host ready, what stands in the way, what to do; needs no daemon'
         'import:print a policy made of what driverctl or modprobe.d say; needs no daemon'
+        'explain:what an error code means, and what to do; needs no daemon'
     )
     _describe -t verbs verb verbs
 }
@@ -62,6 +63,7 @@ _flavourctl_of_verb() {
         reload) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
         doctor) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
         import) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ':source:(driverctl modprobe)' ;;
+        explain) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ':CODE:(no-such-device device-gone not-an-address no-such-flavour invalid-argument driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed)' ;;
     esac
 }
 

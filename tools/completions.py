@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfio_flavourd.cli.parser import build_parser
+from vfio_flavourd.model.codes import Code
 
 from .command_line import find_options, find_positionals, find_verbs
 
@@ -90,6 +91,8 @@ def _read_value(action: argparse.Action) -> Value:
     if action.choices is not None:
         return Value(action.dest, "", tuple(map(str, action.choices)))
     metavar = str(action.metavar)
+    if metavar == "CODE":
+        return Value(metavar, "", tuple(Code))
     return Value(metavar, VALUES[metavar], many=action.nargs in ("*", "+"))
 
 

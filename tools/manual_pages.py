@@ -59,7 +59,11 @@ def _describe_command(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
 
 
 def _argument(action: argparse.Action) -> str:
+    if action.choices is not None:
+        return f"Cm {' | '.join(map(str, action.choices))}"
     name = f"Ar {action.metavar}".replace("|", " | ")
+    if action.nargs == "?":
+        return f"Op {name}"
     return f"Op {name} ..." if action.nargs == "*" else name
 
 

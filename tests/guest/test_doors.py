@@ -107,7 +107,7 @@ def test_the_exit_status_says_what_came_of_it(host: Host) -> None:
     host.run("rmmod vfio_pci")
     failed = host.ctl("set", "00:0d.0", "vfio")
     assert failed.rc == 1
-    assert "no VFIO driver could be had" in failed.stderr
+    assert "no VFIO driver took it" in failed.stderr
     host.run(f"rm {NO_VFIO_PCI}")
 
     for arguments, status, says in (

@@ -1,8 +1,8 @@
 """A page's console blocks, as commands with what they print.
 
-    # command          what root types; `> ` continues it
-    (initramfs) word   what is typed into the command while it runs, at that prompt
-    output             with … for anything on the line, and alone on a line for any lines
+# command          what root types; `> ` continues it
+(initramfs) word   what is typed into the command while it runs, at that prompt
+output             with … for anything on the line, and alone on a line for any lines
 """
 
 import re

@@ -20,7 +20,7 @@ TIMEOUT = 20
 LISTS = {
     "bash": "flavourctl set \t\t\t",
     "zsh": "flavourctl set \t\t",
-    "fish": "complete -C 'flavourctl set '; flavourctl",
+    "fish": "complete -C 'flavourctl set '; flavourctl set",
 }
 STARTS = {
     "bash": ["bash", "--noprofile", "--rcfile", "{rc}", "-i"],

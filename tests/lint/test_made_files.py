@@ -9,6 +9,7 @@ import pytest
 from tools.command_line import find_verbs
 from tools.completions import render_completions
 from tools.manual_pages import render_pages
+from tools.messages_page import render_messages
 from vfio_flavourd.cli.manual import DESCRIPTIONS, EXAMPLES, WIDTH
 from vfio_flavourd.cli.parser import build_parser
 
@@ -20,10 +21,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return {"": parser} | find_verbs(parser)
 
 
-@pytest.mark.parametrize("render", [render_pages, render_completions])
-def test_the_manual_pages_and_completions_are_up_to_date(
-    render: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("render", [render_pages, render_completions, render_messages])
+def test_what_is_made_from_the_code_is_up_to_date(render: object, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(render)
     monkeypatch.chdir(ROOT)
     stale = [str(path) for path, text in render().items() if path.read_text(encoding="ascii") != text]

@@ -166,7 +166,7 @@ def test_the_time_stamp_is_that_of_the_last_change_in_effect(host: FakeHost) -> 
 
 def test_a_directory_that_cannot_be_written_is_one_clear_error(host: FakeHost) -> None:
     host.write(host.rules.parent, "not a directory\n")
-    with pytest.raises(FlavourError, match=r"policy\.rules' failed: not a directory"):
+    with pytest.raises(FlavourError, match=r"policy\.rules' failed: Not a directory"):
         write_rules(host.root, Compiled("# x\n", (), acts=True))
 
 
@@ -317,7 +317,7 @@ def test_rules_that_cannot_be_written_are_told(host: FakeHost, caplog: pytest.Lo
     write_policy(host)
     host.write(host.rules.parent, "not a directory\n")
     assert early.main(host.root, owner=os.getuid()) == 1
-    assert "not a directory" in caplog.text
+    assert "Not a directory" in caplog.text
 
 
 def test_an_older_initramfs_is_found_the_running_kernels_first(host: FakeHost) -> None:
@@ -354,7 +354,7 @@ def test_a_group_is_given_only_where_all_its_devices_are() -> None:
     mixed = render_node_files([(NIC, 7, KVM), (other, 7, None)])
     assert set(mixed.files) == {"0000:01:00.0"}
     (note,) = mixed.notes
-    assert note.startswith("IOMMU group 7: the policy says different things")
+    assert note.startswith("IOMMU group 7: the policy's rules disagree")
     assert render_node_files([(NIC, 7, None)]).files == {}
 
 

@@ -4,6 +4,7 @@ The text is plain ASCII, with an empty line between paragraphs.
 """
 
 import argparse
+from collections.abc import Mapping
 
 WIDTH = 80
 
@@ -20,6 +21,7 @@ EXIT_STATUS = (
     (75, "busy or timed out: try again"),
     (77, "not permitted"),
     (78, "the policy is invalid"),
+    (130, "interrupted by Ctrl-C"),
 )
 
 # By verb.
@@ -70,22 +72,25 @@ DESCRIPTIONS = {
         " changed since the last reload, an initramfs that is older than the rules."
     ),
     "cat-config": (
-        "The policy that all files come to, as one file, with where each thing was said. Needs no"
-        " daemon."
+        "The policy that all files come to, as one file, with where each thing was said. Needs no daemon."
     ),
     "reload": "Have the daemon read the policy and the module index again, and apply what differs. For root.",
     "doctor": (
-        "Is this host ready, what stands in the way, and what to do about it. The exit status is 0"
-        " when nothing"
-        " stands in the way, with notes and warnings too, and 1 when there is a problem. What this user may"
-        " not read is said. Needs no daemon."
+        "Is this host ready, what stands in the way, and what to do about it. The exit status is 0 when"
+        " nothing stands in the way, with notes and warnings too, and 1 when there is a problem. What this"
+        " user may not read is said. Needs no daemon."
     ),
     "import": (
-        "Print a policy that gives the same devices to the same VFIO drivers as driverctl's saved"
-        " overrides or"
-        " vfio-pci's ids= do, and say what to do with it; nothing is changed. What a policy can't say goes to"
-        " standard error as well. The exit status is 1, with nothing printed, when there is nothing to make a"
-        " policy of. Needs no daemon."
+        "Print a policy that gives the same devices to the same VFIO drivers as driverctl's saved overrides"
+        " or vfio-pci's ids= do, and say what to do with it; nothing is changed. What a policy can't say goes"
+        " to standard error as well. The exit status is 1, with nothing printed, when there is"
+        " nothing to make"
+        " a policy of. Needs no daemon."
+    ),
+    "explain": (
+        "What an error code means, why it happens and what to do about it. Every error names its code in its"
+        ' second line, and as "code" with --json. An exit status or the name of an errno lists the codes'
+        " that lead to it; without any, all codes are listed. Needs no daemon."
     ),
 }
 
@@ -136,10 +141,15 @@ EXAMPLES = {
         ("flavourctl import driverctl > 10-guests.yaml", "from driverctl's overrides"),
         ("flavourctl import modprobe > 10-guests.yaml", "from vfio-pci.ids="),
     ),
+    "explain": (
+        ("flavourctl explain in-use", "what to do about it"),
+        ("flavourctl explain 75", "what a script may have run into"),
+        ("flavourctl explain", "all there are"),
+    ),
 }
 
 
-def add_pages(parser: argparse.ArgumentParser, verbs: dict[str, argparse.ArgumentParser]) -> None:
+def add_pages(parser: argparse.ArgumentParser, verbs: Mapping[str, argparse.ArgumentParser]) -> None:
     status = [f"{code:<3} {meaning}" for code, meaning in EXIT_STATUS]
     parser.description = f"{DESCRIPTION}\n\n{DEVICE}"
     parser.epilog = "\n".join(

@@ -5,18 +5,19 @@ from pathlib import Path
 
 from .. import __version__
 from .manual import add_pages
+from .usage import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """One block a verb, in the order in which --help shows them."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object"
     )
     common.add_argument(
         "--no-color", action="store_true", default=argparse.SUPPRESS, help="no colours (as NO_COLOR)"
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flavourctl",
         parents=[common],
     )
@@ -109,6 +110,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("driverctl", "modprobe"),
         help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
         " command line",
+    )
+    explain = verbs.add_parser(
+        "explain", parents=[common], help="what an error code means, and what to do; needs no daemon"
+    )
+    explain.add_argument(
+        "code", metavar="CODE", nargs="?", help="such as in-use; an exit status or an errno finds its codes"
     )
     add_pages(parser, verbs.choices)
     return parser

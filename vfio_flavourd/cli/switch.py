@@ -7,11 +7,10 @@ from typing import Any
 
 from ..doors.client import connect
 from ..model.address import parse_address
+from ..model.codes import Code, find_exit_status
 from ..model.flavour import parse_flavour
 from ..model.printable import printable
 from .output import print_json
-
-_FELL_BACK = 4
 
 
 def switch(arguments: argparse.Namespace) -> int:
@@ -21,7 +20,7 @@ def switch(arguments: argparse.Namespace) -> int:
         return asyncio.run(_plan(arguments, device))
     outcome = asyncio.run(_switch(arguments, device))
     if outcome is None:
-        print(f"{device}: taken up; flavourctl show {device} tells what becomes of it", file=sys.stderr)
+        print(f"{device}: under way; flavourctl show {device} says what becomes of it", file=sys.stderr)
         if arguments.json:
             print_json({"device": device, "taken_up": True})
         return 0
@@ -29,7 +28,8 @@ def switch(arguments: argparse.Namespace) -> int:
         print_json(outcome)
     else:
         print(_tell(outcome))
-    return _FELL_BACK if outcome["fallback"] and getattr(arguments, "strict", False) else 0
+    fell_back = outcome["fallback"] and getattr(arguments, "strict", False)
+    return find_exit_status(Code.FELL_BACK, 0) if fell_back else 0
 
 
 async def _switch(arguments: argparse.Namespace, device: str) -> dict[str, Any] | None:

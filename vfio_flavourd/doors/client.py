@@ -1,17 +1,13 @@
 """A client of the control API, for flavourctl and the file system."""
 
-import errno
 from collections.abc import AsyncIterator
 from typing import Any
 
 from asyncvarlink import VarlinkClientProtocol, VarlinkMethodCall, VarlinkTransport, connect_unix_varlink
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from .interface import CONTROL_SOCKET, NAME, READ_ONLY_SOCKET, parse_error
-
-
-class NotRunningError(FlavourError):
-    """Nobody answers at the socket."""
 
 
 class Client:
@@ -54,21 +50,21 @@ class Client:
 
 
 async def connect(*, writes: bool) -> Client:
-    """Raises FlavourError: EACCES without permission, NotRunningError when nobody listens."""
+    """Raises FlavourError: NOT_PERMITTED, or DAEMON_NOT_RUNNING when nobody listens."""
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
         transport, protocol = await connect_unix_varlink(VarlinkClientProtocol, path)
     except PermissionError as error:
         raise FlavourError(
-            "switching a device is for root and the members of the group vfio-flavour",
-            errno=errno.EACCES,
+            "only root and the members of the group vfio-flavour may switch devices",
+            code=Code.NOT_PERMITTED,
             hint="use sudo, or have yourself added to the group",
         ) from error
     except OSError as error:
-        raise NotRunningError(
-            f"the daemon can't be reached at {path}: {error.strerror}",
-            errno=errno.EIO,
-            hint="systemctl start vfio-flavourd.socket vfio-flavourd.service",
+        raise FlavourError(
+            f"the daemon does not answer at {path}: {error.strerror}",
+            code=Code.DAEMON_NOT_RUNNING,
+            hint="start it: systemctl start vfio-flavourd.socket vfio-flavourd.service",
         ) from error
     return Client(transport, protocol)
 
@@ -88,8 +84,8 @@ def _parse_reply(reply: Any) -> dict[str, Any]:
 
 
 def _lost(error: OSError) -> FlavourError:
-    return NotRunningError(
-        f"the daemon went away in the middle of the call: {error}",
-        errno=errno.EIO,
-        hint="flavourctl list shows what the devices are now; journalctl -u vfio-flavourd",
+    return FlavourError(
+        f"the daemon went away before it answered: {error}",
+        code=Code.DAEMON_WENT_AWAY,
+        hint="flavourctl list shows what the devices are now, journalctl -u vfio-flavourd why it went",
     )

@@ -12,7 +12,8 @@ from typing import TypedDict
 
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
-from ..model.errors import FlavourError, InvalidPolicyError
+from ..model.codes import Code
+from ..model.errors import FlavourError
 
 NAME = "io.vfioflavour.Manager"
 CONTROL_SOCKET = f"/run/vfio-flavourd/{NAME}"
@@ -224,8 +225,8 @@ class Event(TypedDict):
 
 
 class _Told:
-    errno: int
     code: str
+    errno: int
     message: str
     hint: str
 
@@ -299,8 +300,8 @@ def _comment_type(found: re.Match[str]) -> str:
 class Manager(VarlinkInterface, name=NAME):
     """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
 
-    A device is named by its address, with or without the domain. Every error carries an errno, the stable
-    code of what went wrong, one line that says what was being done to what, and a hint.
+    A device is named by its address, with or without the domain. Every error carries a stable code, which
+    `flavourctl explain` knows, an errno, one line that says what was being done to what, and a hint.
     """
 
     errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
@@ -399,19 +400,18 @@ class Manager(VarlinkInterface, name=NAME):
 
 
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
-    invalid = isinstance(error, InvalidPolicyError)
+    invalid = error.code == Code.INVALID_POLICY
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
-    return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)
+    return kind(code=str(error.code), errno=error.errno, message=str(error), hint=error.hint)
 
 
 def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
     """What a client makes of an error reply."""
     message, hint = parameters.get("message"), parameters.get("hint")
-    number, code = parameters.get("errno"), parameters.get("code")
-    kind = InvalidPolicyError if name == f"{NAME}.InvalidPolicy" else FlavourError
-    return kind(
+    code, number = parameters.get("code"), parameters.get("errno")
+    return FlavourError(
         message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
+        code=code if isinstance(code, str) else Code.FAILED,
         errno=number if isinstance(number, int) else errno.EIO,
         hint=hint if isinstance(hint, str) else "",
-        code=code if isinstance(code, str) else "failed",
     )

@@ -79,7 +79,7 @@ class PolicyInForce:
         try:
             write_whole_file(last_good, render_yaml(loaded.merged))
         except OSError as error:
-            _log.warning("the policy can't be kept for a start without a valid one (%s), ignoring", error)
+            _log.warning("the policy can't be saved as the last good one (%s), ignoring", error)
 
     def read_last_good(self, last_good: Path) -> None:
         """At a start without a valid policy: the one that was in force before. Raises PolicyError."""

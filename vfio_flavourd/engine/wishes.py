@@ -114,7 +114,7 @@ def _parse(data: dict[str, Any]) -> Wish:
 
 
 def _warn(path: Path, error: OSError) -> None:
-    _log.warning("what was asked for by hand can't be kept in %r (%s), ignoring", str(path), error.strerror)
+    _log.warning("what was asked for by hand can't be saved in %r (%s), ignoring", str(path), error.strerror)
 
 
 def _read(path: Path) -> dict[str, Wish]:
@@ -124,7 +124,7 @@ def _read(path: Path) -> dict[str, Wish]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, FlavourError) as error:
-        _log.warning("wishes in %r can't be read (%r), ignoring", str(path), error)
+        _log.warning("what was asked for by hand can't be read from %r (%r), ignoring", str(path), error)
         return {}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from errno import EIO
 from pathlib import Path
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from ..model.udev_rules import RULES_NAME, Compiled
 
@@ -135,7 +136,7 @@ def _sync(directory: Path) -> None:
 
 def _failed(what: str, root: Path, error: OSError) -> FlavourError:
     return FlavourError(
-        f"{what} {str(root / RULES)!r} failed: {os.strerror(error.errno or EIO).lower()}",
-        errno=error.errno or EIO,
-        hint="without it, native drivers bind first at the next boot, and the daemon takes devices from them",
+        f"{what} {str(root / RULES)!r} failed: {os.strerror(error.errno or EIO)}",
+        code=Code.NOT_SAVED,
+        hint="until that works, native drivers bind first at boot and the daemon switches devices later",
     )

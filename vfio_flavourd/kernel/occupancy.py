@@ -44,7 +44,7 @@ class Occupancy:
         Without a driver nobody can, but for a bridge, and a PF whose VFs are there all the same.
         """
         if device.is_bridge:
-            return (User(Use.BRIDGE, "all that is behind the bridge"),)
+            return (User(Use.BRIDGE, "everything behind the bridge"),)
         subtree = read_subtree(self._files, device.path)
         users = [*_find_virtual_functions(subtree)]
         if device.driver is not None:
@@ -65,7 +65,7 @@ class Occupancy:
         if device.class_code >> 16 == _DISPLAY_CLASS and self._is_boot_display(device, subtree):
             yield User(Use.DISPLAY, "the boot display")
         if subtree.hidden_interfaces:
-            yield User(Use.PORT, "an interface in another network name space")
+            yield User(Use.PORT, "an interface in another network namespace")
         yield from find_network_users(self._files, subtree.interfaces, self._find_route)
         volumes = find_volumes(self._files, subtree)
         yield from find_storage_users(self._files, volumes)
