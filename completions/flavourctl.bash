@@ -14,6 +14,12 @@ _flavourctl_devices() {
     __ltrim_colon_completions "$cur"
 }
 
+# By number, which only root can read, or by device.
+_flavourctl_attempts() {
+    _flavourctl_devices
+    COMPREPLY+=($(compgen -W "$(sed -n 's/^{"id": \([0-9]*\).*/\1/p' /run/vfio-flavourd/history.jsonl 2> /dev/null)" -- "$cur"))
+}
+
 _flavourctl_drivers() {
     local drivers=(/sys/bus/pci/drivers/*)
     _flavourctl_words auto "${drivers[@]##*/}"
@@ -71,7 +77,7 @@ _flavourctl_argument() {
     case $1:$2 in
         :1) _flavourctl_words list show groups plot resolve set reset check cat-config reload doctor import explain ;;
         show:1) _flavourctl_devices ;;
-        plot:*) _flavourctl_devices ;;
+        plot:*) _flavourctl_attempts ;;
         resolve:1) _flavourctl_devices ;;
         set:1) _flavourctl_devices ;;
         set:2) _flavourctl_flavours ;;

@@ -44,6 +44,12 @@ function __flavourctl_devices
     end
 end
 
+# By number, which only root can read, or by device.
+function __flavourctl_attempts
+    sed -n 's/^{"id": \([0-9]*\).*/\1/p' /run/vfio-flavourd/history.jsonl 2> /dev/null
+    __flavourctl_devices
+end
+
 function __flavourctl_drivers
     echo auto
     path basename /sys/bus/pci/drivers/*
@@ -103,7 +109,7 @@ complete -c flavourctl -n "__flavourctl_in plot" -l help -d 'show this help mess
 complete -c flavourctl -n "__flavourctl_in plot" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in plot" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in plot" -l output -rF -d 'write it there instead of to stdout'
-complete -c flavourctl -n '__flavourctl_in plot' -xa '(__flavourctl_devices)'
+complete -c flavourctl -n '__flavourctl_in plot' -xa '(__flavourctl_attempts)'
 
 complete -c flavourctl -n "__flavourctl_in resolve" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in resolve" -l json -d 'print one JSON object'

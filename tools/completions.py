@@ -18,7 +18,7 @@ COMPLETIONS = Path("completions")
 VALUES = {
     "DEV": "devices",
     "DEV|MODALIAS": "devices",
-    "ID|DEV": "devices",
+    "ID|DEV": "attempts",
     "FLAVOUR": "flavours",
     "D": "drivers",
     "DIR": "directories",

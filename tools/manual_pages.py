@@ -64,7 +64,7 @@ def _argument(action: argparse.Action) -> str:
     name = f"Ar {action.metavar}".replace("|", " | ")
     if action.nargs == "?":
         return f"Op {name}"
-    return f"Op {name} ..." if action.nargs == "*" else name
+    return {"*": f"Op {name} ...", "+": f"{name} ..."}.get(str(action.nargs), name)
 
 
 def _value(action: argparse.Action) -> str:
