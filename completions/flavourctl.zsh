@@ -49,8 +49,8 @@ _flavourctl_verbs() {
         'check:is the policy valid, and what is wrong with it; needs no daemon'
         'cat-config:the merged policy and where it comes from; needs no daemon'
         'reload:have the daemon read the policy and the index again'
-        'doctor:is this host ready, what stands in the way, what to do; needs no daemon'
-        'import:print a policy made of what driverctl or modprobe.d say; needs no daemon'
+        'doctor:is this host ready, and what stands in the way; needs no daemon'
+        'import:print a policy made of what driverctl or modprobe.d say'
         'explain:what an error code means, and what to do; needs no daemon'
     )
     _describe -t verbs verb verbs

@@ -81,7 +81,8 @@ def _synopsis(action: argparse.Action) -> str:
 
 def _entry(action: argparse.Action) -> list[str]:
     if action.option_strings:
-        head = f".It Fl -{action.option_strings[-1].removeprefix('--')}{_value(action)}"
+        names = " , ".join(f"Fl {name.removeprefix('-')}" for name in action.option_strings)
+        head = f".It {names}{_value(action)}"
     else:
         head = f".It {_argument(action)}"
     return [head, *prose(str(action.help))]

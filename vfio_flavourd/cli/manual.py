@@ -97,11 +97,12 @@ DESCRIPTIONS = {
 # By verb, a command and what it is for; with no verb those of the program.
 EXAMPLES = {
     "": (
-        ("flavourctl", "what each device is, what could serve it"),
+        ("flavourctl", "what each device is"),
         ("flavourctl set 01:00.0 vfio", "give it to VFIO, by the best driver"),
         ("flavourctl set 01:00.0 vfio --dry-run", "what that would do"),
         ("flavourctl set 01:00.0 native", "give it back to the host"),
         ("flavourctl resolve 01:00.0", "which drivers could serve it, and why"),
+        ("flavourctl doctor", "is this host ready, what stands in the way"),
     ),
     "list": (
         ("flavourctl", "all devices"),
