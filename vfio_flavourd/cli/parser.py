@@ -117,12 +117,12 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_parser(
         "doctor",
         parents=[common],
-        help="is this host ready, what stands in the way, what to do; needs no daemon",
+        help="is this host ready, and what stands in the way; needs no daemon",
     )
     importing = verbs.add_parser(
         "import",
         parents=[common],
-        help="print a policy made of what driverctl or modprobe.d say; needs no daemon",
+        help="print a policy made of what driverctl or modprobe.d say",
     )
     importing.add_argument(
         "source",
