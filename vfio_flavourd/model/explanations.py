@@ -28,7 +28,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ),
     ),
     Code.DEVICE_GONE: Explanation(
-        "the device went away during the switch",
+        "the device went away while it was being read or switched",
         (
             "It was unplugged, or its power was cut.",
             "Its virtual functions were disabled, or it was removed through sysfs and found anew.",
