@@ -1,4 +1,4 @@
-"""Every message that people can read is worded as docs/messages.md says, as far as that can be told mechanically."""
+"""Every message that people can read is worded as docs/messages.md says, as far as a program can tell."""
 
 import ast
 import re
@@ -16,8 +16,8 @@ from vfio_flavourd.model.explanations import EXPLANATIONS
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vfio_flavourd"
 
-# A message may begin with an address, a path or a name: what stands in braces here. Names that the field writes
-# in upper case keep that.
+# A message may begin with an address, a path or a name: what stands in braces here. Names that the field
+# writes in upper case keep that.
 BEGINS = re.compile(r"[a-z{'\"`<0-9%/-]|VFIO|IOMMU|PF|VF|DEV|PCI|YAML")
 LEVELS = {"debug", "info", "warning", "error", "critical"}
 
@@ -144,7 +144,8 @@ def test_a_message_starts_in_lower_case_or_with_a_name(kind: str) -> None:
 @pytest.mark.parametrize("kind", ALL)
 def test_a_message_has_no_full_stop_at_its_end(kind: str) -> None:
     texts = [(each.where, text) for each in ALL[kind]() for text in (each.text, each.hint or "")]
-    assert [each for each in texts if each[1].rstrip().endswith((".", "!")) or each[1] != each[1].strip()] == []
+    wrong = [(where, text) for where, text in texts if text.endswith((".", "!")) or text != text.strip()]
+    assert wrong == []
 
 
 def test_an_error_names_its_code_and_takes_its_errno_from_it() -> None:
