@@ -186,7 +186,7 @@ class Engine:
             raise FlavourError(
                 f"{address}: another device in its IOMMU group is stuck",
                 code=Code.GROUP_BUSY,
-                hint="it is switched when that one is done; flavourctl list shows which one it is",
+                hint="try again when that one is done; flavourctl list shows it",
             )  # the policy has others to see to
         await self._wait_for_turn(turn, work.request)
         stuck: list[tuple[Device, StuckError]] = []
