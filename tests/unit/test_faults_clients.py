@@ -361,7 +361,10 @@ def test_of_a_thousand_connections_no_more_are_kept_than_there_are_files_for(
 ) -> None:
     async def talk(service: Service) -> None:
         with many_files(), connections(service.readonly, 1000) as socks:
-            await asyncio.sleep(0.2)
+            for _ in range(100):  # a machine that is busy takes its time to close them
+                await asyncio.sleep(0.2)
+                if sum(map(is_open, socks)) <= MOST_CLIENTS:
+                    break
             assert sum(map(is_open, socks)) <= MOST_CLIENTS
 
     serve(talk)
@@ -430,7 +433,7 @@ def test_a_client_that_is_gone_in_the_middle_of_its_switch_has_it_carried_to_its
         await until(lambda: bool(service.engine.attempts.history))
         assert service.driver == "vfio-pci"
         assert (await service.get())["phase"] is None
-        (attempt,) = [attempt for _, attempt in service.engine.attempts.history]
+        (attempt,) = service.engine.attempts.history
         assert attempt.error == ""
         again = await service.connect()
         await again.call("SetFlavour", device=DEVICE, flavour="native")
@@ -507,7 +510,7 @@ def test_of_two_clients_with_opposite_wishes_each_is_told_the_truth_and_the_last
             await asyncio.gather(insist("vfio"), insist("native"))
         assert sorted(set(told)) == [("native", "e1000e"), ("vfio", "vfio-pci")]
         assert None not in seen
-        last = service.engine.attempts.history[-1][1]
+        last = service.engine.attempts.history[-1]
         status = service.engine.device(parse_address(DEVICE))
         assert status.flavour == last.flavour
         assert status.held == (last.flavour == "vfio")

@@ -167,7 +167,7 @@ def test_a_storm_of_5000_events_makes_one_switch_and_holds_up_no_other_device(ke
         await asyncio.sleep(60)
         assert time.monotonic() - started < 5
         assert has(device) == VFIO
-        switched = [str(address) for address, _ in engine.attempts.history]
+        switched = [str(attempt.address) for attempt in engine.attempts.history]
         assert sorted(switched) == [DEVICE, OTHER]
         assert engine.device(parse_address(DEVICE)).held
 
@@ -299,7 +299,7 @@ def test_a_replug_is_one_in_whatever_order_its_events_come(
             door.receive(event(action, 100 + number))
         await asyncio.sleep(60)
         assert has(successor) == VFIO
-        assert [str(address) for address, _ in engine.attempts.history] == [DEVICE, DEVICE]
+        assert [str(attempt.address) for attempt in engine.attempts.history] == [DEVICE, DEVICE]
         await engine.set_flavour(Request(parse_address(DEVICE), Flavour.NATIVE), lambda _: None)
         assert has(successor) == NATIVE
 

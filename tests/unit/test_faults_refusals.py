@@ -77,6 +77,6 @@ def test_a_refusal_is_in_the_journal_with_who_asked_what_and_why(
         ask(make_engine(kernel))
     (record,) = [record for record in caplog.records if hasattr(record, "OUTCOME")]
     fields = vars(record)
-    assert (fields["REQUESTER"], fields["OUTCOME"]) == ("uid 0 pid 1", "failed")
+    assert (fields["REQUESTER"], fields["OUTCOME"]) == ("uid 0 pid 1", "refused")
     assert "swap on nvme0n1p3" in record.getMessage()
     assert int(fields["DURATION_USEC"]) >= 0

@@ -16,6 +16,7 @@ from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request
 from vfio_flavourd.model.occupancy import UNFORCEABLE, Use, User
 from vfio_flavourd.model.policy import InUse, Match, NoIommu, OthersInGroup, Policy, Rule, Settings
+from vfio_flavourd.model.transition import Phase
 
 ADDRESS = "0000:01:00.0"
 SIBLING = "0000:01:00.1"
@@ -106,7 +107,7 @@ def test_a_device_in_use_is_refused_with_its_user_named_and_left_alone(kernel: F
     assert error.hint
     assert kernel.writes == []
     assert has(device) == NATIVE
-    ((_, attempt),) = engine.attempts.history
+    (attempt,) = engine.attempts.history
     assert attempt.error == str(error)
 
 
@@ -327,6 +328,45 @@ def test_a_device_in_no_iommu_group_is_refused_unless_the_policy_allows_it(kerne
     assert has(device) == VFIO
 
 
+@pytest.mark.parametrize("loaded", [True, False], ids=["VFIO is loaded", "it comes with the driver"])
+@pytest.mark.parametrize(
+    ("mode", "words"), [("N", "has not been told to do without"), (None, "this kernel's VFIO can't")]
+)
+def test_a_kernel_that_does_not_do_without_an_iommu_is_known_before_the_native_driver_is_taken_away(
+    kernel: FakeKernel, mode: str | None, words: str, *, loaded: bool
+) -> None:
+    device = kernel.add_device(group=None)
+    native = kernel.add_native(device)
+    engine = make_engine(kernel, Policy(defaults=Settings(1.0, 1.0, noiommu=NoIommu.ALLOW)))
+    parameters = kernel.root / "sys/module/vfio/parameters"
+
+    def load_vfio() -> None:
+        parameters.mkdir(parents=True)
+        if mode is not None:
+            (parameters / "enable_unsafe_noiommu_mode").write_text(f"{mode}\n", encoding="ascii")
+
+    if loaded:
+        load_vfio()
+        with pytest.raises(FlavourError, match=words):
+            run_at_once(engine.plan(make_request()))
+    else:
+        load = kernel.load
+
+        def load_with_vfio(name: str) -> None:
+            load_vfio()
+            load(name)
+
+        kernel.load = load_with_vfio  # type: ignore[method-assign]
+    with pytest.raises(FlavourError, match=words) as caught:
+        ask(engine, make_request())
+    assert ("enable_unsafe_noiommu_mode" if mode else "CONFIG_VFIO_NOIOMMU") in caught.value.hint
+    assert kernel.writes == []
+    assert device.driver is native
+    if mode is not None:
+        (parameters / "enable_unsafe_noiommu_mode").write_text("Y\n", encoding="ascii")
+        assert ask(engine, make_request()).driver == "vfio-pci"
+
+
 # nothing to do
 
 
@@ -451,8 +491,8 @@ def test_a_dry_run_that_is_right_names_the_writes_of_the_switch(kernel: FakeKern
     engine = make_engine(kernel)
     for flavour in (Flavour.VFIO, Flavour.NATIVE):
         lines = plan(engine, make_request(flavour))
-        steps = [step.what for step in ask(engine, make_request(flavour)).steps]
-        assert lines == [step for step in steps if not step.startswith("load ")]
+        steps = ask(engine, make_request(flavour)).steps
+        assert lines == [step.what for step in steps if step.phase is Phase.SWITCHING]
     assert has(device) == NATIVE
 
 

@@ -225,7 +225,7 @@ def test_the_attempt_that_a_stop_cuts_off_is_not_said_to_have_touched_nothing(ke
             task.cancel()
         await asyncio.sleep(0.1)
         assert asking.cancelled()
-        error = engine.attempts.history[-1][1].error
+        error = engine.attempts.history[-1].error
         assert error == "0000:01:00.0: cut off because the daemon stopped, the next one takes it up"
 
     run_at_once(run())

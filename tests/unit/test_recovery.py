@@ -526,7 +526,7 @@ def test_a_switch_whose_end_finds_no_room_on_disk_is_told_and_comes_to_an_end_la
             outcome = await ask(engine, Flavour.VFIO)
         except FlavourError as error:
             told = str(error)
-            assert engine.attempts.history[-1][1].error == told
+            assert engine.attempts.history[-1].error == told
         else:
             assert (outcome.driver, outcome.flavour) == ("vfio-pci", Flavour.VFIO)
 

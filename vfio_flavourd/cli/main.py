@@ -53,6 +53,14 @@ def _carry_out(arguments: argparse.Namespace) -> int:
             from .devices import show_device
 
             return show_device(arguments)
+        case "groups":
+            from .groups import show_groups
+
+            return show_groups(arguments)
+        case "plot":
+            from .plot import plot
+
+            return plot(arguments)
         case "explain":
             from .explain import explain
 
@@ -61,6 +69,14 @@ def _carry_out(arguments: argparse.Namespace) -> int:
             from .resolve import resolve
 
             return resolve(arguments)
+        case "doctor":
+            from .doctor import doctor
+
+            return doctor(arguments)
+        case "import":
+            from .importing import import_policy
+
+            return import_policy(arguments)
         case "check" | "cat-config" | "reload":
             from . import policy
 

@@ -29,6 +29,25 @@ def build_parser() -> argparse.ArgumentParser:
     show = verbs.add_parser("show", parents=[common], help="all about one device")
     show.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
 
+    groups = verbs.add_parser(
+        "groups", parents=[common], help="the IOMMU groups: could a guest have them, and what it takes"
+    )
+    groups.set_defaults(form="tree")
+    forms = groups.add_mutually_exclusive_group()
+    for form, what in (("tree", "as text (the default)"), ("dot", "for Graphviz"), ("svg", "as a picture")):
+        forms.add_argument(f"--{form}", action="store_const", dest="form", const=form, help=what)
+
+    plot = verbs.add_parser(
+        "plot", parents=[common], help="a timeline of one or more switches, as a picture (SVG)"
+    )
+    plot.add_argument(
+        "attempts",
+        nargs="+",
+        metavar="ID|DEV",
+        help="an attempt's number (flavourctl history), or a device for its last one",
+    )
+    plot.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+
     resolve = verbs.add_parser(
         "resolve", parents=[common], help="which drivers could serve it; needs no daemon"
     )
@@ -78,6 +97,23 @@ def build_parser() -> argparse.ArgumentParser:
         "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
     )
     verbs.add_parser("reload", parents=[common], help="have the daemon read the policy and the index again")
+    verbs.add_parser(
+        "doctor",
+        parents=[common],
+        help="is this host ready, what stands in the way, what to do; needs no daemon",
+    )
+    importing = verbs.add_parser(
+        "import",
+        parents=[common],
+        help="print a policy made of what driverctl or modprobe.d say; needs no daemon",
+    )
+    importing.add_argument(
+        "source",
+        metavar="SOURCE",
+        choices=("driverctl", "modprobe"),
+        help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
+        " command line",
+    )
     explain = verbs.add_parser(
         "explain", parents=[common], help="what an error code means, and what to do; needs no daemon"
     )

@@ -10,16 +10,12 @@ from pathlib import Path
 from ..config.load import Loaded, load_files, load_policy
 from ..config.problems import PolicyError, Problem
 from ..config.render import render_data, render_yaml
-from ..kernel.claims import find_driverctl_override
-from ..kernel.early_rules import find_rebuild_command, find_stale_initramfs, read_rules, read_sources
-from ..kernel.facts import read_facts
-from ..kernel.inventory import read_devices
-from ..kernel.sysfs import Sysfs
+from ..engine.readiness import examine_applied, read_decided
+from ..kernel.index import ModuleIndex
 from ..model.codes import find_exit_status
-from ..model.errors import FlavourError
-from ..model.policy import Policy, decide
+from ..model.policy import Policy
 from ..model.printable import printable
-from ..model.udev_header import parse_header
+from ..model.readiness.finding import State
 from .output import print_json
 
 ROOT = "/"
@@ -45,33 +41,10 @@ def check(arguments: argparse.Namespace) -> int:
 
 def _find_remarks(root: Path, policy: Policy) -> list[str]:
     """Where this host is not yet what its policy says."""
-    remarks = _find_claims(root, policy)
     release = os.uname().release
-    try:
-        rules = read_rules(root)
-    except FlavourError as error:
-        return [f"{error}; {error.hint}"]
-    if rules is not None and parse_header(rules).sources != read_sources(root, release):
-        remarks.append("policy files have changed since they were applied: flavourctl reload")
-    command = find_rebuild_command(root) or "rebuild it"
-    for image in find_stale_initramfs(root, release):
-        which = "the running kernel's" if image.running else f"that of {image.release}"
-        remarks.append(f"{image.path} ({which}) is older than the policy's rules for early boot: {command}")
-    return remarks
-
-
-def _find_claims(root: Path, policy: Policy) -> list[str]:
-    sysfs = Sysfs(str(root).rstrip("/"))
-    claims = []
-    for device in read_devices(sysfs, policy.personalities):
-        claim = find_driverctl_override(root, device.address)
-        decision = decide(read_facts(sysfs, device, policy), policy) if claim else None
-        if decision is not None and decision.flavour is not None:
-            claims.append(
-                f"{device.address}: driverctl has {claim} saved for it, so it is left to that although "
-                f"{decision.reason} says {decision.flavour}: driverctl unset-override {device.address}"
-            )
-    return claims
+    table = ModuleIndex(root, release).table()
+    findings = examine_applied(root, release, read_decided(root, policy), table)
+    return [f"{each.what}: {each.advice}" for each in findings if each.state is not State.NOTE]
 
 
 def cat_config(arguments: argparse.Namespace) -> int:

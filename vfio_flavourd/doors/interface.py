@@ -57,14 +57,27 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class AttemptInfo:
-    """What came of a switch; `error` is empty where it went well. `when` is in seconds since 1970."""
+    """What came of a switch. `id` counts the attempts of this boot. `outcome` is done, unchanged, refused,
+    failed, stuck, given-up or cut-off. `when` is in seconds since the epoch, and the steps count from then.
+    `hint` and `code` are those of the error; `reason` is empty where `error` is not.
+    """
 
+    id: int
     device: str
     flavour: str
     requester: str
     when: float
+    duration: float
+    outcome: str
+    driver: str | None
+    previous_driver: str | None
+    fallback: bool
+    forced: list[str]
+    rule: str
     reason: str
     error: str
+    hint: str
+    code: str
     steps: list[StepInfo]
 
 
@@ -90,11 +103,13 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
-    """What a device is after a switch. `fallback`: the generic driver had to do although a better one was
-    known. `changed` is false where nothing had to be done. `forced` are those it was taken from, `others`
-    the other devices of its IOMMU group that were switched with it.
+    """What a device is after a switch; `attempt` is the number under which History keeps it. `fallback`:
+    the generic driver had to do although a better one was known. `changed` is false where nothing had to be
+    done. `forced` are those it was taken from, `others` the other devices of its IOMMU group that were
+    switched with it.
     """
 
+    attempt: int
     device: str
     flavour: str
     driver: str | None
@@ -142,6 +157,41 @@ class DeviceInfo:
     slot: str
     serials: list[str]
     users: list[UserInfo]
+
+
+@dataclass(frozen=True)
+class GroupMemberInfo:
+    """A device as a member of its IOMMU group. standing is vfio, harmless (no driver, or one that does no
+    DMA), host driver, or stuck; the last two keep the group from being viable."""
+
+    device: str
+    name: str
+    flavour: str
+    driver: str | None
+    bridge: bool
+    standing: str
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """state is ready (a guest can have it), free (nobody has it), host, mixed (a part of it is on VFIO and no
+    guest can have it), bridges (nothing in it to give away) or unprotected (VFIO made it up, noiommu). viable
+    tells whether the kernel would let a guest have it, in_the_way which members keep it from that, takes the
+    commands by which a guest could have it."""
+
+    group: int
+    state: str
+    viable: bool
+    in_the_way: list[str]
+    takes: list[str]
+    members: list[GroupMemberInfo]
+
+
+class Grouping(TypedDict):
+    """ungrouped are the devices that no IOMMU isolates."""
+
+    groups: list[GroupInfo]
+    ungrouped: list[GroupMemberInfo]
 
 
 class Listing(TypedDict):
@@ -268,6 +318,11 @@ class Manager(VarlinkInterface, name=NAME):
         raise NotImplementedError
 
     @varlinkmethod
+    def Groups(self) -> Grouping:
+        """The IOMMU groups, by number: VFIO gives a group away as a whole, or not at all."""
+        raise NotImplementedError
+
+    @varlinkmethod
     async def Get(self, *, device: str, users: bool | None = None) -> Shown:
         """One device, with its candidates and what came of the last attempt; who uses it is looked for where
         users is true."""
@@ -328,8 +383,8 @@ class Manager(VarlinkInterface, name=NAME):
         yield
 
     @varlinkmethod(return_parameter="attempts")
-    def History(self) -> list[AttemptInfo]:
-        """The attempts since the daemon started, oldest first; the last 256 are kept."""
+    def History(self, *, device: str | None = None) -> list[AttemptInfo]:
+        """The attempts of this boot, or those on one device, oldest first; the last 256 of all are kept."""
         raise NotImplementedError
 
     @varlinkmethod(delay_generator=False)

@@ -1,12 +1,18 @@
 """What the engine knows, as it travels by varlink."""
 
+from collections.abc import Callable
+
 from ..model.aliases import Candidate, Resolution
+from ..model.device import Device
 from ..model.flavour import Attempt, DeviceStatus, Outcome, StepReport
+from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
 from .interface import (
     AttemptInfo,
     CandidateInfo,
     DeviceInfo,
+    GroupInfo,
+    GroupMemberInfo,
     MemberInfo,
     OutcomeInfo,
     ResolutionInfo,
@@ -34,20 +40,31 @@ def render_step(step: StepReport) -> StepInfo:
     return StepInfo(str(step.phase), step.what, step.started, step.duration, step.error)
 
 
-def render_attempt(device: str, attempt: Attempt) -> AttemptInfo:
+def render_attempt(attempt: Attempt) -> AttemptInfo:
     return AttemptInfo(
-        device=device,
+        id=attempt.id,
+        device=str(attempt.address),
         flavour=str(attempt.flavour),
         requester=attempt.requester,
         when=attempt.when,
+        duration=attempt.duration,
+        outcome=str(attempt.ending),
+        driver=attempt.driver,
+        previous_driver=attempt.previous_driver,
+        fallback=attempt.fallback,
+        forced=list(attempt.forced),
+        rule=attempt.rule,
         reason=attempt.reason,
         error=attempt.error,
+        hint=attempt.hint,
+        code=attempt.code,
         steps=[render_step(step) for step in attempt.steps],
     )
 
 
 def render_outcome(outcome: Outcome) -> OutcomeInfo:
     return OutcomeInfo(
+        attempt=outcome.attempt,
         device=str(outcome.address),
         flavour=str(outcome.flavour),
         driver=outcome.driver,
@@ -79,9 +96,8 @@ def render_user(user: User) -> UserInfo:
 
 def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ()) -> DeviceInfo:
     device = status.device
-    address = str(device.address)
     return DeviceInfo(
-        device=address,
+        device=str(device.address),
         name=name,
         ids=f"{device.identity.vendor:04x}:{device.identity.device:04x}",
         class_code=f"{device.class_code:06x}",
@@ -96,7 +112,7 @@ def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ())
         phase=str(status.phase) if status.phase else None,
         stuck=status.stuck,
         resolution=render_resolution(status.resolution),
-        last=render_attempt(address, status.last) if status.last else None,
+        last=render_attempt(status.last) if status.last else None,
         rule=status.decision.rule.name if status.decision.rule is not None else None,
         policy_flavour=status.decision.flavour,
         policy_reason=status.decision.reason,
@@ -105,4 +121,26 @@ def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ())
         slot=status.slot,
         serials=list(status.serials),
         users=[render_user(user) for user in users],
+    )
+
+
+def render_group(group: IommuGroup, find_name: Callable[[Device], str]) -> GroupInfo:
+    return GroupInfo(
+        group=group.number,
+        state=str(group.state),
+        viable=group.is_viable,
+        in_the_way=[str(member.device.address) for member in group.in_the_way],
+        takes=list(group.takes),
+        members=[render_group_member(member, find_name(member.device)) for member in group.members],
+    )
+
+
+def render_group_member(member: GroupMember, name: str) -> GroupMemberInfo:
+    return GroupMemberInfo(
+        device=str(member.device.address),
+        name=name or f"{member.device.identity.vendor:04x}:{member.device.identity.device:04x}",
+        flavour=str(member.flavour),
+        driver=member.device.driver,
+        bridge=member.device.is_bridge,
+        standing=str(member.standing),
     )

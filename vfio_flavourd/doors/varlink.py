@@ -16,10 +16,11 @@ from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Flavour, Outcome, Request, StepReport, parse_flavour
+from ..model.iommu_group import find_groups
 from ..model.policy import OthersInGroup
 from . import interface, rendering
 from .connections import Listener, Peer, current_peer, wants_steps
-from .interface import AttemptInfo, Event, Listing, Progress, ResolutionInfo, Shown
+from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown
 
 # Events that a slow Monitor client may be behind before it is cut off.
 _BACKLOG = 4096
@@ -54,6 +55,19 @@ class ManagerService(interface.Manager):
                 for status in self._engine.devices()
             ]
             return Listing(devices=devices, policy_trouble=self._engine.policy_trouble)
+
+    @varlinkmethod
+    def Groups(self) -> Grouping:
+        with _translated():
+            members = self._engine.group_members()
+            return Grouping(
+                groups=[rendering.render_group(group, self._find_name) for group in find_groups(members)],
+                ungrouped=[
+                    rendering.render_group_member(member, self._find_name(member.device))
+                    for member in members
+                    if member.device.iommu_group is None
+                ],
+            )
 
     @varlinkmethod
     async def Get(self, *, device: str, users: bool | None = None) -> Shown:
@@ -147,11 +161,14 @@ class ManagerService(interface.Manager):
                 yield progress
 
     @varlinkmethod(return_parameter="attempts")
-    def History(self) -> list[AttemptInfo]:
-        return [
-            rendering.render_attempt(str(address), attempt)
-            for address, attempt in self._engine.attempts.history
-        ]
+    def History(self, *, device: str | None = None) -> list[AttemptInfo]:
+        with _translated():
+            address = None if device is None else parse_address(device)
+            return [
+                rendering.render_attempt(attempt)
+                for attempt in self._engine.attempts.history
+                if address in (None, attempt.address)
+            ]
 
     @varlinkmethod(delay_generator=False)
     async def Monitor(self) -> AsyncIterator[Event]:
@@ -161,9 +178,7 @@ class ManagerService(interface.Manager):
             if isinstance(news, StepReport):
                 event = Event(device=str(address), step=rendering.render_step(news), attempt=None)
             else:
-                event = Event(
-                    device=str(address), step=None, attempt=rendering.render_attempt(str(address), news)
-                )
+                event = Event(device=str(address), step=None, attempt=rendering.render_attempt(news))
             try:
                 queue.put_nowait(event)
             except asyncio.QueueFull:

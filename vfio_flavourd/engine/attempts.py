@@ -5,16 +5,12 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from ..kernel.inventory import DEVICES
-from ..kernel.sysfs import Sysfs
 from ..model.address import PciAddress
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Outcome, Request, StepReport
+from ..model.flavour import Attempt, Ending, StepReport
+from .history import History
 
 _log = logging.getLogger(__name__)
-
-# Attempts kept for `history`.
-_HISTORY = 256
 
 # Seconds after the end of an attempt until it is in the log; the answer is sent in less.
 _LOG_DELAY = 0.05
@@ -26,12 +22,16 @@ Report = Callable[[StepReport], None]
 class Attempts:
     """`listeners` are told of each step and each end as they happen."""
 
-    def __init__(self, sysfs: Sysfs) -> None:
-        self._sysfs = sysfs
+    def __init__(self, history: History) -> None:
         self._last: dict[PciAddress, Attempt] = {}
-        self._unlogged: deque[Callable[[], None]] = deque()
-        self.history: deque[tuple[PciAddress, Attempt]] = deque(maxlen=_HISTORY)
+        self._unlogged: deque[Attempt] = deque()
+        self.history = history
         self.listeners: set[Listener] = set()
+
+    def load(self) -> None:
+        """Take up what an earlier daemon of this boot left."""
+        self.history.load()
+        self._last |= {attempt.address: attempt for attempt in self.history}
 
     def find_last(self, address: PciAddress) -> Attempt | None:
         return self._last.get(address)
@@ -49,79 +49,60 @@ class Attempts:
 
         return fan_out
 
-    def conclude(
-        self,
-        request: Request,
-        started: float,
-        seconds: float,
-        steps: tuple[StepReport, ...],
-        *,
-        error: FlavourError | None = None,
-        outcome: Outcome | None = None,
-        rule: str = "",
-    ) -> None:
-        """An attempt is at its end. `started` is in seconds since the epoch, `seconds` what it took."""
-        attempt = Attempt(
-            flavour=request.flavour,
-            requester=request.requester,
-            when=started,
-            reason="" if outcome is None else outcome.reason,
-            error="" if error is None else str(error),
-            steps=steps,
-        )
-        self._last[request.address] = attempt
-        self.history.append((request.address, attempt))
-        # The one who asked need not wait for the journal.
-        driver = self._sysfs.find_link(f"{DEVICES}/{request.address}/driver")
-        self._unlogged.append(lambda: _log_end(request, driver, seconds, error, outcome, rule))
+    def conclude(self, attempt: Attempt) -> None:
+        """An attempt is at its end."""
+        self._last[attempt.address] = attempt
+        self.history.add(attempt)
+        # The one who asked need not wait for the journal and the disk.
+        self._unlogged.append(attempt)
         asyncio.get_running_loop().call_later(_LOG_DELAY, self.log)
         for listener in list(self.listeners):
-            listener(request.address, attempt)
+            listener(attempt.address, attempt)
 
     def log(self) -> None:
-        """Write to the journal what is not in it yet."""
-        while self._unlogged:
-            self._unlogged.popleft()()
+        """Write to the journal and the history what is not in them yet."""
+        if not self._unlogged:
+            return
+        attempts = tuple(self._unlogged)
+        self._unlogged.clear()
+        for attempt in attempts:
+            _log_end(attempt)
+        self.history.write(attempts)
 
 
-def _log_end(
-    request: Request,
-    driver: str | None,
-    seconds: float,
-    error: FlavourError | None,
-    outcome: Outcome | None,
-    rule: str,
-) -> None:
-    """The one record of an attempt; `driver` is the one that the device has after it."""
-    done = "failed" if outcome is None else "done" if outcome.changed else "unchanged"
+def _log_end(attempt: Attempt) -> None:
+    """The one record of an attempt."""
     fields = {
-        "PCI_ADDRESS": str(request.address),
-        "FLAVOUR": str(request.flavour),
-        "REQUESTER": request.requester,
-        "OUTCOME": done,
-        "DRIVER": driver or "",
-        "DURATION_USEC": str(int(seconds * 1e6)),
-        "RULE": rule,
-        "FORCED": "yes" if request.force or (outcome is not None and outcome.forced) else "",
+        "PCI_ADDRESS": str(attempt.address),
+        "FLAVOUR": str(attempt.flavour),
+        "REQUESTER": attempt.requester,
+        "OUTCOME": str(attempt.ending),
+        "CODE": attempt.code,
+        "DRIVER": attempt.driver or "",
+        "PREVIOUS_DRIVER": attempt.previous_driver or "",
+        "DURATION_USEC": str(int(attempt.duration * 1e6)),
+        "RULE": attempt.rule,
+        "FORCED": "yes" if attempt.forced else "",
+        "ATTEMPT": str(attempt.id),
     }
-    if error is not None:
-        said = without_address(error, request.address)
-        _log.error("%s: to %s: %s", request.address, request.flavour, said, extra=fields)
-    elif outcome is not None and outcome.changed:
-        forced = "; ".join(user.what for user in outcome.forced)
+    if attempt.error:
+        said = attempt.error.removeprefix(f"{attempt.address}: ")
+        _log.error("%s: to %s: %s", attempt.address, attempt.flavour, said, extra=fields)
+    elif attempt.ending is Ending.DONE:
+        forced = "; ".join(attempt.forced)
         _log.log(
-            logging.WARNING if outcome.fallback or forced else logging.INFO,
+            logging.WARNING if attempt.fallback or forced else logging.INFO,
             "%s: %s -> %s in %d ms: %s%s",
-            request.address,
-            outcome.previous_driver or "no driver",
-            driver or "no driver",
-            seconds * 1000,
-            outcome.reason,
+            attempt.address,
+            attempt.previous_driver or "no driver",
+            attempt.driver or "no driver",
+            attempt.duration * 1000,
+            attempt.reason,
             f"; taken by force from: {forced}" if forced else "",
             extra=fields,
         )
-    elif outcome is not None:
-        _log.info("%s: to %s: %s", request.address, request.flavour, outcome.reason, extra=fields)
+    else:
+        _log.info("%s: to %s: %s", attempt.address, attempt.flavour, attempt.reason, extra=fields)
 
 
 def without_address(error: FlavourError, address: PciAddress) -> str:

@@ -3,8 +3,7 @@
 import asyncio
 import errno
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
@@ -13,13 +12,23 @@ from ..model.aliases import Resolution
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepReport, parse_flavour
+from ..model.flavour import (
+    DeviceStatus,
+    Ending,
+    Flavour,
+    Outcome,
+    Request,
+    StepReport,
+    parse_flavour,
+)
+from ..model.iommu_group import GroupMember
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
 from .attempts import Attempts
 from .forecast import forecast
-from .guards import Verdict, has_it_already, judge
+from .guards import has_it_already, judge
+from .history import History
 from .host import Host
 from .ledger import Record, find_record
 from .moves import StuckError
@@ -30,6 +39,7 @@ from .switch import Switch, Way
 from .to_native import restore, to_native
 from .to_vfio import to_vfio
 from .together import Member, run_together
+from .work import Work
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +53,7 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self._releases: set[asyncio.Task[None]] = set()
-        self.attempts = Attempts(host.sysfs)
+        self.attempts = Attempts(History(host.state / "history.jsonl"))
         self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
         self._quarantine = Quarantine(host, self._find_turn, self.reconciler.consider)
 
@@ -60,6 +70,13 @@ class Engine:
 
     def devices(self) -> list[DeviceStatus]:
         return [self._status(device) for device in self._host.read_devices()]
+
+    def group_members(self) -> list[GroupMember]:
+        """Every device, and what it means for its IOMMU group."""
+        return [
+            GroupMember(device, self._host.find_flavour(device), bool(self._find_stuck(device.address)))
+            for device in self._host.read_devices()
+        ]
 
     def device(self, address: PciAddress) -> DeviceStatus:
         """Raises FlavourError (ENODEV)."""
@@ -109,28 +126,33 @@ class Engine:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
-        way = to_native if request.flavour == Flavour.NATIVE else to_vfio
-        outcome = await self._take(request, report, way)
-        if request.persist:
-            await self.reconciler.lasting_wishes_changed()
-        return outcome
+        report = self.attempts.fan_out(request.address, report)
+        return await self._take(Work(request, report, _find_way(request)))
 
     async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
-        """Drop the wish that was made by hand: back to what the policy says, or else to what was there before
-        the first switch. Raises FlavourError."""
-        if self.reconciler.drop_wish(request.address):
-            await self.reconciler.lasting_wishes_changed()
-        device = self._host.read_device(request.address)
+        """Back to what the policy says, or else to what was there before the first switch; then the wish that
+        was made by hand is dropped, and stands where that is refused or fails. Raises FlavourError."""
+        try:
+            device = self._host.read_device(request.address)
+        except FlavourError as error:
+            if error.errno != errno.ENODEV or not self.reconciler.has_wish(request.address):
+                raise
+            await self._drop_wishes((request.address,))
+            raise FlavourError(
+                f"{error}; what was asked for by hand is forgotten", code=error.code, hint=error.hint
+            ) from error
         decision = self._host.decide(device)
+        way: Way = restore
         if decision.flavour is not None:
             # Named where it is only the driver that is another one.
             drivers = decision.drivers if self._host.find_flavour(device) == decision.flavour else ()
             request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
-            return await self.set_flavour(request, report)
-        return await self._take(request, report, restore)
+            way = _find_way(request)
+        report = self.attempts.fan_out(request.address, report)
+        return await self._take(Work(request, report, way, drops_wish=True))
 
-    async def _take(self, request: Request, report: Callable[[StepReport], None], way: Way) -> Outcome:
-        work = _Work(request, self.attempts.fan_out(request.address, report), way)
+    async def _take(self, work: Work) -> Outcome:
+        request = work.request
         task = asyncio.create_task(self._run(work))
         self._switches.add(task)
         task.add_done_callback(self._switches.discard)
@@ -148,29 +170,41 @@ class Engine:
                 task.cancel()
             raise
 
-    async def _run(self, work: "_Work") -> Outcome:
+    async def _run(self, work: Work) -> Outcome:
         try:
             outcome = await self._in_turn(work)
-            if work.request.by_hand and work.way is not restore:
+            if work.request.by_hand and not work.drops_wish:
                 self._keep_wishes(work.request, outcome)
         except FlavourError as error:
-            work.conclude(self.attempts, error=error)
+            error.touched = work.is_touched
+            work.conclude(self._host, self.attempts, error=error)
             raise
         except asyncio.CancelledError:
+            ending = Ending.GIVEN_UP
             told = FlavourError(
                 f"{work.request.address}: given up by whoever asked, nothing was touched",
                 code=Code.INTERRUPTED,
             )
             if work.is_touched:
+                ending = Ending.CUT_OFF
                 told = FlavourError(
                     f"{work.request.address}: cut off because the daemon stopped, the next one takes it up",
                     code=Code.DAEMON_WENT_AWAY,
                     errno=errno.EINTR,
                 )
-            work.conclude(self.attempts, error=told)
+            work.conclude(self._host, self.attempts, error=told, ending=ending)
             raise
-        work.conclude(self.attempts, outcome=outcome)
-        return outcome
+        attempt = work.conclude(self._host, self.attempts, outcome=outcome)
+        if work.drops_wish:
+            await self._drop_wishes((work.request.address, *(other.address for other in outcome.others)))
+        elif work.request.persist:
+            await self.reconciler.lasting_wishes_changed()
+        return replace(outcome, attempt=attempt)
+
+    async def _drop_wishes(self, addresses: Iterable[PciAddress]) -> None:
+        lasted = [self.reconciler.drop_wish(address) for address in addresses]
+        if any(lasted):
+            await self.reconciler.lasting_wishes_changed()
 
     def _keep_wishes(self, request: Request, outcome: Outcome) -> None:
         """Raises FlavourError (EIO) when they are to last and can't be kept."""
@@ -178,7 +212,7 @@ class Engine:
             self.reconciler.keep_wish(replace(request, address=other.address, drivers=()))
         self.reconciler.keep_wish(request)
 
-    async def _in_turn(self, work: "_Work") -> Outcome:
+    async def _in_turn(self, work: Work) -> Outcome:
         address = work.request.address
         self._quarantine.check(address)
         turn = self._find_turn(address)
@@ -188,7 +222,7 @@ class Engine:
                 code=Code.GROUP_BUSY,
                 hint="try again when that one is done; flavourctl list shows it",
             )  # the policy has others to see to
-        await self._wait_for_turn(turn, work.request)
+        await self._wait_for_turn(turn, work)
         stuck: list[tuple[Device, StuckError]] = []
         try:
             device = self._host.read_device(address)
@@ -202,6 +236,7 @@ class Engine:
                 update_nodes(self._host, [member.device for member in members])
             for member in members:
                 self._running[member.device.address] = (member.switch, work.verdict.forced)
+            work.is_begun = True
             outcomes = await run_together(members, quarantine)
             return work.describe(outcomes)
         finally:
@@ -219,12 +254,12 @@ class Engine:
             else:
                 turn.release()
 
-    async def _prepare(self, work: "_Work", device: Device) -> list[Member]:
+    async def _prepare(self, work: Work, device: Device) -> list[Member]:
         """Who is switched, after all guards. Raises FlavourError."""
         request, decision = work.request, self._host.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
         wish = self.reconciler.find_wish(device)
-        if not request.by_hand and wish not in (None, request.flavour):
+        if not request.by_hand and not work.drops_wish and wish not in (None, request.flavour):
             raise FlavourError(
                 f"{request.address}: {wish} was asked for by hand in the meantime",
                 code=Code.CHANGED_BY_SOMEONE_ELSE,
@@ -235,7 +270,10 @@ class Engine:
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
-                work.verdict = await judge(self._host, device, request, decision.settings, settled=settled)
+                with work.step("see whether it may be taken", "refused"):
+                    work.verdict = await judge(
+                        self._host, device, request, decision.settings, settled=settled
+                    )
             except FlavourError:
                 work.add(self._host, device, decision, request, ()).switch.enter(Phase.FAILED)
                 raise
@@ -247,7 +285,7 @@ class Engine:
             work.add(self._host, other, self._host.decide(other), own, together)
         return work.members
 
-    def _is_settled(self, device: Device, work: "_Work", decision: Decision) -> bool:
+    def _is_settled(self, device: Device, work: Work, decision: Decision) -> bool:
         """Whether nothing will be touched, so that nobody needs to be asked."""
         if work.way is restore:
             return find_record(self._host.ledger, device) is None
@@ -261,7 +299,14 @@ class Engine:
         group = self._host.sysfs.find_link(f"{DEVICES}/{address}/iommu_group")
         return self._turns.setdefault(str(address) if group is None else f"group {group}", asyncio.Lock())
 
-    async def _wait_for_turn(self, turn: asyncio.Lock, request: Request) -> None:
+    async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
+        if turn.locked():
+            with work.step("wait for the turn of its IOMMU group", "it did not come"):
+                await self._acquire(turn, work.request)
+        else:
+            await turn.acquire()
+
+    async def _acquire(self, turn: asyncio.Lock, request: Request) -> None:
         limit = self._host.turn_timeout
         if request.timeout is not None:
             limit = min(limit, request.timeout)
@@ -291,6 +336,7 @@ class Engine:
 
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left."""
+        self.attempts.load()
         await self._quarantine.recover()
         for record in self._host.ledger.all():
             if not record.is_open:
@@ -306,10 +352,8 @@ class Engine:
 
     def _status(self, device: Device) -> DeviceStatus:
         record = find_record(self._host.ledger, device)
-        running, users = self._running.get(device.address, (None, ()))
-        stuck = self._quarantine.find(device.address)
-        if not stuck and running is not None and (delay := running.delay.find()):
-            stuck = delay + describe_holders(users)
+        running, _ = self._running.get(device.address, (None, ()))
+        stuck = self._find_stuck(device.address)
         facts = self._host.read_facts(device)
         decision = decide(facts, self._host.policy.policy)
         return DeviceStatus(
@@ -330,77 +374,20 @@ class Engine:
             serials=facts.serials,
         )
 
+    def _find_stuck(self, address: PciAddress) -> str:
+        """What a write that has not come back is about; empty where there is none."""
+        running, users = self._running.get(address, (None, ()))
+        stuck = self._quarantine.find(address)
+        if not stuck and running is not None and (delay := running.delay.find()):
+            stuck = delay + describe_holders(users)
+        return stuck
+
     def _find_kind(self, decision: Decision) -> FlavourKind:
         return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
 
 
-class _Work:
-    """One request on its way: its switches, and what is known of it by now."""
-
-    def __init__(self, request: Request, report: Callable[[StepReport], None], way: Way) -> None:
-        self.request = request
-        self.way = way
-        self.members: list[Member] = []
-        self.verdict = Verdict()
-        self.rule = ""
-        self._report = report
-        self._started = time.time()
-        self._began = time.monotonic()
-
-    @property
-    def is_touched(self) -> bool:
-        return any(member.switch.touched for member in self.members)
-
-    def add(
-        self,
-        host: Host,
-        device: Device,
-        decision: Decision,
-        request: Request,
-        together: tuple[PciAddress, ...],
-    ) -> Member:
-        way = self.way if device.address == self.request.address or self.way is not restore else to_native
-        report = self._report
-        if device.address != self.request.address:
-
-            def report(step: StepReport) -> None:
-                self._report(replace(step, what=f"{device.address}: {step.what}"))
-
-        member = Member(Switch(host, request, decision, report, together), device, way)
-        self.members.append(member)
-        return member
-
-    def describe(self, outcomes: list[Outcome]) -> Outcome:
-        """What the one who asked is told: his device's, with the others in it."""
-        first, *others = outcomes
-        reason = f"{first.reason}; {self.verdict.remark}" if self.verdict.remark else first.reason
-        return replace(
-            first,
-            reason=reason,
-            forced=self.verdict.forced if first.changed else (),
-            others=tuple(others),
-        )
-
-    def conclude(
-        self, attempts: Attempts, *, error: FlavourError | None = None, outcome: Outcome | None = None
-    ) -> None:
-        """One record for each device that there was a switch for."""
-        steps = tuple(self.members[0].switch.steps) if self.members else ()
-        seconds = time.monotonic() - self._began
-        attempts.conclude(
-            self.request, self._started, seconds, steps, error=error, outcome=outcome, rule=self.rule
-        )
-        for number, member in enumerate(self.members[1:]):
-            others = outcome.others if outcome is not None else ()
-            attempts.conclude(
-                member.switch.request,
-                self._started,
-                seconds,
-                tuple(member.switch.steps),
-                error=error,
-                outcome=others[number] if others else None,
-                rule=self.rule,
-            )
+def _find_way(request: Request) -> Way:
+    return to_native if request.flavour == Flavour.NATIVE else to_vfio
 
 
 async def _release_after(turn: asyncio.Lock, stuck: list[asyncio.Task[None]]) -> None:

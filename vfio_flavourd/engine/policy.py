@@ -11,6 +11,7 @@ from ..model.aliases import AliasTable
 from ..model.flavour import Flavour
 from ..model.policy import Policy
 from ..model.udev_rules import SWITCH
+from .whole_file import write_whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,12 @@ class PolicyInForce:
             return
         if not _is_any(root):
             self._replace(Policy())
-            last_good.unlink(missing_ok=True)
+            try:
+                last_good.unlink(missing_ok=True)
+            except OSError as error:
+                # A directory on a read-only file system says so also where there is no such file.
+                if last_good.exists():
+                    _log.warning("the policy that was in force can't be forgotten (%s), ignoring", error)
             return
         # A host without a policy does without the YAML library: 70 ms and 5 MiB.
         from ..config.load import load_policy
@@ -71,7 +77,7 @@ class PolicyInForce:
             _log.warning("%s", problem)
         self._replace(loaded.policy)
         try:
-            last_good.write_text(render_yaml(loaded.merged), encoding="utf-8")
+            write_whole_file(last_good, render_yaml(loaded.merged))
         except OSError as error:
             _log.warning("the policy can't be saved as the last good one (%s), ignoring", error)
 

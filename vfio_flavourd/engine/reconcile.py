@@ -62,6 +62,7 @@ class Reconciler:
         self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
         self._file = host.state / "applied.json"
         self._applied: dict[str, Applied] = {}
+        self._refusals: dict[PciAddress, int] = {}
         self._failures: dict[PciAddress, int] = {}
         self._given_up: set[PciAddress] = set()
         self._remarks: dict[PciAddress, str] = {}
@@ -104,6 +105,10 @@ class Reconciler:
         self._remarks.pop(address, None)
         self._take_heart(address)
         return lasted
+
+    def has_wish(self, address: PciAddress) -> bool:
+        """For whichever device there was at the address."""
+        return self._wishes.has(address)
 
     def find_wish(self, device: Device) -> Flavour | None:
         wish = self._wishes.find(device)
@@ -158,6 +163,8 @@ class Reconciler:
                     self._held_back.add(device.address)
             elif not applied.done:
                 self._spawn(device.address)
+            else:
+                self._compare(device, applied)
         if self._held_back:
             _log.warning(
                 "devices left as an earlier policy said: %d; flavourctl reload applies the present one",
@@ -170,6 +177,7 @@ class Reconciler:
 
     def reload(self) -> None:
         """The policy has been read again: apply what differs."""
+        self._refusals.clear()
         self._failures.clear()
         self._given_up.clear()
         self._held_back.clear()
@@ -302,6 +310,11 @@ class Reconciler:
             except FlavourError as error:
                 if error.errno == errno.ENODEV:
                     return  # it is gone
+                if self._was_taken(device, flavour):
+                    # Trying again would take it from whoever has it now.
+                    self._note(device, wanted, decision, done=True)
+                    self.consider(address)
+                    return
                 self._note(device, wanted, decision, done=False)
                 self._try_again(address, error)
                 return
@@ -309,8 +322,9 @@ class Reconciler:
 
     def _try_again(self, address: PciAddress, error: FlavourError) -> None:
         """After a pause, or never: the engine has told the failure itself."""
-        tries = self._failures[address] = self._failures.get(address, 0) + 1
-        if not _is_refusal(error) and tries >= _MOST_TRIES:
+        counted = self._refusals if _is_refusal(error) else self._failures
+        tries = counted[address] = counted.get(address, 0) + 1
+        if self._failures.get(address, 0) >= _MOST_TRIES:
             _log.error(
                 "%s: applying the policy failed %d times, giving up until a reload", address, tries,
                 extra={"PCI_ADDRESS": str(address)},
@@ -323,8 +337,18 @@ class Reconciler:
         if not self._stopped:
             self._due[address] = asyncio.get_running_loop().call_later(pause, self._begin, address)
 
+    def _was_taken(self, before: Device, flavour: Flavour) -> bool:
+        """Whether a driver has come to it meanwhile that is neither the one it had nor of the flavour: the
+        switch itself binds no such driver."""
+        try:
+            now = self._host.read_device(before.address)
+        except FlavourError:
+            return False
+        return now.driver not in (None, before.driver) and self._host.find_flavour(now) != flavour
+
     def _take_heart(self, address: PciAddress) -> None:
         """What failed before counts no more."""
+        self._refusals.pop(address, None)
         self._failures.pop(address, None)
         self._given_up.discard(address)
 
@@ -413,8 +437,9 @@ class Reconciler:
 
 
 def _is_refusal(error: FlavourError) -> bool:
-    """Whether nothing was touched, so that trying again costs nothing."""
-    return error.errno in (errno.EBUSY, errno.EAGAIN)
+    """Whether it was told to wait and nothing was touched, so that trying again costs nothing. A driver's
+    probe may say EBUSY as well."""
+    return not error.touched and error.errno in (errno.EBUSY, errno.EAGAIN)
 
 
 def _describe_claim(driver: str) -> str:

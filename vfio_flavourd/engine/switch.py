@@ -67,7 +67,8 @@ class Switch:
     `phase` and `steps` can be looked at while it runs; `touched` tells whether anything has been
     written, from when on it is carried to an end and no longer given up. `before` is what the device
     had at the beginning, from the first move on. With `together` it is one of several that are for all of
-    these devices or none: it stays open after its end, until `commit` or `undo`.
+    these devices or none: it stays open after its end, until `commit` or `undo`. Times count from `began`
+    (monotonic), when the switch was asked for.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Switch:
         decision: Decision,
         report: Callable[[StepReport], None],
         together: tuple[PciAddress, ...] = (),
+        *,
+        began: float,
     ) -> None:
         self.host = host
         self.request = request
@@ -86,7 +89,8 @@ class Switch:
             self.drivers = decision.drivers
         self.together = together
         self._report = report
-        self._began = time.monotonic()
+        self._began = began
+        self._read_from = began
         self.phase = Phase.WAITING
         self.steps: list[StepReport] = []
         self.touched = False
@@ -285,9 +289,12 @@ class Switch:
 
     async def wait_for(self, device: Device, is_so: Callable[[], bool]) -> bool:
         """Whether it became so while a bind may take."""
-        return await self.host.changes.wait_for(
+        start = time.monotonic()
+        became = await self.host.changes.wait_for(
             device.address, is_so, self._limit(self.settings.bind_timeout)
         )
+        self._add_step("wait for its driver", start, time.monotonic(), "" if became else "it has not changed")
+        return became
 
     @staticmethod
     def _expected(device: Device, record: Record | None) -> Binding:
@@ -306,9 +313,11 @@ class Switch:
     ) -> Observed:
         self._aim = aim
         self.enter(Phase.SWITCHING)
+        self._read_from = time.monotonic()
         limit = self._limit(self.settings.bind_timeout)
         after = await self._move_on_record(device, plan(now), limit, expected=expected)
         self.enter(Phase.VERIFYING)
+        self._add_step("read back what it has", self._read_from, time.monotonic())
         return after
 
     async def _move_on_record(
@@ -384,6 +393,7 @@ class Switch:
 
     def _watch(self, step: Step, result: Result) -> None:
         self.delay.pass_on()
+        self._read_from = result.end
         self._add_step(
             str(step), result.start, result.end, describe_errno(result.errno) if result.errno else ""
         )

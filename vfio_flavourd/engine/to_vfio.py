@@ -30,7 +30,7 @@ async def to_vfio(switch: Switch, device: Device) -> Outcome:
         return switch.unchanged(device, "the device had this flavour already")
     check_personality(device, switch.request)
     if flavour == Flavour.VFIO:
-        check_isolation(device, switch.settings)
+        check_isolation(switch.host, device, switch.settings)
         if device.personality is not None:
             return await ask(switch, device, device.personality, wanted=True)
     resolution = switch.host.resolve(device.modalias, kind, named, switch.settings.denied)
@@ -79,6 +79,8 @@ class _Candidates:
         switch, device = self._switch, self._device
         if switch.before is None and device.driver == driver and not self._lacks_vfio(device.vfio_device):
             return switch.unchanged(device, f"{driver} has the device already")
+        if switch.before is None and self._flavour == Flavour.VFIO:
+            check_isolation(switch.host, device, switch.settings)  # its module is there by now
         goal = Binding(driver, driver)
         try:
             after = await switch.carry_out(device, lambda now: plan_move(now, goal), Aim(self._flavour, goal))

@@ -7,7 +7,6 @@ address.
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour
 from ..model.policy import OthersInGroup
 from ..model.udev_header import Ids, find_ids
+from .whole_file import write_whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ class Wishes:
             return wish
         wish = self._lasting.get(str(device.address))
         return wish if wish is not None and wish.ids == find_ids(device.identity) else None
+
+    def has(self, address: PciAddress) -> bool:
+        return str(address) in self._boot or str(address) in self._lasting
 
     @property
     def lasting(self) -> dict[str, Wish]:
@@ -126,7 +129,7 @@ def _read(path: Path) -> dict[str, Wish]:
 
 
 def _write(path: Path, wishes: dict[str, Wish]) -> None:
-    """Aside, synced and renamed."""
+    """Raises OSError."""
     data = {
         address: {
             "flavour": str(wish.flavour),
@@ -137,9 +140,4 @@ def _write(path: Path, wishes: dict[str, Wish]) -> None:
         }
         for address, wish in wishes.items()
     }
-    aside = path.with_suffix(".new")
-    with aside.open("w", encoding="ascii") as file:
-        json.dump(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_whole_file(path, json.dumps(data))

@@ -8,7 +8,8 @@ class FlavourError(Exception):
 
     The text is one line, lower-case, and says what was being done to what. `code` is the stable name of what
     went wrong; `errno` is what a file system door returns for it, that of the code unless the kernel's own is
-    handed on; `hint` is what to do next, or empty.
+    handed on; `hint` is what to do next, or empty. `touched` says that a device was written to before it
+    failed.
     """
 
     def __init__(
@@ -18,6 +19,7 @@ class FlavourError(Exception):
         self.code = code
         self.errno = ERRNOS[Code(code)][0] if errno is None else errno
         self.hint = hint
+        self.touched = False
 
     @property
     def advice(self) -> str:

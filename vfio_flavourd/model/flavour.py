@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import StrEnum
 from typing import ClassVar
 
 from .address import PciAddress
@@ -85,7 +86,7 @@ class Request:
 class StepReport:
     """One step of a switch as it happened.
 
-    `started` and `duration` are in seconds, `started` from the beginning of the switch. `error` is
+    `started` and `duration` are in seconds, `started` from when the switch was asked for. `error` is
     empty when the step did what it says.
     """
 
@@ -103,6 +104,7 @@ class Outcome:
     `fallback` is true when the generic driver serves the device although a better candidate was
     known; `reason` says in one line why this driver. `duration` is in seconds. `forced` are the users it
     was taken from by force, `others` the outcomes of the others in its IOMMU group, switched with it.
+    `attempt` is the number under which it is kept.
     """
 
     address: PciAddress
@@ -118,18 +120,47 @@ class Outcome:
     steps: tuple[StepReport, ...]
     forced: tuple[User, ...] = ()
     others: tuple["Outcome", ...] = ()
+    attempt: int = 0
+
+
+class Ending(StrEnum):
+    """How an attempt ended."""
+
+    DONE = "done"
+    UNCHANGED = "unchanged"  # it had the flavour already
+    REFUSED = "refused"  # by a guard, or its turn did not come; nothing was begun
+    FAILED = "failed"
+    STUCK = "stuck"  # the kernel has not come back; recovery brings the device to an end
+    GIVEN_UP = "given-up"  # by the one who asked, before anything was touched
+    CUT_OFF = "cut-off"  # by the end of the daemon; the next one takes it up
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The last attempt on a device, kept for those who ask later. `error` is empty after a success;
-    `when` is in seconds since the epoch."""
+    """What came of one attempt on one device, kept for those who ask later.
 
+    `id` counts the attempts of this boot from 1 on. `when` (seconds since the epoch) is when it was asked
+    for, and the steps and `duration` (seconds) count from then. `driver` is what the device had afterwards,
+    `previous_driver` what it had before. `forced` are the users that it was taken from. `rule` is the
+    policy's for this device. `reason` is empty where `error` is not; `hint` and `code` are the error's.
+    """
+
+    id: int
+    address: PciAddress
     flavour: Flavour
     requester: str
     when: float
+    duration: float
+    ending: Ending
+    driver: str | None
+    previous_driver: str | None
+    fallback: bool
+    forced: tuple[str, ...]
+    rule: str
     reason: str
     error: str
+    hint: str
+    code: str
     steps: tuple[StepReport, ...]
 
 

@@ -1,0 +1,69 @@
+"""A switch as rows: what was done, in which part of it, for which candidate."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+# Where the lane is not called like the action. The driver that drivers_probe finds is bound as well.
+_LANES = {"probe": "bind"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`start` and `end` are in seconds from when the switch was asked for."""
+
+    lane: str
+    what: str
+    start: float
+    end: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What belongs together; `failed` where it did not do what it was for."""
+
+    title: str
+    failed: bool
+    rows: tuple[Row, ...]
+
+
+def find_sections(attempt: dict[str, Any]) -> list[Section]:
+    """In the order in which it happened."""
+    sections = []
+    number = 0
+    for (part, candidate), run in groupby(attempt["steps"], _find_part):
+        rows = tuple(map(_make_row, run))
+        failed = any(row.error for row in rows)
+        title = part
+        if candidate:
+            number += 1
+            title = f"candidate {number}, {candidate}: {_tell_result(rows, failed=failed)}"
+        sections.append(Section(title, failed, rows))
+    return sections
+
+
+def _tell_result(rows: tuple[Row, ...], *, failed: bool) -> str:
+    if failed:
+        return "failed"
+    return "took the device" if rows[-1].lane == "verify" else "not brought to an end"
+
+
+def _find_part(step: dict[str, Any]) -> tuple[str, str]:
+    if step["phase"] == "undoing":
+        return ("back to what it had", "")
+    return ("", step["candidate"])
+
+
+def _make_row(step: dict[str, Any]) -> Row:
+    lane = _LANES.get(step["action"], step["action"])
+    return Row(lane, step["what"], step["started"], step["started"] + step["duration"], step["error"])
+
+
+def find_times(attempt: dict[str, Any]) -> Iterator[float]:
+    """At which something begins or ends."""
+    yield attempt["duration"]
+    for step in attempt["steps"]:
+        yield step["started"]
+        yield step["started"] + step["duration"]

@@ -1,0 +1,158 @@
+"""One request on its way: its switches, and what is told and kept of it at its end."""
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ..kernel.inventory import DEVICES
+from ..model.address import PciAddress
+from ..model.device import Device
+from ..model.errors import FlavourError
+from ..model.flavour import Attempt, Ending, Outcome, Request, StepReport
+from ..model.policy import Decision
+from ..model.transition import Phase
+from .attempts import Attempts
+from .guards import Verdict
+from .host import Host
+from .switch import Switch, Way
+from .to_native import restore, to_native
+from .together import Member
+
+
+class Work:
+    """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
+    for by hand counts no more once it is granted."""
+
+    def __init__(
+        self, request: Request, report: Callable[[StepReport], None], way: Way, *, drops_wish: bool = False
+    ) -> None:
+        self.request = request
+        self.way = way
+        self.drops_wish = drops_wish
+        self.members: list[Member] = []
+        self.is_begun = False
+        self.verdict = Verdict()
+        self.rule = ""
+        self._report = report
+        self._steps: list[StepReport] = []
+        self._started = time.time()
+        self._began = time.monotonic()
+
+    @property
+    def is_touched(self) -> bool:
+        return any(member.switch.touched for member in self.members)
+
+    @contextmanager
+    def step(self, what: str, failed: str) -> Iterator[None]:
+        """Something that is done before there is a switch, and kept without being told meanwhile: a refusal
+        says it all. `failed` is what to call it when it raises."""
+        start, error = time.monotonic(), ""
+        try:
+            yield
+        except FlavourError:
+            error = failed
+            raise
+        finally:
+            took = time.monotonic() - start
+            self._steps.append(StepReport(Phase.WAITING, what, start - self._began, took, error))
+
+    def add(
+        self,
+        host: Host,
+        device: Device,
+        decision: Decision,
+        request: Request,
+        together: tuple[PciAddress, ...],
+    ) -> Member:
+        way = self.way if device.address == self.request.address or self.way is not restore else to_native
+        report = self._report
+        if device.address != self.request.address:
+
+            def report(step: StepReport) -> None:
+                self._report(replace(step, what=f"{device.address}: {step.what}"))
+
+        switch = Switch(host, request, decision, report, together, began=self._began)
+        member = Member(switch, device, way)
+        self.members.append(member)
+        return member
+
+    def describe(self, outcomes: list[Outcome]) -> Outcome:
+        """What the one who asked is told: his device's, with the others in it."""
+        first, *others = outcomes
+        reason = f"{first.reason}; {self.verdict.remark}" if self.verdict.remark else first.reason
+        return replace(
+            first,
+            reason=reason,
+            forced=self.verdict.forced if first.changed else (),
+            others=tuple(others),
+            steps=(*self._steps, *first.steps),
+        )
+
+    def conclude(
+        self,
+        host: Host,
+        attempts: Attempts,
+        *,
+        error: FlavourError | None = None,
+        ending: Ending | None = None,
+        outcome: Outcome | None = None,
+    ) -> int:
+        """One attempt for each device that there was a switch for; returns the number of the first."""
+        first = self.members[0] if self.members else None
+        attempt = self._describe_end(host, attempts.history.next_id(), first, error, ending, outcome)
+        attempts.conclude(attempt)
+        for number, member in enumerate(self.members[1:]):
+            other = outcome.others[number] if outcome is not None else None
+            attempts.conclude(
+                self._describe_end(host, attempts.history.next_id(), member, error, ending, other)
+            )
+        return attempt.id
+
+    def _describe_end(
+        self,
+        host: Host,
+        number: int,
+        member: Member | None,
+        error: FlavourError | None,
+        ending: Ending | None,
+        outcome: Outcome | None,
+    ) -> Attempt:
+        switch = member.switch if member is not None else None
+        request = switch.request if switch is not None else self.request
+        is_first = request.address == self.request.address
+        before = None
+        if member is not None:
+            before = member.switch.before.driver if member.switch.before else member.device.driver
+        forced = self.verdict.forced if is_first and self.is_touched else ()
+        return Attempt(
+            id=number,
+            address=request.address,
+            flavour=request.flavour,
+            requester=request.requester,
+            when=self._started,
+            duration=time.monotonic() - self._began,
+            ending=ending or self._find_ending(switch, error, outcome),
+            driver=host.sysfs.find_link(f"{DEVICES}/{request.address}/driver"),
+            previous_driver=outcome.previous_driver if outcome is not None else before,
+            fallback=outcome is not None and outcome.fallback,
+            forced=tuple(user.what for user in forced),
+            rule=self.rule,
+            reason="" if outcome is None else outcome.reason,
+            error="" if error is None else str(error),
+            hint="" if error is None else error.hint,
+            code="" if error is None else error.code,
+            steps=(*(self._steps if is_first else ()), *(switch.steps if switch is not None else ())),
+        )
+
+    def _find_ending(
+        self, switch: Switch | None, error: FlavourError | None, outcome: Outcome | None
+    ) -> Ending:
+        if outcome is not None:
+            return Ending.DONE if outcome.changed else Ending.UNCHANGED
+        if switch is not None and switch.phase is Phase.STUCK:
+            return Ending.STUCK
+        if not self.is_begun and error is not None and error.errno != errno.ENODEV:
+            return Ending.REFUSED
+        return Ending.FAILED
