@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vfio_flavourd.cli.main import main
-from vfio_flavourd.doors.interface import parse_error, render_error
+from vfio_flavourd.doors.interface import render_error
+from vfio_flavourd.doors.protocol import parse_error
 from vfio_flavourd.model.codes import ERRNOS, Code, find_exit_status, find_exit_statuses
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.explanations import EXPLANATIONS
