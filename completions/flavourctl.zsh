@@ -41,8 +41,10 @@ _flavourctl_verbs() {
     local -a verbs=(
         'list:all devices (the default)'
         'show:all about one device'
+        'monitor:what is being switched, as it happens, until Ctrl-C'
         'groups:the IOMMU groups: could a guest have them, and what it takes'
         'plot:a timeline of one or more switches, as a picture (SVG)'
+        'history:what has been tried since the boot'
         'resolve:which drivers could serve it; needs no daemon'
         'set:give a device a flavour'
         'reset:back to what the policy says, or to what was there before'
@@ -58,10 +60,12 @@ _flavourctl_verbs() {
 
 _flavourctl_of_verb() {
     case $1 in
-        list) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
+        list) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--columns[these columns, in this order]:NAME,...: ' '*--noheadings[no line with the columns'\'' names]' ;;
         show) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ':DEV:_flavourctl_devices' ;;
+        monitor) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
         groups) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--tree[as text (the default)]' '*--dot[for Graphviz]' '*--svg[as a picture]' ;;
         plot) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--output[write it there instead of to stdout]:FILE:_flavourctl_files' '*:ID|DEV:_flavourctl_attempts' ;;
+        history) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--number[show the last N attempts only]:N: ' ':DEV:_flavourctl_devices' ;;
         resolve) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--modules-dir[read this instead of /lib/modules/RELEASE]:DIR:_flavourctl_directories' '*--modprobe-d[read this instead of the system'\''s modprobe.d]:DIR:_flavourctl_directories' ':DEV|MODALIAS:_flavourctl_devices' ;;
         set) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--driver[this driver (or module) instead of the best; again for a next one]:D:_flavourctl_drivers' '*--dry-run[say what would be done, step by step]' '*--strict[exit with 4 when the generic driver had to do]' '*--persist[also after the next boot, until reset (root)]' '*--force[take it though it is in use (root)]' '*--group[when others in its IOMMU group aren'\''t on VFIO\: refuse, switch all together, or ignore them]:group:(refuse together ignore)' '*--timeout[give up after so many seconds]:S: ' '*--no-wait[return when the daemon has taken it up]' ':DEV:_flavourctl_devices' ':FLAVOUR:_flavourctl_flavours' ;;
         reset) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--force[take it though it is in use (root)]' '*--group[when others in its IOMMU group aren'\''t on VFIO\: refuse, switch all together, or ignore them]:group:(refuse together ignore)' '*--timeout[give up after so many seconds]:S: ' '*--no-wait[return when the daemon has taken it up]' ':DEV:_flavourctl_devices' ;;

@@ -24,6 +24,8 @@ VALUES = {
     "DIR": "directories",
     "FILE": "files",
     "S": "",
+    "N": "",
+    "NAME,...": "",
 }
 
 

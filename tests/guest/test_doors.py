@@ -166,7 +166,7 @@ def test_varlinkctl_looks_and_switches(host: Host) -> None:
 
     replies = host.run(varlinkctl("call --more -j", CONTROL, call, wish)).stdout
     told = [json.loads(line) for line in replies.replace("\x1e", "").splitlines()]
-    assert "unbind from e1000e" in [reply["step"]["what"] for reply in told[:-1]]
+    assert "unbind from e1000e" in [reply["step"]["what"] for reply in told if reply["step"]]
     assert told[-1]["outcome"]["driver"] == "vft-good-vfio-pci"
     assert host.look().devices[GOOD.bdf] == ON_VFIO
 

@@ -944,6 +944,30 @@ def test_a_driver_that_someone_else_changed_is_told_and_not_changed_back(
     run_at_once(run())
 
 
+def test_what_someone_else_changed_is_told_after_a_restart_too(kernel: FakeKernel) -> None:
+    """Be it that it was changed while there was no daemon."""
+    kernel.load("vfio_pci")
+    device = kernel.add_device()
+    native = FakeDriver("e1000e", "e1000e")
+    kernel.add_module(native)
+    kernel.load("e1000e")
+    device.override = "vfio-pci"  # as the rules for early boot have left it
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        assert remarks(engine, device) == ()
+        await stop(engine)
+        bind_by_others(kernel, device, "e1000e", "e1000e")
+        for _ in range(2):
+            engine = await start(kernel, TO_VFIO)
+            assert device.driver is native
+            assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+            await stop(engine)
+
+    run_at_once(run())
+
+
 def test_what_someone_else_undoes_himself_is_remarked_on_no_more(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
 

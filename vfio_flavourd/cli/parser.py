@@ -1,11 +1,17 @@
 """flavourctl's verbs and options; the manual page's options and the completions are made from these."""
 
+from __future__ import annotations
+
 import argparse
-from pathlib import Path
 
 from .. import __version__
 from .manual import add_pages
 from .usage import Parser
+
+# `pathlib` takes longer to import than this module, and most verbs have no paths.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,12 +28,17 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"flavourctl {__version__}")
+    parser.set_defaults(columns=None, noheadings=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    verbs.add_parser("list", parents=[common], help="all devices (the default)")
+    listing = verbs.add_parser("list", parents=[common], help="all devices (the default)")
+    listing.add_argument("--columns", metavar="NAME,...", help="these columns, in this order")
+    listing.add_argument("--noheadings", action="store_true", help="no line with the columns' names")
 
     show = verbs.add_parser("show", parents=[common], help="all about one device")
     show.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
+
+    verbs.add_parser("monitor", parents=[common], help="what is being switched, as it happens, until Ctrl-C")
 
     groups = verbs.add_parser(
         "groups", parents=[common], help="the IOMMU groups: could a guest have them, and what it takes"
@@ -46,7 +57,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ID|DEV",
         help="an attempt's number (flavourctl history), or a device for its last one",
     )
-    plot.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    plot.add_argument(
+        "-o", "--output", type=_parse_path, metavar="FILE", help="write it there instead of to stdout"
+    )
+
+    history = verbs.add_parser("history", parents=[common], help="what has been tried since the boot")
+    history.add_argument("device", metavar="DEV", nargs="?", help="only this one, e.g. 01:00.0")
+    history.add_argument(
+        "-n", "--number", type=_parse_number, metavar="N", help="show the last N attempts only"
+    )
 
     resolve = verbs.add_parser(
         "resolve", parents=[common], help="which drivers could serve it; needs no daemon"
@@ -55,11 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
         "device", metavar="DEV|MODALIAS", help="an address, or a modalias (pci:… or vfio_pci:…)"
     )
     resolve.add_argument(
-        "--modules-dir", type=Path, metavar="DIR", help="read this instead of /lib/modules/RELEASE"
+        "--modules-dir", type=_parse_path, metavar="DIR", help="read this instead of /lib/modules/RELEASE"
     )
     resolve.add_argument(
         "--modprobe-d",
-        type=Path,
+        type=_parse_path,
         metavar="DIR",
         action="append",
         help="read this instead of the system's modprobe.d",
@@ -89,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         "check", parents=[common], help="is the policy valid, and what is wrong with it; needs no daemon"
     )
     check.add_argument(
-        "files", type=Path, nargs="*", metavar="FILE", help="these instead of the installed files"
+        "files", type=_parse_path, nargs="*", metavar="FILE", help="these instead of the installed files"
     )
     verbs.add_parser(
         "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
@@ -107,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     importing.add_argument(
         "source",
+        metavar="SOURCE",
         choices=("driverctl", "modprobe"),
         help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
         " command line",
@@ -130,6 +150,18 @@ def _add_waiting(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", type=_parse_seconds, metavar="S", help="give up after so many seconds")
     parser.add_argument("--no-wait", action="store_true", help="return when the daemon has taken it up")
+
+
+def _parse_path(text: str) -> Path:
+    from pathlib import Path
+
+    return Path(text)
+
+
+def _parse_number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < len(text) <= 9 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def _parse_seconds(text: str) -> float:
