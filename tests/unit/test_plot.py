@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import test_cli
-from fake_kernel import FakeDriver
+from fake_kernel import FakeDriver, pending
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import SVG, check_golden, check_picture, find_labels
@@ -296,7 +296,7 @@ def test_plot_of_a_stuck_switch_shows_what_has_not_come_back(host: Host) -> None
             host.capsys.readouterr()
             status = await asyncio.to_thread(call, ["plot", DEVICE])
             native.remove_blocks.set()
-            await asyncio.gather(*test_cli.pending(engine))
+            await asyncio.gather(*pending(engine))
             return status
 
     assert asyncio.run(run()) == 0
