@@ -15,7 +15,7 @@ from test_doctor import host, put, rule, switch_off
 from vfio_flavourd.cli import doctor
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.doors import blocking_client
-from vfio_flavourd.doors.protocol import NotRunningError
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 
 __all__ = ["host"]
@@ -95,7 +95,10 @@ def test_a_host_with_many_problems_tells_the_worst_first_each_with_what_to_do(
     say: Say, host: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trouble = "the daemon can't be reached at /run/x: No such file or directory"
-    answers(monkeypatch, NotRunningError(trouble, errno=5, hint="systemctl start vfio-flavourd.socket"))
+    answers(
+        monkeypatch,
+        FlavourError(trouble, code=Code.DAEMON_NOT_RUNNING, hint="systemctl start vfio-flavourd.socket"),
+    )
     switch_off(host, "GenuineIntel", table="DMAR")
     put(host, "usr/sbin/grubby", "")
     put(host, "etc/modprobe.d/a.conf", "softdep nouveau pre: vfio-pci\noptions vfio-pci ids=8086:10d3\n")
@@ -177,7 +180,7 @@ def test_a_policy_that_the_daemon_has_not_read_yet_is_a_warning(
     assert said.out.startswith(
         "ready: 1 warning\n"
         f"warning: the policy on disk is not in force yet: of 0000:01:00.0 it says rule 'mine' ({path}:3), "
-        "and the daemon goes by no rule matches\n"
+        "and the daemon goes by: no rule matches\n"
         "  -> flavourctl reload\n"
     )
     device["policy_reason"] = f"rule 'mine' ({path}:3)"

@@ -126,9 +126,27 @@ class Reloaded(TypedDict):
     reloaded: bool
 
 
-class ErrorTold(TypedDict):
-    """errno is the number that a write to the device's file would fail with."""
+class Explained(TypedDict):
+    """An error code: the errnos and exit statuses it comes with, why it happens, what to do."""
 
+    code: str
+    errnos: list[str]
+    exit_statuses: list[int]
+    summary: str
+    causes: list[str]
+    remedies: list[str]
+
+
+class AllExplained(TypedDict):
+    """`explain` with an exit status or an errno, or with nothing."""
+
+    codes: list[Explained]
+
+
+class ErrorTold(TypedDict):
+    """code is what `explain` knows; errno is the number that a write to the device's file would fail with."""
+
+    code: str
     errno: int
     message: str
     hint: str
@@ -155,5 +173,6 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "check": (Checked,),
     "cat-config": (Merged, Checked),
     "reload": (Reloaded,),
+    "explain": (Explained, AllExplained),
 }
 FAILURE = Failed
