@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from test_doctor import host, put, rule, switch_off
 from vfio_flavourd.cli import doctor
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.doors import blocking_client
+from vfio_flavourd.doors.blocking_client import connect
 from vfio_flavourd.doors.protocol import NotRunningError
 from vfio_flavourd.model.errors import FlavourError
 
@@ -197,17 +199,16 @@ def test_why_the_policy_is_not_in_force_is_told_once(
     assert out.count("the policy is ") == 1
 
 
-def test_a_daemon_that_says_nothing_is_not_waited_for(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent(FakeDaemon):
-        async def call(self, method: str) -> dict[str, Any]:
-            import asyncio
-
-            await asyncio.get_running_loop().create_future()
-            return await super().call(method)
-
-    answers(monkeypatch, Silent())
+def test_a_daemon_that_says_nothing_is_not_waited_for(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking_client, "connect", connect)
+    monkeypatch.setattr(blocking_client, "READ_ONLY_SOCKET", str(tmp_path / "silent"))
     monkeypatch.setattr(doctor, "_PATIENCE", 0.01)
-    said = say()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "silent"))
+        sock.listen()
+        said = say()
     assert said.status == 1
     assert "problem: the daemon has not answered for 0.01 s\n" in said.out
 

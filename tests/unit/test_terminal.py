@@ -150,13 +150,14 @@ def test_set_shows_the_step_that_is_under_way_and_then_its_time(kernel: FakeKern
         hang.set()
         assert await terminal.wait() == 0
         shown = [line.split(" (")[0] for line in terminal.lines]
-        assert shown[:4] == [
+        assert shown[:5] == [
             "  load vfio_pci",
             "  set driver_override to vfio-pci",
             "  unbind from e1000e",
             "  bind to vfio-pci",
+            "  read back what it has",
         ]
-        assert shown[4].startswith(f"{DEVICE}: e1000e -> vfio-pci in ")
+        assert shown[5].startswith(f"{DEVICE}: e1000e -> vfio-pci in ")
 
     talk(kernel, story)
 
@@ -186,7 +187,7 @@ def test_a_pipe_gets_plain_lines(kernel: FakeKernel) -> None:
             out, err = await asyncio.to_thread(process.communicate)
         assert process.returncode == 0
         assert not {"\x1b", "\r", "…"} & set(out + err)
-        assert len(err.splitlines()) == 4
+        assert len(err.splitlines()) == 5
 
     talk(kernel, story)
 
