@@ -17,7 +17,7 @@ from vfio_flavourd.cli import doctor
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.doors import blocking_client
 from vfio_flavourd.doors.blocking_client import connect
-from vfio_flavourd.doors.protocol import NotRunningError
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 
 __all__ = ["host"]
@@ -97,7 +97,10 @@ def test_a_host_with_many_problems_tells_the_worst_first_each_with_what_to_do(
     say: Say, host: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trouble = "the daemon can't be reached at /run/x: No such file or directory"
-    answers(monkeypatch, NotRunningError(trouble, errno=5, hint="systemctl start vfio-flavourd.socket"))
+    answers(
+        monkeypatch,
+        FlavourError(trouble, code=Code.DAEMON_NOT_RUNNING, hint="systemctl start vfio-flavourd.socket"),
+    )
     switch_off(host, "GenuineIntel", table="DMAR")
     put(host, "usr/sbin/grubby", "")
     put(host, "etc/modprobe.d/a.conf", "softdep nouveau pre: vfio-pci\noptions vfio-pci ids=8086:10d3\n")

@@ -174,7 +174,7 @@ def test_a_wish_that_lasts_is_not_said_to_be_kept_where_it_is_not(
     engine = make_engine(kernel)
     with (
         unwritable(monkeypatch, kernel.root / "var/lib", errno.EROFS),
-        pytest.raises(FlavourError, match="can't be made to last") as caught,
+        pytest.raises(FlavourError, match="for this boot only") as caught,
     ):
         asyncio.run(ask(engine, persist=True))
     assert "it has the flavour" in str(caught.value)

@@ -39,7 +39,7 @@ USERS = {
         Use.NETWORK_STORAGE: "/srv from 192.0.2.9 via eth0",
         Use.DISPLAY: "the boot display",
         Use.VFS: "4 VFs enabled",
-        Use.BRIDGE: "all that is behind the bridge",
+        Use.BRIDGE: "everything behind the bridge",
         Use.GUEST: "qemu-system-x86 (pid 812) holds /dev/vfio/7",
     }.items()
 }

@@ -337,7 +337,7 @@ def test_a_switch_that_fails_is_tried_four_times_and_again_only_at_a_reload(
         assert len(found) == 4
         assert has(device) == NATIVE
         assert [record.message for record in caplog.records].count(
-            "0000:01:00.0: the policy could not be applied in 4 tries: left as it is"
+            "0000:01:00.0: applying the policy failed 4 times, giving up until a reload"
         ) == 1
         driver.probe_errno = 0
         await reload(engine, TO_VFIO)
@@ -935,11 +935,35 @@ def test_a_driver_that_someone_else_changed_is_told_and_not_changed_back(
         await asyncio.sleep(LONG)
         assert has(device) == NATIVE
         assert kernel.writes == []
-        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
-        assert caplog.text.count("by someone else: left as it is") == 1
+        assert remarks(engine, device) == ("someone else made it native (e1000e), it was vfio",)
+        assert caplog.text.count("it was vfio: left as it is") == 1
         assert (await reset(engine, device)).flavour == Flavour.VFIO
         await asyncio.sleep(1)
         assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_what_someone_else_changed_is_told_after_a_restart_too(kernel: FakeKernel) -> None:
+    """Be it that it was changed while there was no daemon."""
+    kernel.load("vfio_pci")
+    device = kernel.add_device()
+    native = FakeDriver("e1000e", "e1000e")
+    kernel.add_module(native)
+    kernel.load("e1000e")
+    device.override = "vfio-pci"  # as the rules for early boot have left it
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        assert remarks(engine, device) == ()
+        await stop(engine)
+        bind_by_others(kernel, device, "e1000e", "e1000e")
+        for _ in range(2):
+            engine = await start(kernel, TO_VFIO)
+            assert device.driver is native
+            assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+            await stop(engine)
 
     run_at_once(run())
 
@@ -971,7 +995,7 @@ def test_a_wish_that_someone_else_undid_is_told_and_not_fought_for(kernel: FakeK
         engine = await start(kernel, policy())
         await event(engine, device)
         assert has(device) == NATIVE
-        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+        assert remarks(engine, device) == ("someone else made it native (e1000e), it was vfio",)
 
     run_at_once(run())
 
@@ -985,7 +1009,7 @@ def test_reset_gives_the_driver_that_the_policy_names_back_at_once(kernel: FakeK
         kernel.load("vfio_pci")
         bind_by_others(kernel, device, "vfio-pci", "vfio-pci")
         await event(engine, device)
-        assert "was made vfio (vfio-pci) by someone else" in remarks(engine, device)[0]
+        assert "someone else made it vfio (vfio-pci)" in remarks(engine, device)[0]
         assert (await reset(engine, device)).driver == "good"
         assert has(device) == ("good", "good")
 
@@ -1008,7 +1032,7 @@ def test_a_device_that_driverctl_has_a_driver_for_is_left_to_it_and_told(
         assert kernel.writes == []
         assert attempts(engine) == []
         (remark,) = remarks(engine, device)
-        assert remark == ("driverctl has e1000e saved for it (driverctl unset-override takes that back)")
+        assert remark == ("driverctl has e1000e saved for it (driverctl unset-override removes that)")
         assert caplog.text.count("driverctl has e1000e saved") == 1
         # A person's wish is another matter.
         await ask(engine, device, Flavour.VFIO)
@@ -1087,7 +1111,7 @@ def test_a_rule_by_driver_takes_effect_when_the_native_driver_has_bound(
         bind_by_others(kernel, device, "e1000e")
         await event(engine, device)
         assert has(device) == NATIVE
-        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+        assert remarks(engine, device) == ("someone else made it native (e1000e), it was vfio",)
 
     run_at_once(run())
 
@@ -1246,7 +1270,7 @@ def test_a_spoilt_file_of_what_was_applied_is_told_and_changes_no_device(
         await asyncio.sleep(LONG)
         assert kernel.writes == []
         assert (has(device), has(changed)) == (VFIO, NATIVE)
-        assert caplog.text.count("what was applied can't be read") == 1
+        assert caplog.text.count("what was applied before, can't be read") == 1
         # It is whole again afterwards.
         await stop(engine)
         caplog.clear()
@@ -1324,8 +1348,8 @@ def test_where_what_was_applied_can_not_be_kept_the_policy_is_applied_all_the_sa
             await ask(engine, device, Flavour.NATIVE)  # for the boot: it is done, and that is what counts
             assert has(device) == NATIVE
             assert engine.device(at(device)).wish == Flavour.NATIVE
-        assert "what was applied can't be kept" in caplog.text
-        assert "what was asked for by hand can't be kept" in caplog.text
+        assert "what was applied can't be saved" in caplog.text
+        assert "what was asked for by hand can't be saved" in caplog.text
 
     run_at_once(run())
 
@@ -1346,7 +1370,7 @@ def test_a_wish_that_can_not_be_made_to_last_is_told_and_holds_for_the_boot(
         engine = await start(kernel, TO_NATIVE)
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", replace)
-            with pytest.raises(FlavourError, match="can't be made to last") as caught:
+            with pytest.raises(FlavourError, match="for this boot only") as caught:
                 await ask(engine, device, Flavour.VFIO, persist=True)
         assert caught.value.errno == errno.EIO
         assert has(device) == VFIO

@@ -126,9 +126,27 @@ class Reloaded(TypedDict):
     reloaded: bool
 
 
-class ErrorTold(TypedDict):
-    """errno is the number that a write to the device's file would fail with."""
+class Explanation(TypedDict):
+    """`explain CODE`: what a code means."""
 
+    code: str
+    errnos: list[str]
+    exit_statuses: list[int]
+    summary: str
+    causes: list[str]
+    remedies: list[str]
+
+
+class Explanations(TypedDict):
+    """`explain` without a code, or with an exit status or an errno."""
+
+    codes: list[Explanation]
+
+
+class ErrorTold(TypedDict):
+    """code is what explain takes, errno the number that a write to the device's file would fail with."""
+
+    code: str
     errno: int
     message: str
     hint: str
@@ -151,6 +169,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "plot": (Attempts,),
     "groups": (Groups,),
     "doctor": (Examined,),
+    "explain": (Explanation, Explanations),
     "import": (Imported,),
     "check": (Checked,),
     "cat-config": (Merged, Checked),

@@ -12,12 +12,11 @@ from ..config.problems import PolicyError, Problem
 from ..config.render import render_data, render_yaml
 from ..engine.readiness import examine_applied, read_decided
 from ..kernel.index import ModuleIndex
+from ..model.codes import find_exit_status
 from ..model.policy import Policy
 from ..model.printable import printable
 from ..model.readiness.finding import State
 from .output import print_json
-
-_INVALID_POLICY = 78
 
 ROOT = "/"
 
@@ -65,7 +64,7 @@ def _refuse(arguments: argparse.Namespace, error: PolicyError) -> int:
     _print_problems(error.problems)
     if arguments.json:
         print_json({"files": error.files, "problems": [asdict(problem) for problem in error.problems]})
-    return _INVALID_POLICY
+    return find_exit_status(error.code, error.errno)
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:

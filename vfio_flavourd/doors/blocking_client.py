@@ -6,11 +6,11 @@ would take flavourctl longer to import than all that it does.
 
 from __future__ import annotations
 
-import errno
 import json
 import socket
 from collections.abc import Callable, Iterator
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from .protocol import CONTROL_SOCKET, NAME, READ_ONLY_SOCKET, lost, no_connection, parse_error
 
@@ -86,7 +86,7 @@ class Connection:
                 if self._tick is None:
                     raise FlavourError(
                         f"the daemon has not answered for {self._socket.gettimeout():g} s",
-                        errno=errno.ETIMEDOUT,
+                        code=Code.TIMED_OUT,
                         hint="journalctl -u vfio-flavourd",
                     ) from error
                 self._tick()
@@ -104,7 +104,6 @@ class Connection:
         except (ValueError, AttributeError) as error:
             raise FlavourError(
                 "what the daemon answered can't be read",
-                errno=errno.EIO,
                 hint="the daemon may be of another version than flavourctl: systemctl restart vfio-flavourd",
             ) from error
         if name is not None:
@@ -114,7 +113,7 @@ class Connection:
 
 def connect(*, writes: bool, patience: float | None = None) -> Connection:
     """An answer is waited for as long as `patience` says (seconds; None: for ever). Raises FlavourError:
-    EACCES without permission, NotRunningError when nobody listens."""
+    NOT_PERMITTED, or DAEMON_NOT_RUNNING when nobody listens."""
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
         return Connection(_open(path, patience))

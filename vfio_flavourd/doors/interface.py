@@ -4,18 +4,25 @@ The types here are what travels: their field names are promises. Times are secon
 """
 
 import errno
+import inspect
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypedDict
 
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
-from ..model.errors import FlavourError, InvalidPolicyError
+from ..model.codes import Code
+from ..model.errors import FlavourError
 from .protocol import NAME
 
 
 @dataclass(frozen=True)
 class CandidateInfo:
+    """A module that could serve a device. `pattern` is the alias that matched, `source` the file it stands
+    in or what else named it; `reason` says why it is taken or, where `accepted` is false, why not.
+    """
+
     module: str
     pattern: str
     source: str
@@ -25,6 +32,8 @@ class CandidateInfo:
 
 @dataclass(frozen=True)
 class ResolutionInfo:
+    """What could serve a modalias, the best first; `winner` is the first module that is accepted."""
+
     modalias: str
     candidates: list[CandidateInfo]
     winner: str | None
@@ -33,8 +42,9 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """action is turn, guard, load, override, unbind, bind, probe, ask, wait or verify; candidate the module
-    that is tried meanwhile, empty where none is. started is in seconds from when the switch was asked for."""
+    """A step of a switch. action is turn, guard, load, override, unbind, bind, probe, ask, wait or verify;
+    candidate the module that is tried meanwhile, empty where none is. started counts from when the switch was
+    asked for; error is empty where it went well."""
 
     phase: str
     action: str
@@ -47,9 +57,10 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class AttemptInfo:
-    """id counts the attempts of this boot. outcome is done, unchanged, refused, failed, stuck, given-up or
-    cut-off. when is in seconds since the epoch, and the steps count from then. hint and code are those of the
-    error; reason is empty where error is not."""
+    """What came of a switch. `id` counts the attempts of this boot. `outcome` is done, unchanged, refused,
+    failed, stuck, given-up or cut-off. `when` is in seconds since the epoch, and the steps count from then.
+    `hint` and `code` are those of the error; `reason` is empty where `error` is not.
+    """
 
     id: int
     device: str
@@ -83,7 +94,7 @@ class MemberInfo:
 
 @dataclass(frozen=True)
 class UserInfo:
-    """Who uses a device; pid is the process that holds it, where one does."""
+    """Who uses a device; `pid` is the process that holds it, where one does."""
 
     use: str
     what: str
@@ -92,8 +103,11 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
-    """What came of a switch, as read back from the kernel; where changed is false it was so before. History
-    keeps it under the number attempt."""
+    """What a device is after a switch; `attempt` is the number under which History keeps it. `fallback`:
+    the generic driver had to do although a better one was known. `changed` is false where nothing had to be
+    done. `forced` are those it was taken from, `others` the other devices of its IOMMU group that were
+    switched with it.
+    """
 
     attempt: int
     device: str
@@ -113,6 +127,12 @@ class OutcomeInfo:
 
 @dataclass(frozen=True)
 class DeviceInfo:
+    """A device as it is now. `flavour` is what it is, not what was asked for. `recorded`: what it had
+    before its first switch is known, and `reset` goes back to that. `rule` is the rule of the policy that
+    decides, `wish` what was asked for by hand, which stands above it. `stuck` and `phase` tell of a switch
+    that is under way. `users` are looked for by Get only.
+    """
+
     device: str
     name: str
     ids: str
@@ -207,8 +227,8 @@ class Event(TypedDict):
 
 
 class _Told:
-    errno: int
     code: str
+    errno: int
     message: str
     hint: str
 
@@ -271,14 +291,28 @@ _BY_ERRNO = {
 }
 
 
+_TYPE = re.compile(r"^type (\w+)", re.MULTILINE)
+
+
+def _comment_type(found: re.Match[str]) -> str:
+    lines = inspect.cleandoc(globals()[found[1]].__doc__).splitlines()
+    return "\n".join(["", *(f"# {line}" for line in lines), found[0]])
+
+
 class Manager(VarlinkInterface, name=NAME):
     """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
 
-    A device is named by its address, with or without the domain. Every error carries an errno, the stable
-    code of what went wrong, one line that says what was being done to what, and a hint.
+    A device is named by its address, with or without the domain. Every error carries a stable code, which
+    `flavourctl explain` knows, an errno, one line that says what was being done to what, and a hint.
     """
 
     errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
+
+    @classmethod
+    def render_interface_description(cls, *, comments: bool = True) -> str:
+        """With comments, those of the types among them, which the library leaves out."""
+        text = super().render_interface_description(comments=comments)
+        return _TYPE.sub(_comment_type, text) if comments else text
 
     @varlinkmethod
     def List(self) -> Listing:
@@ -368,6 +402,6 @@ class Manager(VarlinkInterface, name=NAME):
 
 
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
-    invalid = isinstance(error, InvalidPolicyError)
+    invalid = error.code == Code.INVALID_POLICY
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
-    return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)
+    return kind(code=str(error.code), errno=error.errno, message=str(error), hint=error.hint)

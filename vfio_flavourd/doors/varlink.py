@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from .. import __version__
 from ..engine.attempts import Report
 from ..engine.engine import Engine
 from ..model.address import PciAddress, parse_address
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Flavour, Outcome, Request, StepBegun, StepReport, parse_flavour
@@ -124,7 +124,7 @@ class ManagerService(interface.Manager):
         with _translated():
             peer = _allow_write()
             if force or persist:
-                _allow_root("taking a device by force" if force else "a wish that lasts")
+                _allow_root("take a device by force" if force else "make a wish last beyond this boot")
             request = Request(
                 parse_address(device),
                 parse_flavour(flavour, self._engine.flavours),
@@ -150,7 +150,7 @@ class ManagerService(interface.Manager):
         with _translated():
             peer = _allow_write()
             if force:
-                _allow_root("taking a device by force")
+                _allow_root("take a device by force")
             request = Request(
                 parse_address(device),
                 Flavour.NATIVE,
@@ -194,7 +194,6 @@ class ManagerService(interface.Manager):
             raise interface.render_error(
                 FlavourError(
                     f"more than {_BACKLOG} events wait for this client, so it is told no more",
-                    errno=errno.EAGAIN,
                     hint="it has to read them as they come",
                 )
             )
@@ -204,7 +203,7 @@ class ManagerService(interface.Manager):
     @varlinkmethod
     async def Reload(self) -> None:
         with _translated():
-            _allow_root("reloading the policy")
+            _allow_root("reload the policy")
             await self._reload()
 
 
@@ -247,9 +246,9 @@ def _allow_write() -> Peer:
     peer = current_peer.get()
     if not peer.writes:
         raise FlavourError(
-            "this socket is for looking only",
-            errno=errno.EACCES,
-            hint="root and the members of the group vfio-flavour may switch devices",
+            "this socket is read-only",
+            code=Code.NOT_PERMITTED,
+            hint="switch devices through the control socket, as root or a member of the group vfio-flavour",
         )
     return peer
 
@@ -257,7 +256,7 @@ def _allow_write() -> Peer:
 def _allow_root(what: str) -> None:
     peer = _allow_write()
     if peer.uid != 0:
-        raise FlavourError(f"{what} is for root only", errno=errno.EACCES, hint="use sudo")
+        raise FlavourError(f"only root may {what}", code=Code.NOT_PERMITTED, hint="use sudo")
 
 
 def _parse_group(text: str | None) -> OthersInGroup | None:
@@ -269,7 +268,7 @@ def _parse_group(text: str | None) -> OthersInGroup | None:
     except ValueError:
         allowed = ", ".join(OthersInGroup)
         raise FlavourError(
-            f"group can't be {text[:64]!r}", errno=errno.EINVAL, hint=f"allowed: {allowed}"
+            f"group can't be {text[:64]!r}", code=Code.INVALID_ARGUMENT, hint=f"allowed: {allowed}"
         ) from None
 
 

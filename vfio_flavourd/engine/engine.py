@@ -9,6 +9,7 @@ from dataclasses import replace
 from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import (
@@ -167,7 +168,7 @@ class Engine:
         except asyncio.CancelledError:
             if work.is_touched:
                 _log.info(
-                    "%s: the one who asked has gone, carrying the switch to its end",
+                    "%s: whoever asked has hung up, carrying the switch to its end",
                     request.address,
                     extra={"PCI_ADDRESS": str(request.address)},
                 )
@@ -186,10 +187,18 @@ class Engine:
             work.conclude(self._host, self.attempts, error=error)
             raise
         except asyncio.CancelledError:
-            ending, why = Ending.GIVEN_UP, "given up by the one who asked, nothing was touched"
+            ending = Ending.GIVEN_UP
+            told = FlavourError(
+                f"{work.request.address}: given up by whoever asked, nothing was touched",
+                code=Code.INTERRUPTED,
+            )
             if work.is_touched:
-                ending, why = Ending.CUT_OFF, "cut off by the end of the daemon, the next one takes it up"
-            told = FlavourError(f"{work.request.address}: {why}", errno=errno.EINTR, code=ending)
+                ending = Ending.CUT_OFF
+                told = FlavourError(
+                    f"{work.request.address}: cut off because the daemon stopped, the next one takes it up",
+                    code=Code.DAEMON_WENT_AWAY,
+                    errno=errno.EINTR,
+                )
             work.conclude(self._host, self.attempts, error=told, ending=ending)
             raise
         attempt = work.conclude(self._host, self.attempts, outcome=outcome)
@@ -216,7 +225,9 @@ class Engine:
         turn = self._find_turn(address)
         if not work.request.by_hand and self._quarantine.holds(turn):
             raise FlavourError(
-                f"{address}: another device of its IOMMU group is stuck", errno=errno.EAGAIN
+                f"{address}: another device in its IOMMU group is stuck",
+                code=Code.GROUP_BUSY,
+                hint="it is switched when that one is done; flavourctl list shows which one it is",
             )  # the policy has others to see to
         await self._wait_for_turn(turn, work)
         stuck: list[tuple[Device, StuckError]] = []
@@ -257,7 +268,10 @@ class Engine:
         wish = self.reconciler.find_wish(device)
         if not request.by_hand and not work.drops_wish and wish not in (None, request.flavour):
             raise FlavourError(
-                f"{request.address}: {wish} was asked for by hand meanwhile", errno=errno.EAGAIN
+                f"{request.address}: {wish} was asked for by hand in the meantime",
+                code=Code.CHANGED_BY_SOMEONE_ELSE,
+                errno=errno.EAGAIN,
+                hint=f"flavourctl reset {request.address} goes back to the policy",
             )
         settled = self._is_settled(device, work, decision)
         # Who asks for the whole group may have a part of it already.
@@ -308,9 +322,9 @@ class Engine:
                 await turn.acquire()
         except TimeoutError:
             raise FlavourError(
-                f"{request.address}: its IOMMU group stayed busy with another switch for {limit:g} s",
-                errno=errno.EAGAIN,
-                hint="try again when that one has ended; flavourctl list shows it",
+                f"{request.address}: its IOMMU group was busy with another switch for {limit:g} s",
+                code=Code.GROUP_BUSY,
+                hint="try again when that one is done; flavourctl list shows it",
             ) from None
 
     async def settle(self, grace: float) -> None:

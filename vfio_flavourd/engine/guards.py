@@ -1,10 +1,10 @@
 """What must not be switched, or can't be, as far as that is known beforehand."""
 
 import asyncio
-import errno
 import re
 from dataclasses import dataclass
 
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request
@@ -82,10 +82,10 @@ def check_isolation(host: Host, device: Device, settings: Settings) -> None:
     VFIO would not do it. The latter is known once its module is there."""
     if device.iommu_group is None and settings.noiommu is NoIommu.REFUSE:
         raise FlavourError(
-            f"{device.address}: the device is in no IOMMU group, so VFIO can't isolate it",
-            errno=errno.EIO,
-            hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on); the "
-            "policy's `noiommu: allow` gives it away unprotected",
+            f"{device.address}: it is in no IOMMU group, so VFIO can't isolate it",
+            code=Code.NO_IOMMU,
+            hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on); "
+            "`noiommu: allow` in the policy gives the device away unprotected",
         )
     # A driver that becomes a VFIO driver itself may isolate what it hands out by its own means.
     if device.iommu_group is None and device.personality is None and host.sysfs.exists("/sys/module/vfio"):
@@ -99,13 +99,13 @@ def _check_noiommu_mode(host: Host, device: Device) -> None:
     except FlavourError:
         raise FlavourError(
             f"{device.address}: it is in no IOMMU group, and this kernel's VFIO can't do without one",
-            errno=errno.EIO,
+            code=Code.NO_IOMMU,
             hint="enable the IOMMU; or take a kernel that has been built with CONFIG_VFIO_NOIOMMU",
         ) from None
     if mode != "Y":
         raise FlavourError(
             f"{device.address}: it is in no IOMMU group, and VFIO has not been told to do without one",
-            errno=errno.EIO,
+            code=Code.NO_IOMMU,
             hint=f"echo Y > {_NOIOMMU_MODE}; at each boot: `options vfio enable_unsafe_noiommu_mode=1` in "
             "/etc/modprobe.d",
         )
@@ -117,8 +117,8 @@ def check_personality(device: Device, request: Request) -> None:
         raise FlavourError(
             f"{device.address}: its driver {device.driver} becomes a VFIO driver itself "
             f"({device.personality.attribute}) and is never unbound",
-            errno=errno.EINVAL,
-            hint="leave out the driver's name" if request.drivers else "it can be native or vfio",
+            code=Code.DRIVER_STAYS_BOUND,
+            hint="leave out the driver's name" if request.drivers else "this device can be native or vfio",
         )
 
 
@@ -140,29 +140,29 @@ def judge_users(device: Device, users: tuple[User, ...], release: str, *, forced
     named = "; ".join(user.what for user in users)
     if any(user.use is Use.BRIDGE for user in users):
         raise FlavourError(
-            f"{device.address}: it is a bridge, in use by all that is behind it",
-            errno=errno.EBUSY,
-            hint="switch the devices behind it; a bridge does not count when their IOMMU group is judged",
+            f"{device.address}: it is a bridge, and everything behind it uses it",
+            code=Code.IS_A_BRIDGE,
+            hint="switch the devices behind it; a bridge does not keep their IOMMU group from being used",
         )
     if never := [user for user in users if user.use in UNFORCEABLE]:
-        hint = "not even --force takes it: the host could not go on without it"
+        code, hint = Code.NEEDED_BY_HOST, "not even --force takes it: the host could not go on without it"
         if all(user.use is Use.VFS for user in never):
             attribute = f"/sys/bus/pci/devices/{device.address}/sriov_numvfs"
-            hint = f"VFIO refuses it while it has VFs: echo 0 > {attribute}"
-        raise FlavourError(f"{device.address}: in use: {named}", errno=errno.EBUSY, hint=hint)
+            code, hint = Code.IN_USE, f"VFIO refuses it while it has VFs: echo 0 > {attribute}"
+        raise FlavourError(f"{device.address}: in use: {named}", code=code, hint=hint)
     held = any(user.use is Use.GUEST for user in users)
     if held and not _may_bind_beside_a_guest(release):
         raise FlavourError(
             f"{device.address}: in use: {named}",
-            errno=errno.EBUSY,
-            hint=f"stop it first: kernel {release} crashes when a native driver comes into a group that a "
+            code=Code.IN_USE,
+            hint=f"stop the guest: kernel {release} crashes when a native driver binds in a group that a "
             "guest uses, so not even --force takes it",
         )
     if not forced:
-        hint = "stop the use, or take it away all the same with --force"
+        hint = "stop that first, or take the device away regardless with --force"
         if held:
-            hint = "stop the guest; with --force the switch waits in the kernel until it has let go"
-        raise FlavourError(f"{device.address}: in use: {named}", errno=errno.EBUSY, hint=hint)
+            hint = "stop the guest; with --force the switch waits in the kernel until the guest lets go"
+        raise FlavourError(f"{device.address}: in use: {named}", code=Code.IN_USE, hint=hint)
     return users
 
 
@@ -191,10 +191,10 @@ def _find_others(host: Host, device: Device, flavour: Flavour) -> tuple[Device, 
 
 def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourError:
     return FlavourError(
-        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} "
+        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group}, "
         f"{_tell(in_the_way)}",
-        errno=errno.EBUSY,
-        hint="--group together (or the policy's `group: together`) switches all of the group's devices or "
+        code=Code.GROUP_NOT_VIABLE,
+        hint="--group together (or `group: together` in the policy) switches all devices of the group or "
         "none, --group ignore only this one",
     )
 
@@ -203,7 +203,7 @@ def _refuse_bridges(device: Device, staying: tuple[Device, ...]) -> FlavourError
     """They are never switched, so the others' going would not help."""
     return FlavourError(
         f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} {_tell(staying)}",
-        errno=errno.EBUSY,
+        code=Code.GROUP_NOT_VIABLE,
         hint=f"a bridge is not switched: {tell_unbinding(staying[0])} "
         "frees the group where the host can do without that driver",
     )

@@ -90,7 +90,7 @@ class PolicyInForce:
             write_whole_file(last_good, render_yaml(loaded.merged))
         except OSError as error:
             _log.warning(
-                "the policy can't be kept for a start without a valid one (%s), ignoring",
+                "the policy can't be saved as the last good one (%s), ignoring",
                 error,
                 extra=log_fields(MessageId.NOT_KEPT),
             )

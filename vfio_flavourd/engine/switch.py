@@ -13,6 +13,7 @@ from ..kernel.hands import Result
 from ..kernel.modules import NotLoaded
 from ..kernel.processes import read_worker
 from ..model.address import PciAddress
+from ..model.codes import Code
 from ..model.device import Binding, Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepAction, StepBegun, StepReport
@@ -56,8 +57,8 @@ class NotRecordedError(FlavourError):
 
     def __init__(self, device: Device, cause: OSError) -> None:
         super().__init__(
-            f"{device.address}: what it has now can't be recorded ({cause.strerror}), so it is left as it is",
-            errno=errno.EIO,
+            f"{device.address}: what it has now can't be recorded ({cause.strerror}), so it is not touched",
+            code=Code.NOT_SAVED,
             hint="see whether /run is full or read-only",
         )
 
@@ -228,11 +229,11 @@ class Switch:
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
         if self._aim.personality is not None and not await self._has_changed(device, self._aim.flavour):
-            return self._could_not(device, cause, f"{goal.driver} has not changed its personality")
+            return self._could_not(device, cause, f"{goal.driver} did not change back")
         self.settle(device, after)
         self.commit()
         again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
-        return FlavourError(f"{cause}; it has {again}", errno=cause.errno, hint=cause.hint)
+        return FlavourError(f"{cause}; it has {again}", code=cause.code, errno=cause.errno, hint=cause.hint)
 
     async def _has_changed(self, device: Device, flavour: Flavour) -> bool:
         """Whether a driver that was asked back has given up that flavour, in time."""
@@ -382,8 +383,9 @@ class Switch:
     def _could_not(self, device: Device, cause: FlavourError, why: str) -> FlavourError:
         return FlavourError(
             f"{cause}; and it could not be put back: {why}",
+            code=Code.NOT_PUT_BACK,
             errno=cause.errno,
-            hint=f"flavourctl reset {device.address} tries that again",
+            hint=f"flavourctl reset {device.address} tries again",
         )
 
     def _fail(self) -> None:
@@ -397,8 +399,10 @@ class Switch:
         left = self._began + self.request.timeout - time.monotonic()
         if left <= 0 and not self.touched:
             raise FlavourError(
-                f"{self.request.address}: not done within {self.request.timeout:g} s, and left untouched",
-                errno=errno.ETIMEDOUT,
+                f"{self.request.address}: the time limit of {self.request.timeout:g} s ran out before it was "
+                "touched",
+                code=Code.TIMED_OUT,
+                hint="try again with a longer --timeout",
             )
         return max(min(seconds, left), 0.1)
 

@@ -116,7 +116,7 @@ def _parse(data: dict[str, Any]) -> Wish:
 
 def _warn(path: Path, error: OSError) -> None:
     _log.warning(
-        "what was asked for by hand can't be kept in %r (%s), ignoring",
+        "what was asked for by hand can't be saved in %r (%s), ignoring",
         str(path),
         error.strerror,
         extra=log_fields(MessageId.NOT_KEPT),
@@ -130,7 +130,7 @@ def _read(path: Path) -> dict[str, Wish]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, FlavourError) as error:
-        _log.warning("wishes in %r can't be read (%r), ignoring", str(path), error)
+        _log.warning("what was asked for by hand can't be read from %r (%r), ignoring", str(path), error)
         return {}
 
 

@@ -1,6 +1,5 @@
 """Flavours, what is asked for, and what came of it."""
 
-import errno
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,6 +8,7 @@ from typing import ClassVar
 
 from .address import PciAddress
 from .aliases import Resolution
+from .codes import Code
 from .device import Device
 from .errors import FlavourError
 from .occupancy import User
@@ -38,7 +38,7 @@ def parse_flavour(text: str, known: Collection[str] = (Flavour.NATIVE, Flavour.V
     question = f"; did you mean {near[0]}?" if near else ""
     raise FlavourError(
         f"no flavour is called {text[:64]!r}",
-        errno=errno.EINVAL,
+        code=Code.NO_SUCH_FLAVOUR,
         hint=f"allowed: {', '.join(names[:-1])} or {names[-1]}{question}",
     )
 
