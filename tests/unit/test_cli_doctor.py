@@ -182,7 +182,7 @@ def test_a_policy_that_the_daemon_has_not_read_yet_is_a_warning(
     assert said.out.startswith(
         "ready: 1 warning\n"
         f"warning: the policy on disk is not in force yet: of 0000:01:00.0 it says rule 'mine' ({path}:3), "
-        "and the daemon goes by no rule matches\n"
+        "and the daemon goes by: no rule matches\n"
         "  -> flavourctl reload\n"
     )
     device["policy_reason"] = f"rule 'mine' ({path}:3)"

@@ -11,8 +11,7 @@ from ..model.codes import Code
 from ..model.errors import FlavourError
 from ..model.printable import printable
 from .output import print_json, tell_policy_trouble
-from .table import lay_out
-from .terminal import BOLD, GREEN, RED, YELLOW, find_width, paint
+from .terminal import BOLD, GREEN, RED, YELLOW, find_width, lay_out, paint
 
 # `typing` takes longer to import than this module; only mypy needs it.
 TYPE_CHECKING = False

@@ -75,6 +75,14 @@ DESCRIPTIONS = {
         "The policy that all files come to, as one file, with where each thing was said. Needs no daemon."
     ),
     "reload": "Have the daemon read the policy and the module index again, and apply what differs. For root.",
+    "monitor": (
+        "Each step of each switch, and what came of it, one line each, until Ctrl-C or until the daemon goes."
+        " With --json a line is one object."
+    ),
+    "history": (
+        "What has been tried since the boot, the last 256 attempts, the latest last: its number (for"
+        " flavourctl plot), when, which device, what came of it and why not, how long it took, who asked."
+    ),
     "explain": (
         "What an error code means, why it happens and what to do about it. Every error names its code in its"
         ' second line, and as "code" with --json. An exit status or the name of an errno lists the codes'
@@ -137,6 +145,11 @@ EXAMPLES = {
     ),
     "cat-config": (("flavourctl cat-config", "the policy in full"),),
     "reload": (("flavourctl reload", "after a change of the policy that flavourctl check finds valid"),),
+    "monitor": (("flavourctl monitor", "watch what a reload of the policy sets going"),),
+    "history": (
+        ("flavourctl history", "what has been tried, and what came of it"),
+        ("flavourctl history 01:00.0 -n 5", "the last five times for one device"),
+    ),
     "explain": (
         ("flavourctl explain in-use", "what to do about it"),
         ("flavourctl explain 75", "what a script may have run into"),

@@ -126,8 +126,8 @@ class Reloaded(TypedDict):
     reloaded: bool
 
 
-class Explanation(TypedDict):
-    """`explain CODE`: what a code means."""
+class Explained(TypedDict):
+    """An error code: the errnos and exit statuses it comes with, why it happens, what to do."""
 
     code: str
     errnos: list[str]
@@ -137,14 +137,14 @@ class Explanation(TypedDict):
     remedies: list[str]
 
 
-class Explanations(TypedDict):
-    """`explain` without a code, or with an exit status or an errno."""
+class AllExplained(TypedDict):
+    """`explain` with an exit status or an errno, or with nothing."""
 
-    codes: list[Explanation]
+    codes: list[Explained]
 
 
 class ErrorTold(TypedDict):
-    """code is what explain takes, errno the number that a write to the device's file would fail with."""
+    """code is what `explain` knows; errno is the number that a write to the device's file would fail with."""
 
     code: str
     errno: int
@@ -165,14 +165,15 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "resolve": (Resolved,),
     "set": (OutcomeInfo, DryRun, TakenUp),
     "reset": (OutcomeInfo, TakenUp),
+    "history": (Attempts,),
     "monitor": (Event,),
     "plot": (Attempts,),
     "groups": (Groups,),
     "doctor": (Examined,),
-    "explain": (Explanation, Explanations),
     "import": (Imported,),
     "check": (Checked,),
     "cat-config": (Merged, Checked),
     "reload": (Reloaded,),
+    "explain": (Explained, AllExplained),
 }
 FAILURE = Failed

@@ -19,12 +19,11 @@ _UNEXPECTED = "unrecognized arguments: "
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse itself prints the usage before an error, and all that is allowed in it, over many lines."""
+    """argparse itself prints the usage before an error, and all that is allowed in it, over many lines. For
+    each argument that is added it makes a formatter, which imports shutil to find the terminal's width."""
 
     def _get_formatter(self) -> argparse.HelpFormatter:
-        # For each argument that is added one is made, which imports shutil where it isn't told the width.
-        width = find_width(sys.stdout) or 80
-        return self.formatter_class(prog=self.prog, width=width)  # type: ignore[call-arg]
+        return self.formatter_class(prog=self.prog, width=(find_width(sys.stdout) or 82) - 2)  # type: ignore[call-arg]
 
     def error(self, message: str) -> NoReturn:
         if message.startswith(_MISSING):

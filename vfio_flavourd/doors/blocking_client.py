@@ -104,6 +104,7 @@ class Connection:
         except (ValueError, AttributeError) as error:
             raise FlavourError(
                 "what the daemon answered can't be read",
+                code=Code.FAILED,
                 hint="the daemon may be of another version than flavourctl: systemctl restart vfio-flavourd",
             ) from error
         if name is not None:
@@ -113,7 +114,7 @@ class Connection:
 
 def connect(*, writes: bool, patience: float | None = None) -> Connection:
     """An answer is waited for as long as `patience` says (seconds; None: for ever). Raises FlavourError:
-    NOT_PERMITTED, or DAEMON_NOT_RUNNING when nobody listens."""
+    not-permitted, daemon-not-running."""
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
         return Connection(_open(path, patience))

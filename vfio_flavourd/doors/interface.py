@@ -404,4 +404,4 @@ class Manager(VarlinkInterface, name=NAME):
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
     invalid = error.code == Code.INVALID_POLICY
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
-    return kind(code=str(error.code), errno=error.errno, message=str(error), hint=error.hint)
+    return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)

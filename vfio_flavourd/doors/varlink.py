@@ -194,6 +194,7 @@ class ManagerService(interface.Manager):
             raise interface.render_error(
                 FlavourError(
                     f"more than {_BACKLOG} events wait for this client, so it is told no more",
+                    code=Code.FAILED,
                     hint="it has to read them as they come",
                 )
             )

@@ -28,7 +28,7 @@ def is_switched_off(root: Path) -> bool:
     return any(f"{SWITCH}={no}" in words for no in ("0", "no", "off"))
 
 
-def _is_any(root: Path) -> bool:
+def has_files(root: Path) -> bool:
     """Whether there is anything in the directories at all, be it what can't be read."""
     for directory in DIRECTORIES:
         try:
@@ -56,7 +56,7 @@ class PolicyInForce:
         if is_switched_off(root):
             self.trouble = f"{SWITCH}=0 on the kernel command line switches it off"
             return
-        if not _is_any(root):
+        if not has_files(root):
             self._replace(Policy())
             try:
                 last_good.unlink(missing_ok=True)
