@@ -43,7 +43,7 @@ class StuckError(FlavourError):
             code=Code.STUCK,
             errno=errno.ETIMEDOUT,
             hint="somebody holds the device, or its driver does not let go; the switch is finished or undone "
-            "when the kernel returns, and other devices are not affected",
+            "when the kernel returns",
         )
         self.blocked = blocked
         self.seconds = seconds
