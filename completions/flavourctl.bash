@@ -34,11 +34,12 @@ _flavourctl_files() { _filedir; }
 _flavourctl_directories() { _filedir -d; }
 
 _flavourctl_takes_value() {
-    [[ $1 == @(--modules-dir|--modprobe-d|--driver|--group|--timeout) ]]
+    [[ $1 == @(--output|--modules-dir|--modprobe-d|--driver|--group|--timeout) ]]
 }
 
 _flavourctl_value() {
     case $1 in
+        --output) _flavourctl_files ;;
         --modules-dir) _flavourctl_directories ;;
         --modprobe-d) _flavourctl_directories ;;
         --driver) _flavourctl_drivers ;;
@@ -51,12 +52,16 @@ _flavourctl_options() {
     case $1 in
         list) _flavourctl_words --help --json --no-color ;;
         show) _flavourctl_words --help --json --no-color ;;
+        groups) _flavourctl_words --help --json --no-color --tree --dot --svg ;;
+        plot) _flavourctl_words --help --json --no-color --output ;;
         resolve) _flavourctl_words --help --json --no-color --modules-dir --modprobe-d ;;
         set) _flavourctl_words --help --json --no-color --driver --dry-run --strict --persist --force --group --timeout --no-wait ;;
         reset) _flavourctl_words --help --json --no-color --force --group --timeout --no-wait ;;
         check) _flavourctl_words --help --json --no-color ;;
         cat-config) _flavourctl_words --help --json --no-color ;;
         reload) _flavourctl_words --help --json --no-color ;;
+        doctor) _flavourctl_words --help --json --no-color ;;
+        import) _flavourctl_words --help --json --no-color ;;
         explain) _flavourctl_words --help --json --no-color ;;
         *) _flavourctl_words --help --json --no-color --version ;;
     esac
@@ -64,13 +69,15 @@ _flavourctl_options() {
 
 _flavourctl_argument() {
     case $1:$2 in
-        :1) _flavourctl_words list show resolve set reset check cat-config reload explain ;;
+        :1) _flavourctl_words list show groups plot resolve set reset check cat-config reload doctor import explain ;;
         show:1) _flavourctl_devices ;;
+        plot:*) _flavourctl_devices ;;
         resolve:1) _flavourctl_devices ;;
         set:1) _flavourctl_devices ;;
         set:2) _flavourctl_flavours ;;
         reset:1) _flavourctl_devices ;;
         check:*) _flavourctl_files ;;
+        import:1) _flavourctl_words driverctl modprobe ;;
         explain:1) _flavourctl_words no-such-device device-gone not-an-address no-such-flavour invalid-argument driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed ;;
     esac
 }

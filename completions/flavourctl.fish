@@ -35,8 +35,12 @@ function __flavourctl_devices
     set -l typed (commandline -ct)
     string match -q -- "$typed*" $devices; or set devices (string replace -r '^0000:' '' $devices)
     for device in $devices
-        set -l driver /sys/bus/pci/devices/{,0000:}$device/driver
-        echo $device\t(test -e $driver; and path basename (path resolve $driver); or echo no driver)
+        set -l links (path filter -l /sys/bus/pci/devices/{,0000:}$device/driver)
+        if set -q links[1]
+            echo $device\t(path basename (path resolve $links[1]))
+        else
+            echo $device\tno driver
+        end
     end
 end
 
@@ -59,20 +63,24 @@ end
 
 complete -c flavourctl -f
 
-set -g __flavourctl_valued --modules-dir --modprobe-d --driver --group --timeout
+set -g __flavourctl_valued --output --modules-dir --modprobe-d --driver --group --timeout
 
 complete -c flavourctl -n "__flavourctl_at '' 1" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_at '' 1" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_at '' 1" -l no-color -d 'no colours (as NO_COLOR)'
-complete -c flavourctl -n "__flavourctl_at '' 1" -l version -d 'show programs version number and exit'
+complete -c flavourctl -n "__flavourctl_at '' 1" -l version -d 'show program\'s version number and exit'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a list -d 'all devices (the default)'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a show -d 'all about one device'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a groups -d 'the IOMMU groups: could a guest have them, and what it takes'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a plot -d 'a timeline of one or more switches, as a picture (SVG)'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a resolve -d 'which drivers could serve it; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a set -d 'give a device a flavour'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a reset -d 'back to what the policy says, or to what was there before'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a check -d 'is the policy valid, and what is wrong with it; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a cat-config -d 'the merged policy and where it comes from; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a reload -d 'have the daemon read the policy and the index again'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a doctor -d 'is this host ready, what stands in the way, what to do; needs no daemon'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a import -d 'print a policy made of what driverctl or modprobe.d say; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a explain -d 'what an error code means, and what to do; needs no daemon'
 
 complete -c flavourctl -n "__flavourctl_in list" -l help -d 'show this help message and exit'
@@ -84,11 +92,24 @@ complete -c flavourctl -n "__flavourctl_in show" -l json -d 'print one JSON obje
 complete -c flavourctl -n "__flavourctl_in show" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n '__flavourctl_at show 1' -xa '(__flavourctl_devices)'
 
+complete -c flavourctl -n "__flavourctl_in groups" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in groups" -l json -d 'print one JSON object'
+complete -c flavourctl -n "__flavourctl_in groups" -l no-color -d 'no colours (as NO_COLOR)'
+complete -c flavourctl -n "__flavourctl_in groups" -l tree -d 'as text (the default)'
+complete -c flavourctl -n "__flavourctl_in groups" -l dot -d 'for Graphviz'
+complete -c flavourctl -n "__flavourctl_in groups" -l svg -d 'as a picture'
+
+complete -c flavourctl -n "__flavourctl_in plot" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in plot" -l json -d 'print one JSON object'
+complete -c flavourctl -n "__flavourctl_in plot" -l no-color -d 'no colours (as NO_COLOR)'
+complete -c flavourctl -n "__flavourctl_in plot" -l output -rF -d 'write it there instead of to stdout'
+complete -c flavourctl -n '__flavourctl_in plot' -xa '(__flavourctl_devices)'
+
 complete -c flavourctl -n "__flavourctl_in resolve" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in resolve" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in resolve" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in resolve" -l modules-dir -rF -d 'read this instead of /lib/modules/RELEASE'
-complete -c flavourctl -n "__flavourctl_in resolve" -l modprobe-d -rF -d 'read this instead of the systems modprobe.d'
+complete -c flavourctl -n "__flavourctl_in resolve" -l modprobe-d -rF -d 'read this instead of the system\'s modprobe.d'
 complete -c flavourctl -n '__flavourctl_at resolve 1' -xa '(__flavourctl_devices)'
 
 complete -c flavourctl -n "__flavourctl_in set" -l help -d 'show this help message and exit'
@@ -99,7 +120,7 @@ complete -c flavourctl -n "__flavourctl_in set" -l dry-run -d 'say what would be
 complete -c flavourctl -n "__flavourctl_in set" -l strict -d 'exit with 4 when the generic driver had to do'
 complete -c flavourctl -n "__flavourctl_in set" -l persist -d 'also after the next boot, until reset (root)'
 complete -c flavourctl -n "__flavourctl_in set" -l force -d 'take it though it is in use (root)'
-complete -c flavourctl -n "__flavourctl_in set" -l group -xa 'refuse together ignore' -d 'when others in its IOMMU group arent on VFIO: refuse, switch all together, or ignore them'
+complete -c flavourctl -n "__flavourctl_in set" -l group -xa 'refuse together ignore' -d 'when others in its IOMMU group aren\'t on VFIO: refuse, switch all together, or ignore them'
 complete -c flavourctl -n "__flavourctl_in set" -l timeout -x -d 'give up after so many seconds'
 complete -c flavourctl -n "__flavourctl_in set" -l no-wait -d 'return when the daemon has taken it up'
 complete -c flavourctl -n '__flavourctl_at set 1' -xa '(__flavourctl_devices)'
@@ -109,7 +130,7 @@ complete -c flavourctl -n "__flavourctl_in reset" -l help -d 'show this help mes
 complete -c flavourctl -n "__flavourctl_in reset" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in reset" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in reset" -l force -d 'take it though it is in use (root)'
-complete -c flavourctl -n "__flavourctl_in reset" -l group -xa 'refuse together ignore' -d 'when others in its IOMMU group arent on VFIO: refuse, switch all together, or ignore them'
+complete -c flavourctl -n "__flavourctl_in reset" -l group -xa 'refuse together ignore' -d 'when others in its IOMMU group aren\'t on VFIO: refuse, switch all together, or ignore them'
 complete -c flavourctl -n "__flavourctl_in reset" -l timeout -x -d 'give up after so many seconds'
 complete -c flavourctl -n "__flavourctl_in reset" -l no-wait -d 'return when the daemon has taken it up'
 complete -c flavourctl -n '__flavourctl_at reset 1' -xa '(__flavourctl_devices)'
@@ -126,6 +147,15 @@ complete -c flavourctl -n "__flavourctl_in cat-config" -l no-color -d 'no colour
 complete -c flavourctl -n "__flavourctl_in reload" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in reload" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in reload" -l no-color -d 'no colours (as NO_COLOR)'
+
+complete -c flavourctl -n "__flavourctl_in doctor" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in doctor" -l json -d 'print one JSON object'
+complete -c flavourctl -n "__flavourctl_in doctor" -l no-color -d 'no colours (as NO_COLOR)'
+
+complete -c flavourctl -n "__flavourctl_in import" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in import" -l json -d 'print one JSON object'
+complete -c flavourctl -n "__flavourctl_in import" -l no-color -d 'no colours (as NO_COLOR)'
+complete -c flavourctl -n '__flavourctl_at import 1' -xa 'driverctl modprobe'
 
 complete -c flavourctl -n "__flavourctl_in explain" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in explain" -l json -d 'print one JSON object'

@@ -1,6 +1,8 @@
 """Completion for bash, zsh and fish: verbs, options and values from the parser, addresses from sysfs."""
 
 import argparse
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ COMPLETIONS = Path("completions")
 VALUES = {
     "DEV": "devices",
     "DEV|MODALIAS": "devices",
+    "ID|DEV": "devices",
     "FLAVOUR": "flavours",
     "D": "drivers",
     "DIR": "directories",
@@ -94,7 +97,7 @@ def _read_value(action: argparse.Action) -> Value:
 
 
 def _plain(text: str | None) -> str:
-    return str(text).replace("'", "").replace("…", "...")
+    return str(text).replace("…", "...")
 
 
 def _valued(verbs: list[Verb]) -> dict[str, Value]:
@@ -135,11 +138,11 @@ def _zsh(verbs: list[Verb], options: tuple[Option, ...]) -> str:
         return f":{value.name}:{f'_flavourctl_{value.source}' if value.source else ' '}"
 
     def spec(option: Option) -> str:
-        text = option.help.replace("[", r"\[").replace("]", r"\]").replace(":", r"\:")
+        text = re.sub(r"[][:]", r"\\\g<0>", option.help).replace("'", r"'\''")
         return f"'*{option.flag}[{text}]{action(option.value) if option.value else ''}'"
 
     lines = ["_flavourctl_verbs() {", "    local -a verbs=("]
-    lines += [f"        '{verb.name}:{verb.help}'" for verb in verbs]
+    lines += [f"        {shlex.quote(f'{verb.name}:{verb.help}')}" for verb in verbs]
     lines += ["    )", "    _describe -t verbs verb verbs", "}", ""]
     lines += ["_flavourctl_of_verb() {", "    case $1 in"]
     for verb in verbs:
@@ -161,12 +164,13 @@ def _fish(verbs: list[Verb], options: tuple[Option, ...]) -> str:
     def render(condition: str, option: Option) -> str:
         name = f"-l {option.flag.removeprefix('--')}"
         value = f" {source(option.value)}" if option.value else ""
-        return f"complete -c flavourctl -n \"{condition}\" {name}{value} -d '{option.help}'"
+        return f'complete -c flavourctl -n "{condition}" {name}{value} -d {_fish_quote(option.help)}'
 
     lines = [f"set -g __flavourctl_valued {' '.join(_valued(verbs))}", ""]
     lines += [render("__flavourctl_at '' 1", option) for option in options]
     for verb in verbs:
-        lines += [f"complete -c flavourctl -n \"__flavourctl_at '' 1\" -a {verb.name} -d '{verb.help}'"]
+        text = _fish_quote(verb.help)
+        lines += [f"complete -c flavourctl -n \"__flavourctl_at '' 1\" -a {verb.name} -d {text}"]
     for verb in verbs:
         lines.append("")
         lines += [render(f"__flavourctl_in {verb.name}", option) for option in verb.options]
@@ -176,3 +180,8 @@ def _fish(verbs: list[Verb], options: tuple[Option, ...]) -> str:
                 condition = f"__flavourctl_in {verb.name}"
             lines.append(f"complete -c flavourctl -n '{condition}' {source(value)}")
     return "\n".join(lines)
+
+
+def _fish_quote(text: str) -> str:
+    quoted = re.sub(r"[\\']", r"\\\g<0>", text)
+    return f"'{quoted}'"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vfio_flavourd.cli.manual import DESCRIPTION, DEVICE, EXAMPLES, EXIT_STATUS, VERBS
+from vfio_flavourd.cli.manual import DESCRIPTION, DESCRIPTIONS, DEVICE, EXAMPLES, EXIT_STATUS
 from vfio_flavourd.cli.parser import build_parser
 from vfio_flavourd.config.definitions import FILE, FLAVOUR, MATCH, NODES, PERSONALITY, RULE, SETTINGS
 from vfio_flavourd.config.kinds import Choice
@@ -35,11 +35,11 @@ def _describe_command(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
         positionals = find_positionals(of_verb)
         line = " ".join([".Cm", verb, *map(_argument, positionals)])
         synopsis += [".Nm", line, *map(_synopsis, own)]
-        sections += [f".Ss {verb}", *prose(VERBS[verb].description)]
+        sections += [f".Ss {verb}", *prose(DESCRIPTIONS[verb])]
         entries = [line for action in [*positionals, *own] for line in _entry(action)]
         if entries:
             sections += [".Bl -tag -width Ds", *entries, ".El"]
-        sections += _examples(VERBS[verb].examples)
+        sections += _examples(EXAMPLES[verb])
     return {
         "synopsis": synopsis,
         "description": prose(f"{DESCRIPTION}\n\n{DEVICE}"),
@@ -54,7 +54,7 @@ def _describe_command(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
             *(line for code, meaning in EXIT_STATUS for line in (f".It {code}", *prose(meaning))),
             ".El",
         ],
-        "examples": _examples(EXAMPLES),
+        "examples": _examples(EXAMPLES[""]),
     }
 
 
@@ -112,7 +112,7 @@ def _key(key: Key) -> list[str]:
     if isinstance(key.kind, Choice) and len(key.kind.words) > 1:
         lines.append(f"One of {', '.join(key.kind.words)}.")
     if key.default:
-        lines.append(f"{key.default} by default.")
+        lines.append(f"Default: {key.default}.")
     if key.required:
-        lines.append("Needed.")
+        lines.append("Required.")
     return lines

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import __version__, journal
 from .config.problems import PolicyError
-from .doors.interface import CONTROL_SOCKET
+from .doors.protocol import CONTROL_SOCKET
 from .doors.uevents import UeventDoor
 from .doors.varlink import ManagerService, VarlinkDoor
 from .engine.changes import Changes
@@ -35,6 +35,7 @@ from .kernel.sysfs import Sysfs
 from .kernel.udev_database import UdevDatabase
 from .kernel.uevents import Uevents
 from .model.errors import FlavourError
+from .model.message_ids import MessageId, log_fields
 
 _log = logging.getLogger(__name__)
 
@@ -188,7 +189,11 @@ class Daemon:
             if update.changed:
                 await self._hands.carry_out([("run", "udevadm", "control", "--reload")], timeout=10)
         except FlavourError as error:
-            _log.error("the rules for early boot stay as they are: %s", error)
+            _log.error(
+                "the rules for early boot stay as they are: %s",
+                error,
+                extra=log_fields(MessageId.EARLY_RULES_OLD),
+            )
         except Blocked:
             _log.warning("udevd does not answer: the rules for early boot count from the next boot on")
 
@@ -206,7 +211,12 @@ class Daemon:
 
 def _log_invalid(error: PolicyError) -> None:
     for problem in error.problems:
-        _log.error("policy: %s (%s)", problem, problem.hint or "flavourctl check shows the place")
+        _log.error(
+            "policy: %s (%s)",
+            problem,
+            problem.hint or "flavourctl check shows the place",
+            extra={**log_fields(MessageId.POLICY_INVALID), "POLICY_FILE": problem.file},
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

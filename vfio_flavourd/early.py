@@ -15,6 +15,7 @@ from .kernel.index import ModuleIndex
 from .kernel.occupancy import Occupancy
 from .kernel.sysfs import Sysfs
 from .model.errors import FlavourError, InvalidPolicyError
+from .model.message_ids import MessageId, log_fields
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +41,14 @@ def main(root: Path = Path("/"), *, owner: int = 0) -> int:
             carry=True,
         )
     except InvalidPolicyError as error:
-        _log.error("%s: the rules for early boot stay as they are", error)
+        _log.error(
+            "%s: the rules for early boot stay as they are",
+            error,
+            extra=log_fields(MessageId.EARLY_RULES_OLD),
+        )
         return INVALID_POLICY
     except FlavourError as error:
-        _log.error("%s: %s", error, error.hint)
+        _log.error("%s: %s", error, error.hint, extra=log_fields(MessageId.EARLY_RULES_OLD))
         return 1
     for note in update.notes:
         _log.warning("%s", note)

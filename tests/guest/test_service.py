@@ -1,5 +1,7 @@
 """The services: what a restart, a crash and time itself do to the devices, and what the journal keeps."""
 
+import json
+
 import pytest
 
 from .conftest import Host, Seen
@@ -105,9 +107,11 @@ def test_the_journal_has_one_record_for_each_attempt(host: Host) -> None:
     assert [(each["PCI_ADDRESS"], each["FLAVOUR"], each["OUTCOME"]) for each in attempts] == [
         (GOOD.bdf, "vfio", "done"),
         (GOOD.bdf, "native", "done"),
-        (ROLES["bridge"].bdf, "vfio", "failed"),
+        (ROLES["bridge"].bdf, "vfio", "refused"),
     ]
     assert [each.get("DRIVER") for each in attempts[:2]] == ["vft-good-vfio-pci", "e1000e"]
     for each in attempts:
         assert int(each["DURATION_USEC"]) < 60e6
         assert each["REQUESTER"].startswith("uid 0 pid ")
+    history = json.loads(host.ctl("--json", "history", "-n", "3").stdout)["attempts"]
+    assert [str(each["id"]) for each in history] == [each["ATTEMPT"] for each in attempts]

@@ -13,10 +13,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHELLS = ("bash", "zsh", "fish")
 # A command's words, as the shell hands them over, once the line is entered.
 TOLD = re.compile(r"<<(.*?)>>", re.DOTALL)
 TIMEOUT = 20
+# What has the shell list what may follow. fish draws that over the line, but can be asked for it.
+LISTS = {
+    "bash": "flavourctl set \t\t\t",
+    "zsh": "flavourctl set \t\t",
+    "fish": "complete -C 'flavourctl set '; flavourctl",
+}
 STARTS = {
     "bash": ["bash", "--noprofile", "--rcfile", "{rc}", "-i"],
     "zsh": ["zsh", "-d", "-i"],
@@ -45,7 +50,8 @@ RC = {
 
 
 class Terminal:
-    def __init__(self, fd: int) -> None:
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
         self._fd = fd
 
     def type(self, text: str) -> None:
@@ -59,21 +65,13 @@ class Terminal:
             seen += os.read(self._fd, 65536).decode(errors="replace")
         return seen
 
-    def complete(self, line: str) -> list[str]:
-        """The words of the line that is there after a tabulator."""
-        self.type(f"flavourctl {line}\t\n")
+    def enter(self, line: str) -> tuple[str, list[str]]:
+        """What is seen until the next prompt, and the words of the line that was there at its end."""
+        self.type(f"{line}\n")
         seen = self.read_until(lambda seen: "ready> " in seen.partition(">>")[2])
         found = TOLD.search(seen)
         assert found is not None
-        return found[1].split("|")
-
-    def offers(self, line: str, last: str) -> str:
-        """What is shown below the line after tabulators, when `last` has been seen."""
-        self.type(f"flavourctl {line}\t\t\t")
-        seen = self.read_until(lambda seen: last in seen)
-        self.type("\x03")
-        self.read_until(lambda seen: "ready> " in seen)
-        return seen
+        return seen, found[1].split("|")
 
 
 @contextmanager
@@ -87,7 +85,7 @@ def terminal(shell: str, script: Path) -> Iterator[Terminal]:
         environment = {"PATH": "/usr/bin:/bin", "TERM": "dumb", "LC_ALL": "C.UTF-8", **home}
         os.execvpe(command[0], command, environment)
     try:
-        this = Terminal(fd)
+        this = Terminal(shell, fd)
         this.read_until(lambda seen: "ready> " in seen)
         yield this
     finally:
@@ -96,7 +94,7 @@ def terminal(shell: str, script: Path) -> Iterator[Terminal]:
         os.waitpid(pid, 0)
 
 
-@pytest.fixture(params=SHELLS, scope="module")
+@pytest.fixture(params=LISTS, scope="module")
 def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     tmp_path = tmp_path_factory.mktemp(request.param)
     sysfs, mounted = tmp_path / "pci", tmp_path / "vfio-flavour"
@@ -118,7 +116,7 @@ def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_verb_is_completed(shell: Terminal) -> None:
-    assert shell.complete("resol") == ["resolve"]
+    assert shell.enter("flavourctl resol\t")[1] == ["resolve"]
 
 
 @pytest.mark.parametrize(
@@ -137,9 +135,12 @@ def test_a_verb_is_completed(shell: Terminal) -> None:
     ],
 )
 def test_what_can_only_be_one_thing_is_completed(shell: Terminal, typed: str, told: list[str]) -> None:
-    assert shell.complete(typed) == told
+    assert shell.enter(f"flavourctl {typed}\t")[1] == told
 
 
 def test_the_devices_of_the_host_are_offered(shell: Terminal) -> None:
-    seen = shell.offers("set ", "02:00.1")
+    seen, _ = shell.enter(LISTS[shell.name])
     assert "01:00.0" in seen
+    assert "02:00.1" in seen
+    if shell.name != "bash":
+        assert re.search(r"0000:02:00\.0\s+nvme", seen)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -140,3 +141,19 @@ def test_the_udev_rules_are_well_formed_and_do_no_work(rules: Path) -> None:
 )
 def test_a_mistake_in_a_rule_is_found(line: str) -> None:
     assert complaints_about(line) != []
+
+
+def test_journalctl_takes_the_catalog(tmp_path: Path) -> None:
+    """`--update-catalog` says what it can't read, and goes on."""
+    for directory in ("usr/lib/systemd/catalog", "var/lib/systemd/catalog"):
+        (tmp_path / directory).mkdir(parents=True)
+    catalog = ROOT / "catalog/vfio-flavourd.catalog"
+    shutil.copy(catalog, tmp_path / "usr/lib/systemd/catalog")
+    done = subprocess.run(
+        ["journalctl", f"--root={tmp_path}", "--update-catalog"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = subprocess.run(
+        ["journalctl", f"--root={tmp_path}", "--list-catalog"], capture_output=True, text=True, check=True
+    ).stdout
+    assert len(listed.splitlines()) == catalog.read_text(encoding="utf-8").count("\n-- ")

@@ -1,12 +1,18 @@
 """No unit test reaches the host's /sys, netlink or modprobe."""
 
+import argparse
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_kernel import FakeKernel
 
+from tests.outputs import validate_output
+from vfio_flavourd.cli import main as cli
+from vfio_flavourd.cli import output
 from vfio_flavourd.kernel.sysfs import Sysfs
 
 
@@ -28,6 +34,54 @@ def _no_host(monkeypatch: pytest.MonkeyPatch) -> None:
         started(self, args, *rest, **named)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess.Popen, "__init__", no_modprobe_here)
+
+
+@pytest.fixture(autouse=True)
+def _what_is_printed_as_json_is_as_the_schema_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all verbs, whoever runs one."""
+    verbs: list[str] = []
+    run, render = cli._run, output.render_json
+
+    def remember_the_verb(arguments: argparse.Namespace) -> int:
+        verbs.append(arguments.verb or "list")
+        return run(arguments)
+
+    def validate(data: dict[str, Any], *, indent: int | None) -> str:
+        text = render(data, indent=indent)
+        validate_output(verbs[-1], json.loads(text))
+        return text
+
+    monkeypatch.setattr(cli, "_run", remember_the_verb)
+    monkeypatch.setattr(output, "render_json", validate)
+
+
+# Of $FAKE_JOURNAL, if it is there, what has the device's address in it.
+JOURNALCTL = """\
+#!/bin/sh
+for argument; do
+    case $argument in PCI_ADDRESS=*) device=${argument#*=} ;; esac
+done
+[ ! -e "$FAKE_JOURNAL" ] || exec grep -F "$device" "$FAKE_JOURNAL"
+"""
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stand-ins for those whose answer is this host's."""
+    directory = tmp_path_factory.mktemp("bin")
+    journalctl = directory / "journalctl"
+    journalctl.write_text(JOURNALCTL, encoding="ascii")
+    journalctl.chmod(0o755)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def journal(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What journalctl says, if it is written."""
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    path = tmp_path / "journal"
+    monkeypatch.setenv("FAKE_JOURNAL", str(path))
+    return path
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from fake_kernel import RELEASE, FakeDriver, FakeKernel, ended, make_engine, no_
 
 from vfio_flavourd.cli import resolve
 from vfio_flavourd.cli.main import main
-from vfio_flavourd.doors import client
+from vfio_flavourd.doors import blocking_client
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.kernel.index import ModuleIndex
@@ -87,7 +87,7 @@ class Host:
 
     def offline(self) -> None:
         for attribute in ("CONTROL_SOCKET", "READ_ONLY_SOCKET"):
-            self.monkeypatch.setattr(client, attribute, str(self.kernel.root / "nobody"))
+            self.monkeypatch.setattr(blocking_client, attribute, str(self.kernel.root / "nobody"))
 
     def say(self, *argv: str) -> Said:
         """Run it against the daemon."""
@@ -121,8 +121,8 @@ def call(argv: Sequence[str]) -> int:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Host:
-    monkeypatch.setattr(client, "CONTROL_SOCKET", str(tmp_path / "control"))
-    monkeypatch.setattr(client, "READ_ONLY_SOCKET", str(tmp_path / "readonly"))
+    monkeypatch.setattr(blocking_client, "CONTROL_SOCKET", str(tmp_path / "control"))
+    monkeypatch.setattr(blocking_client, "READ_ONLY_SOCKET", str(tmp_path / "readonly"))
     monkeypatch.setattr(resolve, "Sysfs", lambda: Sysfs(str(tmp_path)))
     monkeypatch.setattr(resolve, "ModuleIndex", lambda: ModuleIndex(tmp_path, RELEASE))
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -149,7 +149,7 @@ def test_list_is_the_default_and_has_a_line_for_each_device(host: Host, argv: li
     said = host.say(*argv)
     assert (said.status, said.err) == (0, "")
     header, first, second = said.out.splitlines()
-    assert header.split() == ["DEVICE", "FLAVOUR", "DRIVER", "BEST", "CANDIDATE", "GROUP", "RULE", "NAME"]
+    assert header.split() == ["DEVICE", "FLAVOUR", "DRIVER", "CANDIDATE", "GROUP", "RULE", "NAME"]
     assert first.split() == [DEVICE, "native", "e1000e", "vfio_pci", "7", "-", *host.name.split()]
     assert second.split()[:5] == ["0000:02:00.0", "native", "-", "vfio_pci", "-"]
     assert host.kernel.writes == []
@@ -174,10 +174,10 @@ def test_json_may_stand_before_the_verb_or_after_it(host: Host, argv: list[str])
 def test_show_tells_all_about_one_device(host: Host, name: str) -> None:
     said = host.say("show", name)
     assert (said.status, said.err) == (0, "")
-    assert said.out.startswith(f"{DEVICE} {host.name} [8086:10d3]\n")
+    assert said.out.startswith(f"○ {DEVICE} {host.name} [8086:10d3]\n")
     for line in ("native, driver e1000e", "vfio_pci: the generic fallback", "group:"):
         assert line in said.out
-    assert "last attempt" not in said.out
+    assert "last:" not in said.out
 
 
 def test_show_tells_of_the_last_attempt_with_its_steps_and_what_was_before(host: Host) -> None:
@@ -192,8 +192,9 @@ def test_show_tells_of_the_last_attempt_with_its_steps_and_what_was_before(host:
     out = host.capsys.readouterr().out
     assert re.search(r"before: +e1000e", out)
     assert re.search(r"node: +/dev/vfio/7 \(vfio0\)", out)
-    assert "last attempt: to vfio at " in out
-    assert f"by uid {os.getuid()} pid {os.getpid()}: done" in out
+    assert "last: to vfio at " in out
+    assert f"by uid {os.getuid()} pid {os.getpid()}\n" in out
+    assert "came of it: done: " in out
 
 
 def test_show_tells_why_the_last_attempt_failed(host: Host) -> None:
@@ -503,17 +504,17 @@ def test_a_daemon_that_hangs_up_is_69(host: Host, tmp_path: Path) -> None:
 
 
 def test_one_who_may_only_look_gets_77(host: Host) -> None:
-    host.monkeypatch.setattr(client, "CONTROL_SOCKET", str(host.kernel.root / "readonly"))
+    host.monkeypatch.setattr(blocking_client, "CONTROL_SOCKET", str(host.kernel.root / "readonly"))
     for argv in (["set", DEVICE, "vfio"], ["reset", DEVICE]):
         check_error(host.say(*argv), 77, "this socket is read-only")
     assert host.kernel.writes == []
 
 
 def test_one_who_may_not_even_connect_gets_77(host: Host) -> None:
-    async def refuse(protocol: object, path: str) -> None:
+    def refuse(path: str, patience: float | None) -> socket.socket:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    host.monkeypatch.setattr(client, "connect_unix_varlink", refuse)
+    host.monkeypatch.setattr(blocking_client, "_open", refuse)
     said = host._caught(call(["set", DEVICE, "vfio"]))
     check_error(said, 77, "only root and the members of the group vfio-flavour may switch devices")
     assert "sudo" in said.err

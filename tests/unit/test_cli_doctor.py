@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from fake_kernel import RELEASE, FakeKernel
@@ -14,7 +14,7 @@ from test_doctor import host, put, rule, switch_off
 
 from vfio_flavourd.cli import doctor
 from vfio_flavourd.cli.main import main
-from vfio_flavourd.doors import client as client_module
+from vfio_flavourd.doors import blocking_client
 from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 
@@ -35,28 +35,32 @@ class Said:
 Say = Callable[..., Said]
 
 
-class FakeClient:
-    """A daemon that answers List."""
+class FakeDaemon:
+    """Answers List."""
 
     def __init__(self, **answer: Any) -> None:
         self.answer = {"devices": [], "policy_trouble": "", **answer}
 
-    async def call(self, method: str) -> dict[str, Any]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def call(self, method: str) -> dict[str, Any]:
         assert method == "List"
         return self.answer
 
-    def close(self) -> None:
-        pass
 
-
-def answers(monkeypatch: pytest.MonkeyPatch, with_what: FakeClient | FlavourError) -> None:
-    async def connect(*, writes: bool) -> FakeClient:
+def answers(monkeypatch: pytest.MonkeyPatch, with_what: FakeDaemon | FlavourError) -> None:
+    def connect(*, writes: bool, patience: float) -> FakeDaemon:
         assert not writes
+        assert patience
         if isinstance(with_what, FlavourError):
             raise with_what
         return with_what
 
-    monkeypatch.setattr(client_module, "connect", connect)
+    monkeypatch.setattr(blocking_client, "connect", connect)
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def say(host: FakeKernel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     fake = type(uname)((uname.sysname, uname.nodename, RELEASE, uname.version, "x86_64"))
     monkeypatch.setattr(os, "uname", lambda: fake)
     put(host, "proc/self/mountinfo", MOUNT)
-    answers(monkeypatch, FakeClient())
+    answers(monkeypatch, FakeDaemon())
 
     def run(*argv: str) -> Said:
         status = main(["doctor", *argv])
@@ -158,7 +162,7 @@ def test_as_json_each_finding_is_an_object_with_the_same_words(say: Say, host: F
 def test_what_the_daemon_tells_is_part_of_it(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = {"device": "0000:01:00.0", "stuck": "unbinding since 40 s, held by qemu", "policy_reason": "x"}
     free = {"device": "0000:01:00.1", "stuck": "", "policy_reason": "x"}
-    answers(monkeypatch, FakeClient(devices=[stuck, free], policy_trouble="x.yaml:1:1: \x1b[31mno"))
+    answers(monkeypatch, FakeDaemon(devices=[stuck, free], policy_trouble="x.yaml:1:1: \x1b[31mno"))
     said = say()
     assert said.status == 1
     assert "problem: 0000:01:00.0: unbinding since 40 s, held by qemu\n" in said.out
@@ -171,12 +175,12 @@ def test_a_policy_that_the_daemon_has_not_read_yet_is_a_warning(
 ) -> None:
     path = write(host.root, rule("mine", "vendor: 8086", "native"))
     device = {"device": "0000:01:00.0", "stuck": "", "policy_reason": "no rule matches"}
-    answers(monkeypatch, FakeClient(devices=[device]))
+    answers(monkeypatch, FakeDaemon(devices=[device]))
     said = say()
     assert said.out.startswith(
         "ready: 1 warning\n"
         f"warning: the policy on disk is not in force yet: of 0000:01:00.0 it says rule 'mine' ({path}:3), "
-        "and the daemon goes by no rule matches\n"
+        "and the daemon goes by: no rule matches\n"
         "  -> flavourctl reload\n"
     )
     device["policy_reason"] = f"rule 'mine' ({path}:3)"
@@ -190,14 +194,14 @@ def test_why_the_policy_is_not_in_force_is_told_once(
     write(host.root, "version: 2\n" if why == "invalid" else rule("mine", "vendor: 8086"))
     if why == "switched off":
         put(host, "proc/cmdline", "ro intel_iommu=on vfio_flavourd.policy=0\n")
-    answers(monkeypatch, FakeClient(policy_trouble="told by the daemon too"))
+    answers(monkeypatch, FakeDaemon(policy_trouble="told by the daemon too"))
     out = say().out
     assert "told by the daemon too" not in out
     assert out.count("the policy is ") == 1
 
 
 def test_a_daemon_that_says_nothing_is_not_waited_for(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent(FakeClient):
+    class Silent(FakeDaemon):
         async def call(self, method: str) -> dict[str, Any]:
             import asyncio
 

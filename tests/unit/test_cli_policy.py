@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from policies import RULE, write
@@ -14,7 +14,7 @@ from policies import RULE, write
 from vfio_flavourd.cli import policy
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.config.load import load_policy, load_rendered
-from vfio_flavourd.doors import client as client_module
+from vfio_flavourd.doors import blocking_client
 from vfio_flavourd.model.errors import FlavourError, InvalidPolicyError
 
 GOOD = "version: 1\n" + RULE
@@ -157,46 +157,49 @@ def test_cat_config_as_json_has_the_origins(say: Say, tmp_path: Path) -> None:
 # reload
 
 
-class FakeClient:
-    """A daemon that answers Reload."""
+class FakeDaemon:
+    """Answers Reload."""
 
     def __init__(self, error: FlavourError | None = None) -> None:
         self.error = error
         self.calls: list[str] = []
 
-    async def call(self, method: str) -> dict[str, Any]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.calls.append("close")
+
+    def call(self, method: str) -> dict[str, Any]:
         self.calls.append(method)
         if self.error is not None:
             raise self.error
         return {}
 
-    def close(self) -> None:
-        self.calls.append("close")
 
-
-def served_by(monkeypatch: pytest.MonkeyPatch, client: FakeClient) -> None:
-    async def connect(*, writes: bool) -> FakeClient:
+def served_by(monkeypatch: pytest.MonkeyPatch, daemon: FakeDaemon) -> None:
+    def connect(*, writes: bool) -> FakeDaemon:
         assert writes
-        return client
+        return daemon
 
-    monkeypatch.setattr(client_module, "connect", connect)
+    monkeypatch.setattr(blocking_client, "connect", connect)
 
 
 def test_reload_asks_the_daemon(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = FakeClient()
-    served_by(monkeypatch, client)
+    daemon = FakeDaemon()
+    served_by(monkeypatch, daemon)
     assert say("reload") == Said(0, "reloaded\n", "")
-    assert client.calls == ["Reload", "close"]
+    assert daemon.calls == ["Reload", "close"]
     assert json.loads(say("reload", "--json").out) == {"version": 1, "reloaded": True}
 
 
 def test_a_reload_that_is_refused_is_78_with_the_place(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     message = "/etc/vfio-flavourd/policy.d/10.yaml:3:10: group: 'x' is not one of refuse, together, ignore"
-    client = FakeClient(InvalidPolicyError(message, hint="did you mean 'ignore'?"))
-    served_by(monkeypatch, client)
+    daemon = FakeDaemon(InvalidPolicyError(message, hint="did you mean 'ignore'?"))
+    served_by(monkeypatch, daemon)
     hint = "did you mean 'ignore'? (flavourctl explain invalid-policy)"
     assert say("reload") == Said(78, "", f"flavourctl: {message}\n  {hint}\n")
-    assert client.calls == ["Reload", "close"]
+    assert daemon.calls == ["Reload", "close"]
     said = say("reload", "--json")
     assert said.status == 78
     assert json.loads(said.out)["error"]["message"] == message
@@ -206,7 +209,7 @@ def test_a_reload_that_is_refused_is_78_with_the_place(say: Say, monkeypatch: py
 def test_a_reload_that_fails_otherwise_has_its_own_status(
     say: Say, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
-    served_by(monkeypatch, FakeClient(FlavourError("no", errno=number)))
+    served_by(monkeypatch, FakeDaemon(FlavourError("no", errno=number)))
     assert say("reload").status == status
 
 

@@ -101,7 +101,7 @@ def test_the_samples_can_all_be_installed_at_once() -> None:
 def test_the_samples_are_what_the_package_ships() -> None:
     assert (ROOT / "debian/vfio-flavourd.examples").read_text(encoding="ascii") == "samples/policy.d\n"
     install = (ROOT / "debian/vfio-flavourd.install").read_text(encoding="ascii")
-    assert "schemas/policy.schema.json usr/share/vfio-flavourd\n" in install
+    assert "schemas/*.schema.json usr/share/vfio-flavourd\n" in install
 
 
 RULES = "version: 1\nrules:\n  - name: x\n    match: {vendor: 0x15b3}\n"

@@ -248,6 +248,10 @@ def test_a_variant_that_this_kernel_was_built_without_is_told(host: FakeKernel) 
         f"{RELEASE} has CONFIG_MLX5_VFIO_PCI=n; vfio-pci serves instead, without what the variant adds"
     )
     assert "CONFIG_MLX5_VFIO_PCI=m" in finding.advice
+    put(host, f"boot/config-{RELEASE}", "CONFIG_MLX5_VFIO_PCI=m\n")
+    finding = find(host, "variant")
+    assert "has CONFIG_MLX5_VFIO_PCI=m and the module is not installed;" in finding.what
+    assert finding.advice == f"install the package with all modules of kernel {RELEASE}"
     (host.root / f"boot/config-{RELEASE}").unlink()
     assert f"but kernel {RELEASE} has none;" in find(host, "variant").what
 
@@ -293,6 +297,15 @@ def test_a_variant_that_is_kept_out_is_a_warning_with_the_place(host: FakeKernel
     assert finding.state is State.WARNING
     assert finding.what.startswith("the variant driver own_vfio for 0000:01:00.0 is not used: ")
     assert f"{conf}:1" in finding.what
+
+
+def test_a_variant_whose_file_is_gone_is_a_warning(host: FakeKernel) -> None:
+    own = FakeDriver("own", "own_vfio", vfio=True)
+    host.add_module(own, alias="vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*")
+    finding = find(host, "modules")
+    assert finding.state is State.WARNING
+    assert "own_vfio for 0000:01:00.0 is not used: module file missing" in finding.what
+    assert f"depmod -a {RELEASE}" in finding.advice
 
 
 # Secure Boot, lockdown
@@ -483,8 +496,8 @@ def test_a_group_that_no_guest_could_use_is_told_with_who_is_in_the_way(host: Fa
     assert find(host, "group") == Finding(
         "group",
         State.PROBLEM,
-        f"0000:01:00.0: no guest can use it, though rule 'mine' ({path}:3) says vfio: its IOMMU group 7 has "
-        "0000:01:00.1 (other) with a host driver",
+        f"0000:01:00.0: no guest can use it, though rule 'mine' ({path}:3) says vfio: in IOMMU group 7 "
+        "0000:01:00.1 (other) has a host driver",
         "write group: together in the rule, or move the card to another slot",
     )
     write(host.root, rule("mine", "vendor: 8086", more=", group: ignore"))
@@ -495,12 +508,21 @@ def test_a_group_that_no_guest_could_use_is_told_with_who_is_in_the_way(host: Fa
     assert all(finding.state is State.OK for finding in look(host))
 
 
+def test_many_of_one_group_are_one_finding(host: FakeKernel) -> None:
+    for function in range(1, 8):
+        host.add_device(f"0000:06:00.{function}", 0x1234, 0x5678, group=11)
+    host.add_native(host.add_device("0000:06:00.0", 0x4321, 0x5678, group=11), "other")
+    write(host.root, rule("many", "vendor: 1234"))
+    finding = find(host, "group")
+    assert finding.what.startswith("0000:06:00.1, 0000:06:00.2, 0000:06:00.3 and 4 more: no guest can use it")
+
+
 def test_a_device_in_no_group_can_not_be_isolated(host: FakeKernel) -> None:
     host.add_device("0000:05:00.0", 0x1234, 0x5678, group=None)
     write(host.root, rule("mine", "vendor: 1234"))
     finding = find(host, "group")
     assert finding.state is State.PROBLEM
-    assert "0000:05:00.0" in finding.what
+    assert finding.what.startswith("0000:05:00.0: in no IOMMU group")
     write(host.root, rule("mine", "vendor: 1234", more=", noiommu: allow"))
     finding = find(host, "group")
     assert finding.state is State.PROBLEM
@@ -553,6 +575,25 @@ def test_a_mount_is_told_by_its_place_and_its_type(tmp_path: Path) -> None:
 def test_what_is_not_there_is_not_unreadable(tmp_path: Path) -> None:
     write(tmp_path, "version: 1\n")
     assert find_unreadable(tmp_path, ["etc/vfio-flavourd/policy.d", "run/vfio-flavourd/policy.d"]) == ()
+
+
+def test_what_can_not_be_read_is_named_and_what_only_has_to_be_there_is_not(
+    host: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so a file's mode would tell nothing here."""
+    put(host, "etc/driverctl.d/pci-0000:01:00.0", "vfio-pci\n")
+    put(host, "boot/vmlinuz", "")
+    hidden = {
+        host.root / "etc/driverctl.d",
+        host.root / "boot/vmlinuz",
+        host.root / "sys/kernel/security/lockdown",
+    }
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in hidden)
+    findings = [finding for finding in look(host) if finding.name == "not-looked-at"]
+    assert [(finding.state, finding.advice) for finding in findings] == [
+        (State.NOTE, "sudo flavourctl doctor")
+    ]
+    assert findings[0].what.endswith(": /etc/driverctl.d, /sys/kernel/security/lockdown")
 
 
 def test_findings_have_no_line_breaks_of_their_own(host: FakeKernel) -> None:

@@ -14,7 +14,7 @@ from virtual_time import now, run_at_once
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepReport
+from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 
 ADDRESS = parse_address("0000:01:00.0")
 OTHER = parse_address("0000:02:00.0")
@@ -37,7 +37,7 @@ def device(kernel: FakeKernel) -> FakeDevice:
     return device
 
 
-def unheard(_: StepReport) -> None:
+def unheard(_: StepBegun | StepReport) -> None:
     """Nobody follows the steps."""
 
 

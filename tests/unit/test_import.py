@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fake_kernel import FakeKernel
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import make_device, make_facts
 
@@ -84,7 +84,7 @@ def test_a_saved_override_becomes_a_rule_for_its_address(say: Say, kernel: FakeK
 # 4. flavourctl reload
 # 5. update-initramfs -u -k all
 #
-# Without its line driver: a device gets the best driver that there is for it.
+# Take a rule's driver: away, and the devices get the best driver that there is for each.
 version: 1
 rules:
   # /etc/driverctl.d/pci-0000:01:00.0
@@ -215,7 +215,7 @@ def test_ids_become_rules_and_every_place_of_them_is_to_be_cleared(say: Say, ker
 # 4. remove ids= from {first}:1
 # 5. flavourctl reload
 #
-# Without its line driver: a device gets the best driver that there is for it.
+# Take a rule's driver: away, and the devices get the best driver that there is for each.
 #
 # What is not in it, or worth knowing:
 # - {first}:1: its ids= does not count, because that in {conf}:1 comes later
@@ -324,6 +324,7 @@ _masks = st.sampled_from([0, 0xFF0000, 0xFFFF00, 0xFFFFFF, 0x00FF00, 0xF00000, 0
 _ids = st.builds(VfioId, _numbers, _numbers, _numbers, _numbers, _classes, _masks)
 
 
+@settings(deadline=None)
 @given(
     each=_ids,
     numbers=st.tuples(*[st.sampled_from([0x10DE, 0x1B80, 0x8086, 0x1234])] * 4),

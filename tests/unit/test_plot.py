@@ -1,19 +1,27 @@
 """plot: switches on a time axis."""
 
+import asyncio
+import errno
 import re
 import xml.etree.ElementTree as ET
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
+import test_cli
+from fake_kernel import FakeDriver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import SVG, check_golden, check_picture, find_labels
+from test_cli import ALIAS, DEVICE, Host, Said, call, check_error
 
 from vfio_flavourd.cli.glyphs import measure, wrap
 from vfio_flavourd.cli.plot_svg import render_plot
 from vfio_flavourd.cli.timescale import Scale, label_time, tell_duration
 from vfio_flavourd.model.printable import printable
+
+host = test_cli.host  # the fixture
 
 EVIL = '<b>&amp; "Ünïcödé" \\N 日本語 \x1b[31m\u202e]]> '
 TURN = ("turn", "wait for the turn of its IOMMU group", 0.0001)
@@ -242,3 +250,94 @@ def test_no_wrapped_line_is_too_wide_and_nothing_is_lost(text: str, width: int) 
     lines = wrap(text, width, 11)
     assert all(measure(line, 11) <= width for line in lines)
     assert "".join(lines).replace(" ", "") == printable(text).replace(" ", "")
+
+
+# as somebody at a terminal sees it
+
+
+def say(host: Host, *calls: list[str]) -> Said:
+    """One after the other, to one daemon; what the last one said."""
+
+    async def run() -> int:
+        async with host.served():
+            for argv in calls[:-1]:
+                await asyncio.to_thread(call, argv)
+            host.capsys.readouterr()
+            return await asyncio.to_thread(call, calls[-1])
+
+    status = asyncio.run(run())
+    caught = host.capsys.readouterr()
+    return Said(status, caught.out, caught.err)
+
+
+def test_plot_of_a_device_is_its_last_switch_with_each_candidate(host: Host) -> None:
+    refusing = FakeDriver("better", "better_vfio", vfio=True, probe_errno=errno.EINVAL)
+    host.kernel.add_module(refusing, alias=ALIAS)
+    said = say(host, ["set", DEVICE, "vfio"], ["plot", "01:00.0"])
+    assert (said.status, said.err) == (0, "")
+    labels = find_labels(check_picture(said.out))
+    assert f"{DEVICE} to vfio: done" in labels
+    assert f"{DEVICE} {host.name}" in labels
+    assert "candidate 1, better_vfio: failed" in labels
+    assert "failed: Invalid argument (EINVAL)" in labels
+    assert "candidate 2, vfio_pci: took the device" in labels
+    lanes = [label for label in labels if label in ("guard", "load", "override", "unbind", "bind", "verify")]
+    assert lanes == ["guard", "load", "override", "unbind", "bind", "load", "override", "bind", "verify"]
+
+
+def test_plot_of_a_stuck_switch_shows_what_has_not_come_back(host: Host) -> None:
+    host.timeouts["bind"] = 0.05
+    native = host.kernel.drivers["e1000e"]
+
+    async def run() -> int:
+        native.remove_blocks = asyncio.Event()
+        async with host.served() as engine:
+            await asyncio.to_thread(call, ["set", DEVICE, "vfio"])
+            host.capsys.readouterr()
+            status = await asyncio.to_thread(call, ["plot", DEVICE])
+            native.remove_blocks.set()
+            await asyncio.gather(*test_cli.pending(engine))
+            return status
+
+    assert asyncio.run(run()) == 0
+    labels = find_labels(check_picture(host.capsys.readouterr().out))
+    assert f"{DEVICE} to vfio: stuck" in labels
+    assert any(label.startswith("failed: has not returned for 0.05 s (process ") for label in labels)
+
+
+def test_plot_takes_several_by_their_numbers_and_writes_a_file(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "plot.svg"
+    switches = (["set", DEVICE, "vfio"], ["set", DEVICE, "native"])
+    said = say(host, *switches, ["plot", "1", "2", "-o", str(file)])
+    assert (said.status, said.out, said.err) == (0, "", "")
+    labels = find_labels(check_picture(file.read_text(encoding="utf-8")))
+    assert "2 switches" in labels
+    heads = [label for label in labels if label.startswith("attempt ")]
+    assert [head.split()[1] for head in heads] == ["1", "2"]
+    assert all(label in labels for label in ("bind to vfio-pci", "bind to e1000e"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "start"),
+    [
+        ("7", 1, "attempt 7 is not known"),
+        ("02:00.0", 1, "0000:02:00.0: no switch of it is known"),
+        ("gpu", 2, "'gpu' is not a PCI address"),
+    ],
+)
+def test_a_switch_that_is_not_known_is_an_error_of_one_line(
+    host: Host, wanted: str, status: int, start: str
+) -> None:
+    check_error(host.say("plot", wanted), status, start)
+
+
+def test_a_file_that_can_not_be_written_is_an_error_of_one_line(host: Host) -> None:
+    said = say(host, ["set", DEVICE, "vfio"], ["plot", "1", "-o", "/nowhere/plot.svg"])
+    check_error(said, 1, "the picture can't be written to '/nowhere/plot.svg': No such file or directory")
+
+
+def test_a_plot_is_not_written_to_a_terminal(host: Host) -> None:
+    host.monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    said = host.say_alone("plot", DEVICE)
+    check_error(said, 2, "a terminal can't show a picture")
+    assert "-o" in said.err

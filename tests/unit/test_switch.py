@@ -9,7 +9,7 @@ from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepReport
+from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 from vfio_flavourd.model.policy import OthersInGroup
 
 VARIANT_ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
@@ -467,8 +467,9 @@ def test_one_group_switches_one_device_at_a_time_and_two_groups_side_by_side(ker
         engine = make_engine(kernel)
 
         async def one(address: str) -> None:
-            def report(step: StepReport) -> None:
-                seen.append((address, step.what))
+            def report(step: StepBegun | StepReport) -> None:
+                if isinstance(step, StepReport):
+                    seen.append((address, step.what))
 
             await engine.set_flavour(Request(parse_address(address), Flavour.VFIO), report)
 

@@ -20,7 +20,7 @@ from vfio_flavourd.engine import switch
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepReport
+from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import Match, OthersInGroup, Policy, Rule, Settings
 from vfio_flavourd.model.udev_rules import PLACEHOLDER
@@ -82,7 +82,7 @@ async def ask(
     flavour: Flavour,
     others: OthersInGroup | None = OthersInGroup.TOGETHER,
     *drivers: str,
-    report: Callable[[StepReport], None] = lambda _: None,
+    report: Callable[[StepBegun | StepReport], None] = lambda _: None,
     **more: Any,
 ) -> Outcome:
     address = parse_address(device if isinstance(device, str) else device.address)
@@ -422,8 +422,8 @@ def test_a_time_limit_that_ends_between_two_leaves_none_of_them_switched(
     clock = SimpleNamespace(monotonic=time.monotonic)
     monkeypatch.setattr(switch, "time", clock)
 
-    def report(step: StepReport) -> None:
-        if step.what == f"{AUDIO}: load vfio_pci":
+    def report(step: StepBegun | StepReport) -> None:
+        if isinstance(step, StepReport) and step.what == f"{AUDIO}: load vfio_pci":
             clock.monotonic = lambda: time.monotonic() + 100
 
     error = refused(make_engine(kernel), GPU, Flavour.VFIO, report=report, timeout=50)

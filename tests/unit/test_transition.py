@@ -15,7 +15,7 @@ from vfio_flavourd.engine import switch
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.device import Binding
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Flavour, Request, StepReport
+from vfio_flavourd.model.flavour import Flavour, Request, StepBegun, StepReport
 from vfio_flavourd.model.plan import Action, Step, plan_move, plan_release
 from vfio_flavourd.model.policy import OthersInGroup
 from vfio_flavourd.model.transition import LAST, MOVES, Phase, check_move
@@ -426,7 +426,7 @@ def test_who_comes_at_the_very_moment_a_turn_ends_is_told_the_truth(tmp_path: Pa
         loop = asyncio.get_running_loop()
         third: asyncio.Future[None] = loop.create_future()
 
-        async def ask(name: str, flavour: Flavour, report: Callable[[StepReport], None]) -> None:
+        async def ask(name: str, flavour: Flavour, report: Callable[[StepBegun | StepReport], None]) -> None:
             outcome = await engine.set_flavour(Request(ADDRESS, flavour), report)
             # What it had when the switch ended: its own steps are the last that were made.
             told.append((name, outcome.flavour, engine.device(ADDRESS).flavour))
@@ -438,8 +438,8 @@ def test_who_comes_at_the_very_moment_a_turn_ends_is_told_the_truth(tmp_path: Pa
                 task = loop.create_task(ask("third", Flavour.VFIO, lambda _: None))
                 task.add_done_callback(lambda _: third.set_result(None))
 
-        def watch(step: StepReport) -> None:
-            if step.what == "bind to vfio-pci":
+        def watch(step: StepBegun | StepReport) -> None:
+            if isinstance(step, StepReport) and step.what == "bind to vfio-pci":
                 later(ticks)
 
         first = asyncio.create_task(ask("first", Flavour.VFIO, watch))

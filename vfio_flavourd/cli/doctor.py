@@ -1,20 +1,20 @@
 """doctor: looks at the host itself, and asks the daemon where it answers."""
 
 import argparse
-import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from ..doors import blocking_client
 from ..engine.readiness import examine
 from ..kernel.readiness import is_mounted
 from ..model.errors import FlavourError
 from ..model.printable import printable
 from ..model.readiness.facts import Daemon
 from ..model.readiness.finding import Finding, State
-from .output import BOLD, DIM, GREEN, OFF, RED, print_json
+from .output import print_json
+from .terminal import BOLD, DIM, GREEN, OFF, RED
 
 ROOT = "/"
 OWNER = 0
@@ -57,12 +57,10 @@ def _print(findings: Sequence[Finding], *, color: bool) -> None:
 def _ask_daemon() -> Daemon:
     is_door_mounted = is_mounted(Path(ROOT), _MOUNT_POINT, "fuse")
     try:
-        answer = asyncio.run(_list())
+        with blocking_client.connect(writes=False, patience=_PATIENCE) as daemon:
+            answer = daemon.call("List")
     except FlavourError as error:
         return Daemon(trouble=str(error), hint=error.hint, is_door_mounted=is_door_mounted)
-    except TimeoutError:
-        trouble = f"the daemon has not answered for {_PATIENCE:g} s"
-        return Daemon(trouble=trouble, hint="journalctl -u vfio-flavourd", is_door_mounted=is_door_mounted)
     stuck = {device["device"]: device["stuck"] for device in answer["devices"] if device["stuck"]}
     decisions = {device["device"]: device["policy_reason"] for device in answer["devices"]}
     return Daemon(
@@ -71,14 +69,3 @@ def _ask_daemon() -> Daemon:
         decisions=decisions,
         is_door_mounted=is_door_mounted,
     )
-
-
-async def _list() -> dict[str, Any]:
-    from ..doors.client import connect
-
-    async with asyncio.timeout(_PATIENCE):
-        client = await connect(writes=False)
-        try:
-            return await client.call("List")
-        finally:
-            client.close()

@@ -2,14 +2,15 @@
 
 import argparse
 import errno
-import shutil
+import sys
 import textwrap
 from typing import Any
 
 from ..model.codes import ERRNOS, Code, find_exit_statuses
 from ..model.errors import FlavourError
 from ..model.explanations import EXPLANATIONS
-from .output import BOLD, OFF, print_json, print_table
+from .output import print_json
+from .terminal import BOLD, find_width, lay_out, paint
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -29,7 +30,9 @@ def explain(arguments: argparse.Namespace) -> int:
         rows = [
             (code, _tell_exit(code), _tell_errno(code) or "-", EXPLANATIONS[code].summary) for code in codes
         ]
-        print_table(("CODE", "EXIT", "ERRNO", "MEANING"), rows, color=arguments.color)
+        lines = lay_out([("CODE", "EXIT", "ERRNO", "MEANING"), *rows], find_width(sys.stdout))
+        for index, line in enumerate(lines):
+            print(paint(line, BOLD if index == 0 else "", color=arguments.color))
     return 0
 
 
@@ -79,15 +82,14 @@ def _render(code: Code) -> dict[str, Any]:
 
 
 def _print_one(code: Code, *, color: bool) -> None:
-    bold, off = (BOLD, OFF) if color else ("", "")
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = min(find_width(sys.stdout) or 100, 100)
     explanation = EXPLANATIONS[code]
-    print(f"{bold}{code}{off}: {explanation.summary}")
+    print(f"{paint(code, BOLD, color=color)}: {explanation.summary}")
     for title, lines in (("why it happens", explanation.causes), ("what to do", explanation.remedies)):
-        print(f"\n{bold}{title}{off}")
+        print(f"\n{paint(title, BOLD, color=color)}")
         for line in lines:
             print(textwrap.fill(line, width, initial_indent="  - ", subsequent_indent="    "))
-    print(f"\n{bold}for scripts{off}")
+    print(f"\n{paint('for scripts', BOLD, color=color)}")
     print(f"  exit status {' or '.join(_exit_names(code))}", end="")
     errnos = _errno_names(code)
     print(f", errno {' or '.join(errnos)}" if errnos else "")

@@ -1,11 +1,10 @@
 """groups: the IOMMU groups as a tree, for Graphviz, or as a picture."""
 
 import argparse
-import asyncio
 import os
 from typing import Any
 
-from ..doors.client import connect
+from ..doors import blocking_client
 from ..model.printable import printable
 from .group_words import (
     NO_DEVICES,
@@ -17,14 +16,16 @@ from .group_words import (
     tell_state,
     tell_takes,
 )
-from .output import BOLD, GREEN, OFF, RED, print_json
+from .output import print_json
 from .picture import refuse_terminal, write_picture
+from .terminal import BOLD, GREEN, OFF, RED
 
 
 def show_groups(arguments: argparse.Namespace) -> int:
     if arguments.form == "svg" and not arguments.json:
         refuse_terminal("redirect it: flavourctl groups --svg > groups.svg")
-    answer = asyncio.run(_ask())
+    with blocking_client.connect(writes=False) as daemon:
+        answer = daemon.call("Groups")
     host = os.uname()
     title = f"IOMMU groups of {host.nodename}"
     if arguments.json:
@@ -40,14 +41,6 @@ def show_groups(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(render_tree(answer, color=arguments.color)))
     return 0
-
-
-async def _ask() -> dict[str, Any]:
-    client = await connect(writes=False)
-    try:
-        return await client.call("Groups")
-    finally:
-        client.close()
 
 
 def _count(answer: dict[str, Any]) -> str:

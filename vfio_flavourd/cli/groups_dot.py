@@ -74,7 +74,7 @@ def _columns(groups: list[list[dict[str, Any]]]) -> Iterator[str]:
     The number of columns is the one that makes the picture about as wide as a screen.
     """
     devices = sum(len(members) + 1 for members in groups)
-    columns = max(1, round((devices / 4.5) ** 0.5))
+    columns = max(1, round((devices / 2.5) ** 0.5))
     height = devices / columns
     chain: list[str] = []
     filled = 0

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,8 +10,9 @@ from collections.abc import Sequence
 from ..model.codes import Code, find_exit_status
 from ..model.errors import FlavourError
 from ..model.printable import printable
-from .output import print_json
+from .output import print_json, print_json_line
 from .parser import build_parser
+from .terminal import wants_color
 
 _FAILED = 1
 
@@ -27,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = build_parser().parse_args(argv)
     arguments.json = getattr(arguments, "json", False)
-    arguments.color = (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not getattr(arguments, "no_color", False)
-    )
+    arguments.color = wants_color(sys.stdout, refused=getattr(arguments, "no_color", False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not every locale has each sign that is printed, or that a device's name has.
+        sys.stdout.reconfigure(errors="backslashreplace")
     return arguments
 
 
@@ -38,21 +41,25 @@ def _run(arguments: argparse.Namespace) -> int:
         return _carry_out(arguments)
     except FlavourError as error:
         return _complain(arguments, error)
-    except KeyboardInterrupt:
-        return _tell_interrupted(arguments)
+    except KeyboardInterrupt as interrupt:
+        return _tell_interrupted(arguments, str(interrupt))
 
 
 def _carry_out(arguments: argparse.Namespace) -> int:
     # Each verb's imports are its own: what a verb does not need is not loaded.
     match arguments.verb:
         case None | "list":
-            from .devices import list_devices
+            from .listing import list_devices
 
             return list_devices(arguments)
         case "show":
-            from .devices import show_device
+            from .show import show_device
 
             return show_device(arguments)
+        case "monitor":
+            from .monitor import monitor
+
+            return monitor(arguments)
         case "groups":
             from .groups import show_groups
 
@@ -77,11 +84,14 @@ def _carry_out(arguments: argparse.Namespace) -> int:
             from .importing import import_policy
 
             return import_policy(arguments)
-        case "check" | "cat-config" | "reload":
+        case "check" | "cat-config":
             from . import policy
 
-            verbs = {"check": policy.check, "cat-config": policy.cat_config, "reload": policy.reload}
-            return verbs[arguments.verb](arguments)
+            return policy.check(arguments) if arguments.verb == "check" else policy.cat_config(arguments)
+        case "reload":
+            from .reload import reload
+
+            return reload(arguments)
         case _:
             from .switch import switch
 
@@ -92,14 +102,16 @@ def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
     message = str(error)
     if arguments.json:
         told = {"code": error.code, "errno": error.errno, "message": message, "hint": error.hint}
-        print_json({"error": told})
+        # One of monitor's lines is one object.
+        printed = print_json_line if arguments.verb == "monitor" else print_json
+        printed({"error": told})
     print(f"flavourctl: {printable(message)}", file=sys.stderr)
     print(f"  {printable(error.advice)}", file=sys.stderr)
     return find_exit_status(error.code, error.errno)
 
 
-def _tell_interrupted(arguments: argparse.Namespace) -> int:
-    print("flavourctl: interrupted", file=sys.stderr)
+def _tell_interrupted(arguments: argparse.Namespace, told: str) -> int:
+    print(f"flavourctl: interrupted{f': {told}' if told else ''}", file=sys.stderr)
     if arguments.verb in ("set", "reset"):
         print(f"  flavourctl show {printable(arguments.device)} says what became of it", file=sys.stderr)
     return find_exit_status(Code.INTERRUPTED, errno.EINTR)

@@ -1,39 +1,47 @@
 """How things are printed: for people, and as JSON."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Sequence
-from typing import Any
+import sys
 
 from ..model.printable import printable
 
-BOLD, DIM, RED, GREEN, OFF = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
+# `typing` takes longer to import than this module; only mypy needs it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """By Ctrl-C; the text says what goes on all the same."""
 
 
 def print_json(data: dict[str, Any]) -> None:
-    print(json.dumps({"version": 1, **data}, indent=2))
+    """One object. What a verb prints has its definition in outputs.py."""
+    print(render_json(data, indent=2))
 
 
-def print_candidates(resolution: dict[str, Any]) -> None:
+def print_json_line(data: dict[str, Any]) -> None:
+    """One of many objects, each seen as it comes."""
+    print(render_json(data, indent=None), flush=True)
+
+
+def render_json(data: dict[str, Any], *, indent: int | None) -> str:
+    return json.dumps({"version": 1, **data}, indent=indent)
+
+
+def tell_candidates(resolution: dict[str, Any]) -> list[str]:
+    lines = []
     for number, candidate in enumerate(resolution["candidates"], start=1):
         mark = "->" if candidate["accepted"] and candidate["module"] == resolution.get("winner") else "  "
-        print(f"  {mark} {number}. {candidate['module']}: {printable(candidate['reason'])}")
-    for warning in resolution["warnings"]:
-        print(f"  warning: {printable(warning)}")
+        lines.append(f"{mark} {number}. {candidate['module']}: {printable(candidate['reason'])}")
+    return lines + [f"warning: {printable(warning)}" for warning in resolution["warnings"]]
 
 
-def print_facts(rows: Sequence[tuple[str, str]]) -> None:
-    for name, value in rows:
-        print(f"  {name + ':':<11}{value}")
-
-
-def text(value: object, absent: str = "-") -> str:
-    return absent if value is None else str(value)
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, color: bool) -> None:
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    bold, green, off = (BOLD, GREEN, OFF) if color else ("",) * 3
-    for row in [header, *rows]:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        paint = bold if row is header else green if row[1].startswith("vfio") else ""
-        print(f"{paint}{line}{off if paint else ''}")
+def tell_policy_trouble(answer: dict[str, Any]) -> None:
+    if answer["policy_trouble"]:
+        print(
+            f"flavourctl: the policy on disk is not in force: {printable(answer['policy_trouble'])}",
+            file=sys.stderr,
+        )

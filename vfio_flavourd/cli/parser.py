@@ -1,11 +1,17 @@
 """flavourctl's verbs and options; the manual page's options and the completions are made from these."""
 
+from __future__ import annotations
+
 import argparse
-from pathlib import Path
 
 from .. import __version__
 from .manual import add_pages
 from .usage import Parser
+
+# `pathlib` takes longer to import than this module, and most verbs have no paths.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,12 +28,17 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"flavourctl {__version__}")
+    parser.set_defaults(columns=None, noheadings=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    verbs.add_parser("list", parents=[common], help="all devices (the default)")
+    listing = verbs.add_parser("list", parents=[common], help="all devices (the default)")
+    listing.add_argument("--columns", metavar="NAME,...", help="these columns, in this order")
+    listing.add_argument("--noheadings", action="store_true", help="no line with the columns' names")
 
     show = verbs.add_parser("show", parents=[common], help="all about one device")
     show.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
+
+    verbs.add_parser("monitor", parents=[common], help="what is being switched, as it happens, until Ctrl-C")
 
     groups = verbs.add_parser(
         "groups", parents=[common], help="the IOMMU groups: could a guest have them, and what it takes"
@@ -46,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ID|DEV",
         help="an attempt's number (flavourctl history), or a device for its last one",
     )
-    plot.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    plot.add_argument(
+        "-o", "--output", type=_parse_path, metavar="FILE", help="write it there instead of to stdout"
+    )
 
     resolve = verbs.add_parser(
         "resolve", parents=[common], help="which drivers could serve it; needs no daemon"
@@ -55,11 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
         "device", metavar="DEV|MODALIAS", help="an address, or a modalias (pci:… or vfio_pci:…)"
     )
     resolve.add_argument(
-        "--modules-dir", type=Path, metavar="DIR", help="read this instead of /lib/modules/RELEASE"
+        "--modules-dir", type=_parse_path, metavar="DIR", help="read this instead of /lib/modules/RELEASE"
     )
     resolve.add_argument(
         "--modprobe-d",
-        type=Path,
+        type=_parse_path,
         metavar="DIR",
         action="append",
         help="read this instead of the system's modprobe.d",
@@ -89,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         "check", parents=[common], help="is the policy valid, and what is wrong with it; needs no daemon"
     )
     check.add_argument(
-        "files", type=Path, nargs="*", metavar="FILE", help="these instead of the installed files"
+        "files", type=_parse_path, nargs="*", metavar="FILE", help="these instead of the installed files"
     )
     verbs.add_parser(
         "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
@@ -99,19 +112,15 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor",
         parents=[common],
         help="is this host ready, what stands in the way, what to do; needs no daemon",
-        description="Looks the host over. The exit status is 0 when nothing stands in the way, with notes and"
-        " warnings too, and 1 when there is a problem. What this user may not read is said.",
     )
     importing = verbs.add_parser(
         "import",
         parents=[common],
         help="print a policy made of what driverctl or modprobe.d say; needs no daemon",
-        description="Prints a policy that gives the same devices to the same VFIO drivers, and says what to"
-        " do with it; nothing is changed. What a policy can't say goes to stderr as well. The exit status is"
-        " 1, with nothing printed, when there is nothing to make a policy of.",
     )
     importing.add_argument(
         "source",
+        metavar="SOURCE",
         choices=("driverctl", "modprobe"),
         help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
         " command line",
@@ -135,6 +144,12 @@ def _add_waiting(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", type=_parse_seconds, metavar="S", help="give up after so many seconds")
     parser.add_argument("--no-wait", action="store_true", help="return when the daemon has taken it up")
+
+
+def _parse_path(text: str) -> Path:
+    from pathlib import Path
+
+    return Path(text)
 
 
 def _parse_seconds(text: str) -> float:

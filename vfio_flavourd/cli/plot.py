@@ -1,25 +1,28 @@
 """plot: a timeline of one or more switches, as a picture."""
 
 import argparse
-import asyncio
 import errno
 import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..doors.client import Client, connect
+from ..doors import blocking_client
 from ..model.address import parse_address
 from ..model.errors import FlavourError
+from .output import print_json
 from .picture import refuse_terminal, write_picture
 from .plot_svg import render_plot
 from .timescale import tell_duration
 
 
 def plot(arguments: argparse.Namespace) -> int:
-    if arguments.output is None:
+    if arguments.output is None and not arguments.json:
         refuse_terminal("redirect it (> plot.svg), or name a file with -o")
-    attempts, names = asyncio.run(_ask(arguments.attempts))
+    attempts, names = _ask(arguments.attempts)
+    if arguments.json:
+        print_json({"attempts": attempts})
+        return 0
     host = os.uname()
     drawn = [attempt | _tell_head(attempt, names[attempt["device"]]) for attempt in attempts]
     picture = render_plot(drawn, _tell_title(attempts), f"on {host.nodename}, Linux {host.release}")
@@ -27,15 +30,12 @@ def plot(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _ask(wanted: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _ask(wanted: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The attempts, and the names of their devices."""
-    client = await connect(writes=False)
-    try:
-        history = (await client.call("History"))["attempts"]
+    with blocking_client.connect(writes=False) as daemon:
+        history = daemon.call("History")["attempts"]
         attempts = [find_attempt(history, text) for text in wanted]
-        return attempts, {attempt["device"]: await _find_name(client, attempt) for attempt in attempts}
-    finally:
-        client.close()
+        return attempts, {attempt["device"]: _find_name(daemon, attempt) for attempt in attempts}
 
 
 def find_attempt(history: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def find_attempt(history: Sequence[dict[str, Any]], text: str) -> dict[str, Any]
     return found[-1]
 
 
-async def _find_name(client: Client, attempt: dict[str, Any]) -> str:
+def _find_name(daemon: blocking_client.Connection, attempt: dict[str, Any]) -> str:
     """Empty where the device is gone by now."""
     try:
-        return str((await client.call("Get", device=attempt["device"]))["device"]["name"])
+        return str(daemon.call("Get", device=attempt["device"])["device"]["name"])
     except FlavourError:
         return ""
 

@@ -1,4 +1,4 @@
-"""check, cat-config and reload. The first two read the files themselves and need no daemon."""
+"""check and cat-config, which read the files themselves and need no daemon."""
 
 import argparse
 import os
@@ -58,29 +58,6 @@ def cat_config(arguments: argparse.Namespace) -> int:
     else:
         print(render_yaml(loaded.merged), end="")
     return 0
-
-
-def reload(arguments: argparse.Namespace) -> int:
-    """Raises InvalidPolicyError when the daemon refuses the files."""
-    # Only this one talks to the daemon.
-    import asyncio
-
-    asyncio.run(_reload())
-    if arguments.json:
-        print_json({"reloaded": True})
-    else:
-        print("reloaded")
-    return 0
-
-
-async def _reload() -> None:
-    from ..doors.client import connect
-
-    client = await connect(writes=True)
-    try:
-        await client.call("Reload")
-    finally:
-        client.close()
 
 
 def _refuse(arguments: argparse.Namespace, error: PolicyError) -> int:

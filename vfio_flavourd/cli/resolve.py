@@ -8,7 +8,7 @@ from ..kernel.index import MODPROBE_D, ModuleIndex, read_alias_table
 from ..kernel.inventory import read_device
 from ..kernel.sysfs import Sysfs
 from ..model.address import parse_address
-from .output import print_candidates, print_json
+from .output import print_json, tell_candidates
 
 
 def resolve(arguments: argparse.Namespace) -> int:
@@ -37,5 +37,6 @@ def resolve(arguments: argparse.Namespace) -> int:
         print_json(data)
     else:
         print(resolution.modalias)
-        print_candidates(data)
+        for line in tell_candidates(data):
+            print(f"  {line}")
     return 0 if resolution.winner is not None else 1

@@ -1,24 +1,27 @@
 """set and reset."""
 
 import argparse
-import asyncio
 import sys
 from typing import Any
 
-from ..doors.client import connect
+from ..doors import blocking_client
 from ..model.address import parse_address
 from ..model.codes import Code, find_exit_status
+from ..model.errors import FlavourError
 from ..model.flavour import parse_flavour
 from ..model.printable import printable
-from .output import print_json
+from .output import Interrupted, print_json
+from .progress import Progress
+
+Answer = dict[str, Any]
 
 
 def switch(arguments: argparse.Namespace) -> int:
     # Refused here already, so that a typo needs no daemon.
     device = str(parse_address(arguments.device))
     if arguments.verb == "set" and arguments.dry_run:
-        return asyncio.run(_plan(arguments, device))
-    outcome = asyncio.run(_switch(arguments, device))
+        return _plan(arguments, device)
+    outcome = _switch(arguments, device)
     if outcome is None:
         print(f"{device}: under way; flavourctl show {device} says what becomes of it", file=sys.stderr)
         if arguments.json:
@@ -32,10 +35,9 @@ def switch(arguments: argparse.Namespace) -> int:
     return find_exit_status(Code.FELL_BACK, 0) if fell_back else 0
 
 
-async def _switch(arguments: argparse.Namespace, device: str) -> dict[str, Any] | None:
+def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
     """The outcome; None with --no-wait."""
-    client = await connect(writes=True)
-    parameters: dict[str, Any] = {
+    parameters: Answer = {
         "device": device,
         "timeout": arguments.timeout,
         "force": arguments.force or None,
@@ -46,27 +48,45 @@ async def _switch(arguments: argparse.Namespace, device: str) -> dict[str, Any] 
         method = "SetFlavour"
         parameters |= {"flavour": arguments.flavour, "drivers": arguments.driver}
         parameters["persist"] = arguments.persist or None
-    try:
+    with blocking_client.connect(writes=True) as daemon:
         if arguments.no_wait:
             if "flavour" in parameters:  # nobody would hear of a typo
-                parse_flavour(arguments.flavour, (await client.call("Get", device=device))["flavours"])
-            await client.send(method, **parameters)
+                parse_flavour(arguments.flavour, daemon.call("Get", device=device)["flavours"])
+            daemon.send(method, **parameters)
             return None
-        outcome: dict[str, Any] = {}
-        async for reply in client.follow(method, **parameters):
-            if step := reply.get("step"):
-                trouble = f": {printable(step['error'])}" if step["error"] else ""
-                print(f"  {step['what']} ({step['duration'] * 1000:.0f} ms){trouble}", file=sys.stderr)
-            outcome = reply.get("outcome") or outcome
+        progress = Progress(no_color=getattr(arguments, "no_color", False))
+        outcome: Answer = {}
+        try:
+            for reply in daemon.follow(method, tick=progress.refresh, **parameters):
+                if running := reply["running"]:
+                    progress.begin(running)
+                if step := reply["step"]:
+                    progress.end(step)
+                outcome = reply["outcome"] or outcome
+        except KeyboardInterrupt:
+            progress.clear()
+            daemon.close()
+            raise Interrupted(_tell_what_goes_on(device)) from None
+        finally:
+            progress.clear()
         return outcome
-    finally:
-        client.close()
 
 
-async def _plan(arguments: argparse.Namespace, device: str) -> int:
-    client = await connect(writes=False)
+def _tell_what_goes_on(device: str) -> str:
+    """After the daemon has been hung up on."""
     try:
-        answer = await client.call(
+        with blocking_client.connect(writes=False) as daemon:
+            now = daemon.call("Get", device=device)["device"]
+    except FlavourError as error:
+        return str(error)
+    if now["phase"]:
+        return f"{device}: the daemon carries it to its end: flavourctl show {device}"
+    return f"{device}: it is {now['flavour']} by {now['driver'] or 'no driver'}, and nothing goes on"
+
+
+def _plan(arguments: argparse.Namespace, device: str) -> int:
+    with blocking_client.connect(writes=False) as daemon:
+        answer = daemon.call(
             "Plan",
             device=device,
             flavour=arguments.flavour,
@@ -74,8 +94,6 @@ async def _plan(arguments: argparse.Namespace, device: str) -> int:
             force=arguments.force or None,
             group=arguments.group,
         )
-    finally:
-        client.close()
     if arguments.json:
         print_json({"device": device, "flavour": arguments.flavour, "steps": answer["steps"]})
     else:
@@ -83,7 +101,7 @@ async def _plan(arguments: argparse.Namespace, device: str) -> int:
     return 0
 
 
-def _tell(outcome: dict[str, Any]) -> str:
+def _tell(outcome: Answer) -> str:
     device = outcome["device"]
     if not outcome["changed"]:
         return (
@@ -99,5 +117,5 @@ def _tell(outcome: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _tell_drivers(outcome: dict[str, Any]) -> str:
+def _tell_drivers(outcome: Answer) -> str:
     return f"{outcome.get('previous_driver') or 'no driver'} -> {outcome.get('driver') or 'no driver'}"

@@ -31,22 +31,24 @@ class Section:
 
 def find_sections(attempt: dict[str, Any]) -> list[Section]:
     """In the order in which it happened."""
+    runs = [(part, tuple(map(_make_row, run))) for part, run in groupby(attempt["steps"], _find_part)]
     sections = []
     number = 0
-    for (part, candidate), run in groupby(attempt["steps"], _find_part):
-        rows = tuple(map(_make_row, run))
+    for at, ((part, candidate), rows) in enumerate(runs, 1):
         failed = any(row.error for row in rows)
         title = part
         if candidate:
             number += 1
-            title = f"candidate {number}, {candidate}: {_tell_result(rows, failed=failed)}"
+            result = "failed" if failed else _tell_result(rows, is_last=at == len(runs))
+            title = f"candidate {number}, {candidate}: {result}"
         sections.append(Section(title, failed, rows))
     return sections
 
 
-def _tell_result(rows: tuple[Row, ...], *, failed: bool) -> str:
-    if failed:
-        return "failed"
+def _tell_result(rows: tuple[Row, ...], *, is_last: bool) -> str:
+    """A driver may take the device and be no VFIO driver, or give it back because of another device."""
+    if not is_last:
+        return "not kept"
     return "took the device" if rows[-1].lane == "verify" else "not brought to an end"
 
 

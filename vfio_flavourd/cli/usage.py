@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from ..model.codes import ERRNOS, Code, find_exit_status
 from ..model.errors import FlavourError
 from ..model.printable import printable
+from .terminal import find_width
 
 _STATUS = find_exit_status(Code.INVALID_ARGUMENT, ERRNOS[Code.INVALID_ARGUMENT][0])
 
@@ -18,7 +19,11 @@ _UNEXPECTED = "unrecognized arguments: "
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse itself prints the usage before an error, and all that is allowed in it, over many lines."""
+    """argparse itself prints the usage before an error, and all that is allowed in it, over many lines. For
+    each argument that is added it makes a formatter, which imports shutil to find the terminal's width."""
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return self.formatter_class(prog=self.prog, width=(find_width(sys.stdout) or 82) - 2)  # type: ignore[call-arg]
 
     def error(self, message: str) -> NoReturn:
         if message.startswith(_MISSING):

@@ -11,7 +11,10 @@ def render_draft(draft: Draft, rebuild: str = "") -> str:
     """It says itself what is to be done with it; `rebuild` is the command that makes an initramfs."""
     lines = [f"# Made by `flavourctl import {draft.source}`. What to do next:"]
     lines += [f"# {number}. {printable(step)}" for number, step in enumerate(list_steps(draft, rebuild), 1)]
-    lines += ["#", "# Without its line driver: a device gets the best driver that there is for it."]
+    lines += [
+        "#",
+        "# Take a rule's driver: away, and the devices get the best driver that there is for each.",
+    ]
     if draft.remarks:
         lines += ["#", "# What is not in it, or worth knowing:"]
         lines += [f"# - {printable(remark)}" for remark in draft.remarks]

@@ -1,13 +1,11 @@
-"""A client of the control API, for flavourctl and the file system."""
+"""A client of the control API within an event loop, for the file system."""
 
 from collections.abc import AsyncIterator
 from typing import Any
 
 from asyncvarlink import VarlinkClientProtocol, VarlinkMethodCall, VarlinkTransport, connect_unix_varlink
 
-from ..model.codes import Code
-from ..model.errors import FlavourError
-from .interface import CONTROL_SOCKET, NAME, READ_ONLY_SOCKET, parse_error
+from .protocol import CONTROL_SOCKET, NAME, READ_ONLY_SOCKET, lost, no_connection, parse_error
 
 
 class Client:
@@ -26,7 +24,7 @@ class Client:
         try:
             answer = await self._protocol.call(_make_call(method, parameters))
         except OSError as error:
-            raise _lost(error) from error
+            raise lost(error) from error
         assert answer is not None
         return _parse_reply(answer[0])
 
@@ -36,14 +34,14 @@ class Client:
             async for reply, _ in self._protocol.call_more(_make_call(method, parameters, more=True)):
                 yield _parse_reply(reply)
         except OSError as error:
-            raise _lost(error) from error
+            raise lost(error) from error
 
     async def send(self, method: str, **parameters: Any) -> None:
         """Call without waiting for an answer. Raises FlavourError."""
         try:
             await self._protocol.call(_make_call(method, parameters, oneway=True))
         except OSError as error:
-            raise _lost(error) from error
+            raise lost(error) from error
 
     def close(self) -> None:
         self._transport.close()
@@ -54,18 +52,8 @@ async def connect(*, writes: bool) -> Client:
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
         transport, protocol = await connect_unix_varlink(VarlinkClientProtocol, path)
-    except PermissionError as error:
-        raise FlavourError(
-            "only root and the members of the group vfio-flavour may switch devices",
-            code=Code.NOT_PERMITTED,
-            hint="use sudo, or have yourself added to the group",
-        ) from error
     except OSError as error:
-        raise FlavourError(
-            f"the daemon does not answer at {path}: {error.strerror}",
-            code=Code.DAEMON_NOT_RUNNING,
-            hint="start it: systemctl start vfio-flavourd.socket vfio-flavourd.service",
-        ) from error
+        raise no_connection(path, error) from error
     return Client(transport, protocol)
 
 
@@ -81,11 +69,3 @@ def _parse_reply(reply: Any) -> dict[str, Any]:
         raise parse_error(reply.error, reply.parameters)
     parameters: dict[str, Any] = reply.parameters
     return parameters
-
-
-def _lost(error: OSError) -> FlavourError:
-    return FlavourError(
-        f"the daemon went away before it answered: {error}",
-        code=Code.DAEMON_WENT_AWAY,
-        hint="flavourctl list shows what the devices are now, journalctl -u vfio-flavourd why it went",
-    )

@@ -25,12 +25,12 @@ from asyncvarlink.conversion import ConversionError
 from asyncvarlink.serviceinterface import InvalidParameter
 from asyncvarlink.types import JSONObject
 
-from . import interface
+from .protocol import NAME
 
 _log = logging.getLogger(__name__)
 
 # Methods that answer once, or step by step where the caller asks for more.
-_MORE_OPTIONAL = frozenset({f"{interface.NAME}.SetFlavour", f"{interface.NAME}.Reset"})
+_MORE_OPTIONAL = frozenset({f"{NAME}.SetFlavour", f"{NAME}.Reset"})
 
 # A call is a few hundred bytes.
 _LONGEST_FRAME = 64 * 1024

@@ -14,10 +14,7 @@ from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
 from ..model.codes import Code
 from ..model.errors import FlavourError
-
-NAME = "io.vfioflavour.Manager"
-CONTROL_SOCKET = f"/run/vfio-flavourd/{NAME}"
-READ_ONLY_SOCKET = f"{CONTROL_SOCKET}.ReadOnly"
+from .protocol import NAME
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,24 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """A step of a switch; `started` counts from the beginning of the switch. `error` is empty where"
-    " it went well."""
+    """action is turn, guard, load, override, unbind, bind, probe, ask, wait or verify; candidate the module
+    that is tried meanwhile, empty where none is. started is in seconds from when the switch was asked for."""
 
     phase: str
+    action: str
     what: str
     started: float
     duration: float
     error: str
+    candidate: str
 
 
 @dataclass(frozen=True)
 class AttemptInfo:
-    """id counts the attempts of this boot. outcome is done, unchanged, refused, failed, stuck, given-up or
-    cut-off. when is in seconds since the epoch, and the steps count from then. hint and code are those of the
-    error; reason is empty where error is not."""
+    """What came of a switch. `id` counts the attempts of this boot. `outcome` is done, unchanged, refused,
+    failed, stuck, given-up or cut-off. `when` is in seconds since the epoch, and the steps count from then.
+    `hint` and `code` are those of the error; `reason` is empty where `error` is not.
+    """
 
     id: int
     device: str
@@ -102,7 +102,11 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
-    """attempt is the number under which History keeps it."""
+    """What a device is after a switch; `attempt` is the number under which History keeps it. `fallback`:
+    the generic driver had to do although a better one was known. `changed` is false where nothing had to be
+    done. `forced` are those it was taken from, `others` the other devices of its IOMMU group that were
+    switched with it.
+    """
 
     attempt: int
     device: str
@@ -197,16 +201,18 @@ class Listing(TypedDict):
 
 
 class Shown(TypedDict):
-    """flavours are all that a device can be asked to have."""
+    """group is the IOMMU group that it is in, flavours are all that a device can be asked to have."""
 
     device: DeviceInfo
+    group: GroupInfo | None
     flavours: list[str]
     policy_trouble: str
 
 
 class Progress(TypedDict):
-    """Either a step as it happened, or, in the last reply, the outcome."""
+    """What is under way now, or a step as it happened, or, in the last reply, the outcome."""
 
+    running: str | None
     step: StepInfo | None
     outcome: OutcomeInfo | None
 
@@ -397,16 +403,4 @@ class Manager(VarlinkInterface, name=NAME):
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
     invalid = error.code == Code.INVALID_POLICY
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
-    return kind(code=str(error.code), errno=error.errno, message=str(error), hint=error.hint)
-
-
-def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
-    """What a client makes of an error reply."""
-    message, hint = parameters.get("message"), parameters.get("hint")
-    code, number = parameters.get("code"), parameters.get("errno")
-    return FlavourError(
-        message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
-        code=code if isinstance(code, str) else Code.FAILED,
-        errno=number if isinstance(number, int) else errno.EIO,
-        hint=hint if isinstance(hint, str) else "",
-    )
+    return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)

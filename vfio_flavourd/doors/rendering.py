@@ -37,7 +37,15 @@ def render_resolution(resolution: Resolution) -> ResolutionInfo:
 
 
 def render_step(step: StepReport) -> StepInfo:
-    return StepInfo(str(step.phase), step.what, step.started, step.duration, step.error)
+    return StepInfo(
+        str(step.phase),
+        str(step.action),
+        step.what,
+        step.started,
+        step.duration,
+        step.error,
+        step.candidate,
+    )
 
 
 def render_attempt(attempt: Attempt) -> AttemptInfo:

@@ -9,7 +9,8 @@ from ..engine.engine import Engine
 from ..kernel.udev_database import UdevDatabase, Uevent
 from ..kernel.uevents import Uevents
 from ..model.errors import FlavourError
-from ..model.flavour import Request, StepReport, parse_flavour
+from ..model.flavour import Request, StepBegun, StepReport, parse_flavour
+from ..model.message_ids import MessageId, log_fields
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class UeventDoor:
                 "%s: marking a uevent's request as taken up failed (%s), ignoring",
                 address,
                 error.strerror,
-                extra={"PCI_ADDRESS": address},
+                extra=log_fields(MessageId.NOT_KEPT, event.address),
             )
         task = asyncio.create_task(self._fulfil(event, event.wish))
         self._tasks.add(task)
@@ -75,7 +76,7 @@ class UeventDoor:
                 event.address,
                 error,
                 error.hint,
-                extra={"PCI_ADDRESS": str(event.address)},
+                extra=log_fields(MessageId.WISH_INVALID, event.address),
             )
             return
         try:
@@ -95,5 +96,5 @@ def _read_mark(path: Path) -> dict[str, int]:
     return {address: seqnum for address, seqnum in data.items() if isinstance(seqnum, int)}
 
 
-def _unheard(_: StepReport) -> None:
+def _unheard(_: StepBegun | StepReport) -> None:
     """Nobody follows the steps of a uevent's wish."""

@@ -10,12 +10,13 @@ from asyncvarlink import LastResult, VarlinkInterfaceRegistry, varlinkmethod
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from .. import __version__
+from ..engine.attempts import Report
 from ..engine.engine import Engine
 from ..model.address import PciAddress, parse_address
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Flavour, Outcome, Request, StepReport, parse_flavour
+from ..model.flavour import Attempt, Flavour, Outcome, Request, StepBegun, StepReport, parse_flavour
 from ..model.iommu_group import find_groups
 from ..model.policy import OthersInGroup
 from . import interface, rendering
@@ -26,7 +27,7 @@ from .interface import AttemptInfo, Event, Grouping, Listing, Progress, Resoluti
 _BACKLOG = 4096
 
 
-_Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
+_Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
 
 
 class ManagerService(interface.Manager):
@@ -74,8 +75,10 @@ class ManagerService(interface.Manager):
         with _translated():
             status = self._engine.device(parse_address(device))
             found = await self._engine.find_users(status.device) if users else ()
+            group = self._engine.find_group(status.device)
             return Shown(
                 device=rendering.render_device(status, self._find_name(status.device), found),
+                group=None if group is None else rendering.render_group(group, self._find_name),
                 flavours=[str(flavour) for flavour in self._engine.flavours],
                 policy_trouble=self._engine.policy_trouble,
             )
@@ -188,6 +191,13 @@ class ManagerService(interface.Manager):
         try:
             while listen in self._engine.attempts.listeners or not queue.empty():
                 yield await queue.get()
+            raise interface.render_error(
+                FlavourError(
+                    f"more than {_BACKLOG} events wait for this client, so it is told no more",
+                    code=Code.FAILED,
+                    hint="it has to read them as they come",
+                )
+            )
         finally:
             self._engine.attempts.listeners.discard(listen)
 
@@ -202,21 +212,26 @@ async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
     """Each step as it happens, where the caller wants them; then the outcome as the last reply."""
     if not wants_steps.get():
         raise LastResult(
-            Progress(step=None, outcome=rendering.render_outcome(await switch(request, _ignore)))
+            Progress(
+                running=None, step=None, outcome=rendering.render_outcome(await switch(request, _ignore))
+            )
         )
-    steps: asyncio.Queue[StepReport | None] = asyncio.Queue()
+    steps: asyncio.Queue[StepBegun | StepReport | None] = asyncio.Queue()
     task: asyncio.Task[Outcome] = asyncio.create_task(switch(request, steps.put_nowait))
     task.add_done_callback(lambda _: steps.put_nowait(None))
     try:
         while (step := await steps.get()) is not None:
-            yield Progress(step=rendering.render_step(step), outcome=None)
+            if isinstance(step, StepBegun):
+                yield Progress(running=step.what, step=None, outcome=None)
+            else:
+                yield Progress(running=None, step=rendering.render_step(step), outcome=None)
         outcome = await task
     finally:
         task.cancel()
-    raise LastResult(Progress(step=None, outcome=rendering.render_outcome(outcome)))
+    raise LastResult(Progress(running=None, step=None, outcome=rendering.render_outcome(outcome)))
 
 
-def _ignore(_: StepReport) -> None:
+def _ignore(_: StepBegun | StepReport) -> None:
     """The outcome has the steps too."""
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from ..model.address import PciAddress
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, StepReport
+from ..model.flavour import Attempt, Ending, StepBegun, StepReport
+from ..model.message_ids import MessageId, log_fields
 from .history import History
 
 _log = logging.getLogger(__name__)
@@ -15,8 +16,20 @@ _log = logging.getLogger(__name__)
 # Seconds after the end of an attempt until it is in the log; the answer is sent in less.
 _LOG_DELAY = 0.05
 
+_KINDS = {
+    Ending.UNCHANGED: MessageId.UNCHANGED,
+    Ending.REFUSED: MessageId.REFUSED,
+    Ending.FAILED: MessageId.FAILED,
+    Ending.STUCK: MessageId.STUCK,
+    Ending.GIVEN_UP: MessageId.GIVEN_UP,
+    Ending.CUT_OFF: MessageId.CUT_OFF,
+}
+
+# Nobody has to do anything about these.
+_LEVELS = {Ending.GIVEN_UP: logging.INFO, Ending.CUT_OFF: logging.WARNING}
+
 Listener = Callable[[PciAddress, Attempt | StepReport], None]
-Report = Callable[[StepReport], None]
+Report = Callable[[StepBegun | StepReport], None]
 
 
 class Attempts:
@@ -40,10 +53,12 @@ class Attempts:
         self._last.pop(address, None)
 
     def fan_out(self, address: PciAddress, report: Report) -> Report:
-        """A report that tells the listeners too."""
+        """A report that tells the listeners of what has been done, too."""
 
-        def fan_out(step: StepReport) -> None:
+        def fan_out(step: StepBegun | StepReport) -> None:
             report(step)
+            if isinstance(step, StepBegun):
+                return
             for listener in list(self.listeners):
                 listener(address, step)
 
@@ -73,21 +88,23 @@ class Attempts:
 def _log_end(attempt: Attempt) -> None:
     """The one record of an attempt."""
     fields = {
-        "PCI_ADDRESS": str(attempt.address),
+        **log_fields(_find_kind(attempt), attempt.address),
         "FLAVOUR": str(attempt.flavour),
         "REQUESTER": attempt.requester,
         "OUTCOME": str(attempt.ending),
-        "CODE": attempt.code,
+        "ERROR_CODE": attempt.code,
         "DRIVER": attempt.driver or "",
         "PREVIOUS_DRIVER": attempt.previous_driver or "",
         "DURATION_USEC": str(int(attempt.duration * 1e6)),
         "RULE": attempt.rule,
+        "FALLBACK": "yes" if attempt.fallback else "",
         "FORCED": "yes" if attempt.forced else "",
         "ATTEMPT": str(attempt.id),
     }
     if attempt.error:
         said = attempt.error.removeprefix(f"{attempt.address}: ")
-        _log.error("%s: to %s: %s", attempt.address, attempt.flavour, said, extra=fields)
+        level = _LEVELS.get(attempt.ending, logging.ERROR)
+        _log.log(level, "%s: to %s: %s", attempt.address, attempt.flavour, said, extra=fields)
     elif attempt.ending is Ending.DONE:
         forced = "; ".join(attempt.forced)
         _log.log(
@@ -103,6 +120,14 @@ def _log_end(attempt: Attempt) -> None:
         )
     else:
         _log.info("%s: to %s: %s", attempt.address, attempt.flavour, attempt.reason, extra=fields)
+
+
+def _find_kind(attempt: Attempt) -> MessageId:
+    if attempt.ending is not Ending.DONE:
+        return _KINDS[attempt.ending]
+    if attempt.forced:
+        return MessageId.FORCED
+    return MessageId.FELL_BACK if attempt.fallback else MessageId.SWITCHED
 
 
 def without_address(error: FlavourError, address: PciAddress) -> str:

@@ -13,12 +13,17 @@ _LONG = 3.0
 
 
 class Delay:
-    """Of one batch after the other: `begin`, `pass_on` after each step, `end`."""
+    """Of one batch after the other: `begin`, `pass_on` after each step, `end`. `step` is what it is at, None
+    where it is not waited for."""
 
     def __init__(self) -> None:
         self._ahead: list[str] = []
         self._pid = 0
         self._since = 0.0
+
+    @property
+    def step(self) -> str | None:
+        return self._ahead[0] if self._ahead else None
 
     def begin(self, pid: int, steps: Iterable[Step]) -> None:
         self._ahead = [*map(str, steps), READING]

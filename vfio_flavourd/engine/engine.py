@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
@@ -18,14 +18,14 @@ from ..model.flavour import (
     Flavour,
     Outcome,
     Request,
-    StepReport,
+    StepAction,
     parse_flavour,
 )
-from ..model.iommu_group import GroupMember
+from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
-from .attempts import Attempts
+from .attempts import Attempts, Report
 from .forecast import forecast
 from .guards import has_it_already, judge
 from .history import History
@@ -73,10 +73,17 @@ class Engine:
 
     def group_members(self) -> list[GroupMember]:
         """Every device, and what it means for its IOMMU group."""
-        return [
-            GroupMember(device, self._host.find_flavour(device), bool(self._find_stuck(device.address)))
-            for device in self._host.read_devices()
-        ]
+        return [self._make_member(device) for device in self._host.read_devices()]
+
+    def find_group(self, device: Device) -> IommuGroup | None:
+        """The IOMMU group that it is in."""
+        if device.iommu_group is None:
+            return None
+        devices = sorted((device, *self._host.read_others_in_group(device)), key=lambda each: each.address)
+        return IommuGroup(device.iommu_group, tuple(map(self._make_member, devices)))
+
+    def _make_member(self, device: Device) -> GroupMember:
+        return GroupMember(device, self._host.find_flavour(device), bool(self._find_stuck(device.address)))
 
     def device(self, address: PciAddress) -> DeviceStatus:
         """Raises FlavourError (ENODEV)."""
@@ -122,14 +129,14 @@ class Engine:
 
     # switching
 
-    async def set_flavour(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
+    async def set_flavour(self, request: Request, report: Report) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
         report = self.attempts.fan_out(request.address, report)
         return await self._take(Work(request, report, _find_way(request)))
 
-    async def reset(self, request: Request, report: Callable[[StepReport], None]) -> Outcome:
+    async def reset(self, request: Request, report: Report) -> Outcome:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that
         was made by hand is dropped, and stands where that is refused or fails. Raises FlavourError."""
         try:
@@ -270,7 +277,7 @@ class Engine:
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
-                with work.step("see whether it may be taken", "refused"):
+                with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
                     work.verdict = await judge(
                         self._host, device, request, decision.settings, settled=settled
                     )
@@ -301,7 +308,7 @@ class Engine:
 
     async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
         if turn.locked():
-            with work.step("wait for the turn of its IOMMU group", "it did not come"):
+            with work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come"):
                 await self._acquire(turn, work.request)
         else:
             await turn.acquire()
@@ -325,13 +332,11 @@ class Engine:
         finished by the worker that is at it, and taken up by the next daemon."""
         self.reconciler.stop()
         if self._switches:
-            await asyncio.wait(self._switches, timeout=grace)
-        for address in self._running:
-            _log.warning(
-                "%s: the daemon stops before this switch is done, the next one takes it up",
-                address,
-                extra={"PCI_ADDRESS": str(address)},
-            )
+            _, left = await asyncio.wait(self._switches, timeout=grace)
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left)
         self.attempts.log()
 
     async def recover(self) -> None:

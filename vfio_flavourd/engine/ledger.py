@@ -19,6 +19,7 @@ from ..model.address import PciAddress, parse_address
 from ..model.device import Binding, Device, Identity, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
+from ..model.message_ids import MessageId, log_fields
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def _warn(address: PciAddress, error: OSError) -> None:
         "%s: recording that its switch is over failed (%s), the next daemon looks at it again",
         address,
         error.strerror,
-        extra={"PCI_ADDRESS": str(address)},
+        extra=log_fields(MessageId.NOT_KEPT, address),
     )
 
 

@@ -34,9 +34,10 @@ class StaleError(Exception):
 
 
 class StuckError(FlavourError):
-    """A write has not returned for `seconds`; `blocked` says which process is in the kernel with it."""
+    """A write has not returned for `seconds`; `blocked` says which process is in the kernel with it, `step`
+    which write it is, None for what is read after them."""
 
-    def __init__(self, message: str, blocked: Blocked, seconds: float) -> None:
+    def __init__(self, message: str, blocked: Blocked, seconds: float, step: Step | None) -> None:
         super().__init__(
             message,
             code=Code.STUCK,
@@ -46,6 +47,7 @@ class StuckError(FlavourError):
         )
         self.blocked = blocked
         self.seconds = seconds
+        self.step = step
 
 
 class TakenError(FlavourError):
@@ -160,11 +162,13 @@ async def move(
         )
     except Blocked as blocked:
         at = len(blocked.results) - first
-        what = str(steps[at]) if 0 <= at < len(steps) else READING
+        stuck = steps[at] if 0 <= at < len(steps) else None
+        what = READING if stuck is None else str(stuck)
         raise StuckError(
             f"{device.address}: '{what}' has not returned for {timeout:g} s (process {blocked.pid})",
             blocked,
             timeout,
+            stuck,
         ) from blocked
     last = results[-1]
     if not last.errno:

@@ -9,6 +9,7 @@ from ..config.problems import PolicyError
 from ..model.address import PciAddress
 from ..model.aliases import AliasTable
 from ..model.flavour import Flavour
+from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Policy
 from ..model.udev_rules import SWITCH
 from .whole_file import write_whole_file
@@ -27,7 +28,7 @@ def is_switched_off(root: Path) -> bool:
     return any(f"{SWITCH}={no}" in words for no in ("0", "no", "off"))
 
 
-def _is_any(root: Path) -> bool:
+def has_files(root: Path) -> bool:
     """Whether there is anything in the directories at all, be it what can't be read."""
     for directory in DIRECTORIES:
         try:
@@ -55,7 +56,7 @@ class PolicyInForce:
         if is_switched_off(root):
             self.trouble = f"{SWITCH}=0 on the kernel command line switches it off"
             return
-        if not _is_any(root):
+        if not has_files(root):
             self._replace(Policy())
             try:
                 last_good.unlink(missing_ok=True)
@@ -76,10 +77,23 @@ class PolicyInForce:
         for problem in loaded.warnings:
             _log.warning("%s", problem)
         self._replace(loaded.policy)
+        rules, files = len(loaded.policy.rules), len(loaded.files)
+        _log.info(
+            "the policy is in force: %d rule%s in %d file%s",
+            rules,
+            "s" * (rules != 1),
+            files,
+            "s" * (files != 1),
+            extra=log_fields(MessageId.POLICY_IN_FORCE),
+        )
         try:
             write_whole_file(last_good, render_yaml(loaded.merged))
         except OSError as error:
-            _log.warning("the policy can't be saved as the last good one (%s), ignoring", error)
+            _log.warning(
+                "the policy can't be saved as the last good one (%s), ignoring",
+                error,
+                extra=log_fields(MessageId.NOT_KEPT),
+            )
 
     def read_last_good(self, last_good: Path) -> None:
         """At a start without a valid policy: the one that was in force before. Raises PolicyError."""

@@ -12,6 +12,7 @@ from ..model.address import PciAddress
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
+from ..model.message_ids import MessageId, log_fields
 from ..model.occupancy import User
 from .attempts import without_address
 from .host import Host
@@ -74,7 +75,7 @@ class Quarantine:
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
         for address, complaint in self._host.ledger.load().items():
-            _log.warning("%s", complaint)
+            _log.warning("%s", complaint, extra=log_fields(MessageId.RECORD_LOST, address))
             if address is not None:
                 self._stuck[address] = "its record can't be read, so the device is being looked at"
                 self._spawn(self._in_turn(address, self._outlast(address, _now(), self._rebuild)))
@@ -113,7 +114,6 @@ class Quarantine:
     ) -> None:
         """Bring a device to its end when the kernel has let go, however often it takes hold again. `finish`
         gives what there is to tell then; it may raise FlavourError, StuckError among them."""
-        fields = {"PCI_ADDRESS": str(address)}
         try:
             while True:
                 with suppress(FlavourError):  # a worker that died has let go as well
@@ -125,9 +125,9 @@ class Quarantine:
                     finished = error.blocked.finished
                     continue
                 except FlavourError as error:
-                    _log.error("%s", error, extra=fields)
+                    _log.error("%s", error, extra=log_fields(MessageId.NOT_RELEASED, address))
                     return
-                _log.warning("%s: %s", address, said, extra=fields)
+                _log.warning("%s: %s", address, said, extra=log_fields(MessageId.RELEASED, address))
                 return
         finally:
             del self._stuck[address]

@@ -16,11 +16,13 @@ from ..model.address import PciAddress, parse_address
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepReport
+from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
+from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from ..model.udev_rules import PLACEHOLDER
 from .applied import NOTHING, SPOILT, Applied, read_applied, write_applied
+from .attempts import Report
 from .host import Host
 from .moves import observe
 from .nodes import update_nodes
@@ -46,7 +48,7 @@ _WORKERS = max(2, min(8, os.cpu_count() or 2))
 
 REQUESTER = "policy"
 
-_Switch = Callable[[Request, Callable[[StepReport], None]], Coroutine[Any, Any, Outcome]]
+_Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
 
 
 class Reconciler:
@@ -170,6 +172,7 @@ class Reconciler:
                 "%d devices are to be something else than when the policy was last applied: "
                 "flavourctl reload applies it",
                 len(self._held_back),
+                extra=log_fields(MessageId.HELD_BACK),
             )
         for record in self._host.ledger.all():
             self.consider(record.address)
@@ -283,7 +286,7 @@ class Reconciler:
         if claim := find_driverctl_override(self._host.root, address):
             _log.warning(
                 "%s: the policy says %s, but %s: it is left alone", address, wanted, _describe_claim(claim),
-                extra={"PCI_ADDRESS": str(address)},
+                extra=log_fields(MessageId.LEFT_TO_DRIVERCTL, address),
             )  # fmt: skip
             self._note(device, wanted, decision, done=True)
             return
@@ -328,7 +331,7 @@ class Reconciler:
         if self._failures.get(address, 0) >= _MOST_TRIES:
             _log.error(
                 "%s: applying the policy failed %d times, giving up until a reload", address, tries,
-                extra={"PCI_ADDRESS": str(address)},
+                extra=log_fields(MessageId.NOT_APPLIED, address),
             )  # fmt: skip
             self._given_up.add(address)
             return
@@ -373,7 +376,7 @@ class Reconciler:
             self._remarks[address] = remark
             _log.warning(
                 "%s: %s: left as it is; flavourctl reset %s changes it back", address, remark, address,
-                extra={"PCI_ADDRESS": str(address)},
+                extra=log_fields(MessageId.CHANGED_BY_OTHERS, address),
             )  # fmt: skip
 
     def _describe(self, device: Device, decision: Decision) -> str:
@@ -434,7 +437,11 @@ class Reconciler:
         try:
             write_applied(self._file, self._applied)
         except OSError as error:
-            _log.warning("what was applied can't be saved (%s), ignoring", error.strerror)
+            _log.warning(
+                "what was applied can't be saved (%s), ignoring",
+                error.strerror,
+                extra=log_fields(MessageId.NOT_KEPT),
+            )
 
 
 def _is_refusal(error: FlavourError) -> bool:
@@ -451,5 +458,5 @@ async def _nobody_listens() -> None:
     """Nothing is made from the wishes."""
 
 
-def _unheard(_: StepReport) -> None:
+def _unheard(_: StepBegun | StepReport) -> None:
     """Nobody follows the steps of what the policy wants."""

@@ -16,11 +16,11 @@ from ..model.address import PciAddress
 from ..model.codes import Code
 from ..model.device import Binding, Device, Personality
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepReport
+from ..model.flavour import Flavour, Outcome, Request, StepAction, StepBegun, StepReport
 from ..model.plan import Action, Step, plan_ask_back, plan_move
 from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
-from .attempts import without_address
+from .attempts import Report, without_address
 from .delay import Delay
 from .host import Host
 from .ledger import Record, find_record
@@ -35,6 +35,8 @@ from .moves import (
     move,
     observe,
 )
+
+_READ_BACK = "read back what it has"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Switch:
         host: Host,
         request: Request,
         decision: Decision,
-        report: Callable[[StepReport], None],
+        report: Report,
         together: tuple[PciAddress, ...] = (),
         *,
         began: float,
@@ -91,6 +93,7 @@ class Switch:
         self._report = report
         self._began = began
         self._read_from = began
+        self.candidate = ""
         self.phase = Phase.WAITING
         self.steps: list[StepReport] = []
         self.touched = False
@@ -103,8 +106,8 @@ class Switch:
         """Raises FlavourError when the device does not have the flavour afterwards."""
         try:
             outcome = await way(self, device)
-        except StuckError:
-            self.enter(Phase.STUCK)
+        except StuckError as error:
+            self.get_stuck(error)
             raise
         except GoneError:
             self.host.ledger.forget(self.request.address)  # the record was of a device that is no more
@@ -115,6 +118,15 @@ class Switch:
             raise
         self.enter(Phase.DONE)
         return outcome
+
+    def get_stuck(self, error: StuckError) -> None:
+        """It is given up on; what has not come back is its last step."""
+        action, what = StepAction.VERIFY, _READ_BACK
+        if error.step is not None:
+            action, what = StepAction(error.step.action), str(error.step)
+        waited = f"has not returned for {error.seconds:g} s (process {error.blocked.pid})"
+        self._add_step(action, what, self._read_from, waited)
+        self.enter(Phase.STUCK)
 
     # steps
 
@@ -128,23 +140,24 @@ class Switch:
 
     async def load(self, module: str) -> tuple[str, ...]:
         """The module's PCI drivers. Raises NotLoaded."""
-        start = time.monotonic()
+        start = self._begin_step(f"load {module}")
         try:
             drivers = await self.host.modules.load(module, self._limit(self.settings.load_timeout))
         except NotLoaded as error:
-            self._add_step(f"load {module}", start, time.monotonic(), str(error))
+            self._add_step(StepAction.LOAD, f"load {module}", start, str(error))
             raise
-        self._add_step(f"load {module}", start, time.monotonic())
+        self._add_step(StepAction.LOAD, f"load {module}", start)
         return drivers
 
     async def load_native(self, modalias: str) -> None:
         """What udev would load for the device."""
-        start = time.monotonic()
+        start = self._begin_step("load the native driver")
         await self.host.modules.load_native(modalias, self._limit(self.settings.load_timeout))
-        self._add_step("load the native driver", start, time.monotonic())
+        self._add_step(StepAction.LOAD, "load the native driver", start)
 
     async def observe(self, device: Device) -> Observed:
         """Raises GoneError and StuckError."""
+        self._read_from = time.monotonic()
         return await observe(self.host, device, self._limit(self.settings.bind_timeout))
 
     async def carry_out(
@@ -293,7 +306,8 @@ class Switch:
         became = await self.host.changes.wait_for(
             device.address, is_so, self._limit(self.settings.bind_timeout)
         )
-        self._add_step("wait for its driver", start, time.monotonic(), "" if became else "it has not changed")
+        failed = "" if became else "it has not changed"
+        self._add_step(StepAction.WAIT, "wait for its driver", start, failed)
         return became
 
     @staticmethod
@@ -313,17 +327,17 @@ class Switch:
     ) -> Observed:
         self._aim = aim
         self.enter(Phase.SWITCHING)
-        self._read_from = time.monotonic()
         limit = self._limit(self.settings.bind_timeout)
         after = await self._move_on_record(device, plan(now), limit, expected=expected)
         self.enter(Phase.VERIFYING)
-        self._add_step("read back what it has", self._read_from, time.monotonic())
+        self._add_step(StepAction.VERIFY, _READ_BACK, self._read_from)
         return after
 
     async def _move_on_record(
         self, device: Device, steps: tuple[Step, ...], timeout: float, *, expected: Binding | None = None
     ) -> Observed:
         assert self.before is not None
+        self._read_from = time.monotonic()
         self._written |= {step.value for step in steps if step.action is Action.OVERRIDE}
         record = self._make_record(device, self._aim, self.before)
 
@@ -334,6 +348,7 @@ class Switch:
             except OSError as error:
                 raise NotRecordedError(device, error) from error
             self.touched = True
+            self._tell_what_it_is_at()
 
         try:
             return await move(
@@ -394,12 +409,26 @@ class Switch:
     def _watch(self, step: Step, result: Result) -> None:
         self.delay.pass_on()
         self._read_from = result.end
-        self._add_step(
-            str(step), result.start, result.end, describe_errno(result.errno) if result.errno else ""
-        )
+        failed = describe_errno(result.errno) if result.errno else ""
+        self._add_step(StepAction(step.action), str(step), result.start, failed, end=result.end)
+        if not result.errno:
+            self._tell_what_it_is_at()
 
-    def _add_step(self, what: str, start: float, end: float, error: str = "") -> None:
-        step = StepReport(self.phase, what, start - self._began, end - start, error)
+    def _tell_what_it_is_at(self) -> None:
+        if self.delay.step:
+            self._report(StepBegun(self.delay.step))
+
+    def _begin_step(self, what: str) -> float:
+        """Now, by the clock that steps are timed by."""
+        self._report(StepBegun(what))
+        return time.monotonic()
+
+    def _add_step(
+        self, action: StepAction, what: str, start: float, error: str = "", *, end: float | None = None
+    ) -> None:
+        """Times are monotonic; a step without an end ends now."""
+        took = (time.monotonic() if end is None else end) - start
+        step = StepReport(self.phase, action, what, start - self._began, took, error, self.candidate)
         self.steps.append(step)
         self._report(step)
 

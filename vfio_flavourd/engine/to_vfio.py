@@ -65,6 +65,7 @@ class _Candidates:
         raise await self._switch.undo(self._device, failure)
 
     async def _load(self, candidate: Candidate) -> tuple[str, ...]:
+        self._switch.candidate = candidate.module
         self._switch.enter(Phase.LOADING)
         try:
             return await self._switch.load(candidate.module)

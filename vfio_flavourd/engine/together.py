@@ -63,7 +63,7 @@ async def _take_back(members: Sequence[Member], quarantine: Callable[[Device, St
             member.switch.enter(Phase.FAILED)
         except StuckError as stuck:
             quarantine(member.device, stuck)
-            member.switch.enter(Phase.STUCK)
+            member.switch.get_stuck(stuck)
             said = "stuck on its way back"
         except GoneError:
             member.switch.host.ledger.forget(address)

@@ -15,6 +15,7 @@ from ..model.address import PciAddress, parse_address
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
+from ..model.message_ids import MessageId, log_fields
 from ..model.policy import OthersInGroup
 from ..model.udev_header import Ids, find_ids
 from .whole_file import write_whole_file
@@ -114,7 +115,12 @@ def _parse(data: dict[str, Any]) -> Wish:
 
 
 def _warn(path: Path, error: OSError) -> None:
-    _log.warning("what was asked for by hand can't be saved in %r (%s), ignoring", str(path), error.strerror)
+    _log.warning(
+        "what was asked for by hand can't be saved in %r (%s), ignoring",
+        str(path),
+        error.strerror,
+        extra=log_fields(MessageId.NOT_KEPT),
+    )
 
 
 def _read(path: Path) -> dict[str, Wish]:

@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,10 +10,10 @@ from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, Outcome, Request, StepReport
+from ..model.flavour import Attempt, Ending, Outcome, Request, StepAction, StepBegun, StepReport
 from ..model.policy import Decision
 from ..model.transition import Phase
-from .attempts import Attempts
+from .attempts import Attempts, Report
 from .guards import Verdict
 from .host import Host
 from .switch import Switch, Way
@@ -25,9 +25,7 @@ class Work:
     """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
     for by hand counts no more once it is granted."""
 
-    def __init__(
-        self, request: Request, report: Callable[[StepReport], None], way: Way, *, drops_wish: bool = False
-    ) -> None:
+    def __init__(self, request: Request, report: Report, way: Way, *, drops_wish: bool = False) -> None:
         self.request = request
         self.way = way
         self.drops_wish = drops_wish
@@ -45,7 +43,7 @@ class Work:
         return any(member.switch.touched for member in self.members)
 
     @contextmanager
-    def step(self, what: str, failed: str) -> Iterator[None]:
+    def step(self, action: StepAction, what: str, failed: str) -> Iterator[None]:
         """Something that is done before there is a switch, and kept without being told meanwhile: a refusal
         says it all. `failed` is what to call it when it raises."""
         start, error = time.monotonic(), ""
@@ -56,7 +54,7 @@ class Work:
             raise
         finally:
             took = time.monotonic() - start
-            self._steps.append(StepReport(Phase.WAITING, what, start - self._began, took, error))
+            self._steps.append(StepReport(Phase.WAITING, action, what, start - self._began, took, error))
 
     def add(
         self,
@@ -70,7 +68,7 @@ class Work:
         report = self._report
         if device.address != self.request.address:
 
-            def report(step: StepReport) -> None:
+            def report(step: StepBegun | StepReport) -> None:
                 self._report(replace(step, what=f"{device.address}: {step.what}"))
 
         switch = Switch(host, request, decision, report, together, began=self._began)

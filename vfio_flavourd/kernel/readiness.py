@@ -43,7 +43,10 @@ def read_platform(root: Path, release: str) -> Platform:
         lockdown=_read_choice(files.read_value(f"/{_LOCKDOWN}")),
         is_signature_enforced=_is_set(files, "/sys/module/module/parameters/sig_enforce"),
         are_modules_disabled=_is_set(files, "/proc/sys/kernel/modules_disabled"),
-        unreadable=find_unreadable(root, (DRIVERCTL, "boot", _SECURE_BOOT, _LOCKDOWN)),
+        unreadable=(
+            *find_unreadable(root, [DRIVERCTL]),
+            *(f"/{name}" for name in ("boot", _SECURE_BOOT, _LOCKDOWN) if _is_hidden(root / name)),
+        ),
     )
 
 
@@ -68,19 +71,28 @@ def read_index(root: Path, release: str, table: AliasTable) -> Index:
     )
 
 
-def find_unreadable(root: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """Which of these, and of what is in those that are directories, this user may not read."""
+def find_unreadable(root: Path, directories: Iterable[str]) -> tuple[str, ...]:
+    """Which of these, and of the files in them, this user may not read."""
     unreadable = []
-    for name in names:
-        path = root / name
+    for name in directories:
+        directory = root / name
         try:
-            paths = [path, *path.iterdir()]
-        except FileNotFoundError:
-            continue
+            paths = [directory, *directory.iterdir()]
         except OSError:
-            paths = [path]
-        unreadable += [f"/{path.relative_to(root)}" for path in paths if not os.access(path, os.R_OK)]
+            paths = [directory]
+        unreadable += [f"/{path.relative_to(root)}" for path in paths if _is_hidden(path)]
     return tuple(unreadable)
+
+
+def _is_hidden(path: Path) -> bool:
+    """What isn't there is not."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return not os.access(path, os.R_OK)
 
 
 def is_mounted(root: Path, point: str, fs_type: str) -> bool:

@@ -14,6 +14,7 @@ import pyudev
 
 from ..model.address import parse_address
 from ..model.errors import FlavourError
+from ..model.message_ids import MessageId, log_fields
 from .udev_database import Uevent
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,10 @@ class Uevents:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                _log.warning("uevents were lost, looking at all devices again")
+                _log.warning(
+                    "uevents were lost, looking at all devices again",
+                    extra=log_fields(MessageId.EVENTS_LOST),
+                )
                 resync()
                 continue
             if device is None:

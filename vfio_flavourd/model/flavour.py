@@ -82,19 +82,43 @@ class Request:
     persist: bool = False
 
 
+class StepAction(StrEnum):
+    """What a step of a switch is about; those that write are called as in the plan."""
+
+    TURN = "turn"
+    GUARD = "guard"
+    LOAD = "load"
+    OVERRIDE = "override"
+    UNBIND = "unbind"
+    BIND = "bind"
+    PROBE = "probe"
+    ASK = "ask"
+    WAIT = "wait"
+    VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True)
+class StepBegun:
+    """What a switch is at from now on."""
+
+    what: str
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """One step of a switch as it happened.
 
     `started` and `duration` are in seconds, `started` from when the switch was asked for. `error` is
-    empty when the step did what it says.
+    empty when the step did what it says. `candidate` is the module that is tried meanwhile, or empty.
     """
 
     phase: Phase
+    action: StepAction
     what: str
     started: float
     duration: float
     error: str = ""
+    candidate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from ..upstream_variants import UPSTREAM_VARIANTS, UpstreamVariant
 from .facts import Index, Platform, Present
 from .finding import SUDO, Finding, State, name_some
 
-# What a candidate's reason begins with when somebody keeps it from being loaded.
+# What a candidate's reason begins with when somebody keeps it from being loaded, or it can't be.
 _KEPT_OUT = ("blacklisted", "its install command")
+_NO_FILE = "module file missing"
 
 
 def judge_modules(
@@ -19,7 +20,7 @@ def judge_modules(
     return [
         *_judge_index(platform, index, is_root=is_root),
         *_judge_generic(platform, index),
-        *_judge_kept_out(devices),
+        *_judge_kept_out(platform, devices),
         *_judge_missing(platform, index, devices),
     ]
 
@@ -78,22 +79,24 @@ def _judge_generic(platform: Platform, index: Index) -> list[Finding]:
     return [Finding("vfio-pci", State.PROBLEM, f"vfio-pci is not available: {reason}", advice)]
 
 
-def _judge_kept_out(devices: Sequence[Present]) -> list[Finding]:
+def _judge_kept_out(platform: Platform, devices: Sequence[Present]) -> list[Finding]:
     kept_out: dict[tuple[str, str], list[PciAddress]] = {}
     for present in devices:
         for candidate in present.resolution.candidates:
             generic = candidate.source is Source.FALLBACK
-            if not candidate.accepted and not generic and candidate.reason.startswith(_KEPT_OUT):
+            told = candidate.reason.startswith((*_KEPT_OUT, _NO_FILE))
+            if told and not candidate.accepted and not generic:
                 kept_out.setdefault((candidate.module, candidate.reason), []).append(present.address)
-    return [
-        Finding(
-            "blacklist",
-            State.WARNING,
-            f"the variant driver {module} for {name_some(addresses)} is not used: {reason}",
-            "if that is not meant, remove that line, and run flavourctl reload",
-        )
-        for (module, reason), addresses in kept_out.items()
-    ]
+    findings = []
+    for (module, reason), addresses in kept_out.items():
+        what = f"the variant driver {module} for {name_some(addresses)} is not used: {reason}"
+        if reason.startswith(_NO_FILE):
+            advice = f"install it, or else depmod -a {platform.release} && flavourctl reload"
+            findings.append(Finding("modules", State.WARNING, what, advice))
+        else:
+            advice = "if that is not meant, remove that line, and run flavourctl reload"
+            findings.append(Finding("blacklist", State.WARNING, what, advice))
+    return findings
 
 
 def _judge_missing(platform: Platform, index: Index, devices: Sequence[Present]) -> list[Finding]:
@@ -129,6 +132,9 @@ def _tell_missing(
         built = "has none" if setting is None else f"has {variant.config}={setting}"
         why = f"kernel {platform.release} {built}"
         advice = f"run a kernel with {variant.config}=m, or build this module for it"
+        if setting == "m":
+            why += " and the module is not installed"
+            advice = f"install the package with all modules of kernel {platform.release}"
     wanted = any(present.decision.flavour == "vfio" for present in devices)
     return Finding(
         "variant",

@@ -65,65 +65,74 @@ def judge_in_force(daemon: Daemon, devices: Sequence[Present]) -> list[Finding]:
         return []
     first = other[0]
     what = (
-        f"the policy on disk is not in force yet: of {name_some(each.address for each in other)} it says "
-        f"{first.decision.reason}, and the daemon goes by {daemon.decisions[str(first.address)]}"
+        f"the policy on disk is not in force yet: of {_name(other)} it says "
+        f"{first.decision.reason}, and the daemon goes by: {daemon.decisions[str(first.address)]}"
     )
     return [Finding("policy", State.WARNING, what, "flavourctl reload")]
 
 
 def judge_groups(platform: Platform, conf: ModprobeConf, devices: Sequence[Present]) -> list[Finding]:
-    """Whether a guest could use what the policy gives to VFIO."""
-    findings = []
+    """Whether a guest could use what the policy gives to VFIO; those that share a reason are one finding."""
+    apart: dict[NoIommu, list[Present]] = {}
+    grouped: dict[tuple[int, OthersInGroup], list[Present]] = {}
     for present in devices:
-        if present.decision.flavour == Flavour.VFIO and not present.device.is_bridge:
-            if present.device.iommu_group is None:
-                findings += _judge_isolation(platform, conf, present)
-            else:
-                findings += _judge_group(present, devices)
+        if present.decision.flavour != Flavour.VFIO or present.device.is_bridge:
+            continue
+        group, settings = present.device.iommu_group, present.decision.settings
+        if group is None:
+            apart.setdefault(settings.noiommu, []).append(present)
+        else:
+            grouped.setdefault((group, settings.group), []).append(present)
+    findings = [
+        each for noiommu, wanted in apart.items() for each in _judge_apart(platform, conf, noiommu, wanted)
+    ]
+    for (group, others), wanted in grouped.items():
+        findings += _judge_group(group, others, wanted, devices)
     return findings
 
 
-def _judge_isolation(platform: Platform, conf: ModprobeConf, present: Present) -> list[Finding]:
-    what = f"{present.address} is in no IOMMU group, and {present.decision.reason} gives it to VFIO"
-    if present.decision.settings.noiommu is NoIommu.REFUSE:
+def _judge_apart(
+    platform: Platform, conf: ModprobeConf, noiommu: NoIommu, wanted: Sequence[Present]
+) -> list[Finding]:
+    what = f"{_name(wanted)}: in no IOMMU group, though {wanted[0].decision.reason} says vfio"
+    if noiommu is NoIommu.REFUSE:
         # Where no device is in any, that is told once.
-        return [Finding("group", State.PROBLEM, what, "leave it out of the rule")] if platform.groups else []
-    told = any(
-        line.module == "vfio" and _NOIOMMU_ON.search(line.parameters) is not None for line in conf.options
-    )
+        advice = "leave it out of the rule"
+        return [Finding("group", State.PROBLEM, what, advice)] if platform.groups else []
+    told = any(line.module == "vfio" and _NOIOMMU_ON.search(line.parameters) for line in conf.options)
     if platform.is_noiommu_enabled or told:
         return []
-    what += ", but VFIO has not been told to do without an IOMMU"
+    what += ", and VFIO has not been told to do without an IOMMU"
     advice = "echo options vfio enable_unsafe_noiommu_mode=1 > /etc/modprobe.d/vfio-noiommu.conf && reboot"
     return [Finding("group", State.PROBLEM, what, advice)]
 
 
-def _judge_group(present: Present, devices: Sequence[Present]) -> list[Finding]:
-    in_the_way = [other for other in devices if _is_in_the_way(present, other)]
-    settings, group = present.decision.settings, present.device.iommu_group
-    staying = [other for other in in_the_way if other.device.is_bridge]
-    if settings.group is OthersInGroup.TOGETHER:
+def _judge_group(
+    group: int, others: OthersInGroup, wanted: Sequence[Present], devices: Sequence[Present]
+) -> list[Finding]:
+    in_the_way = [each for each in devices if each.device.iommu_group == group and _is_in_the_way(each)]
+    staying = [each for each in in_the_way if each.device.is_bridge]
+    if others is OthersInGroup.TOGETHER:
         in_the_way = staying
     if not in_the_way:
         return []
-    named = ", ".join(f"{other.address} ({other.device.driver})" for other in in_the_way)
+    named = ", ".join(f"{each.address} ({each.device.driver})" for each in in_the_way)
     what = (
-        f"{present.address}: no guest can use it, though {present.decision.reason} says vfio: its IOMMU "
-        f"group {group} has {named} with a host driver"
+        f"{_name(wanted)}: no guest can use it, though {wanted[0].decision.reason} says vfio: in IOMMU group "
+        f"{group} {named} {'has a host driver' if len(in_the_way) == 1 else 'have host drivers'}"
     )
-    state = State.WARNING if settings.group is OthersInGroup.IGNORE else State.PROBLEM
+    state = State.WARNING if others is OthersInGroup.IGNORE else State.PROBLEM
     advice = "write group: together in the rule, or move the card to another slot"
     if staying:
-        advice = "; ".join(tell_unbinding(other.device) for other in staying)
+        advice = "; ".join(tell_unbinding(each.device) for each in staying)
     return [Finding("group", state, what, advice)]
 
 
-def _is_in_the_way(present: Present, other: Present) -> bool:
-    """Those that the policy gives to VFIO too are on their way; a bridge is not switched."""
-    standing = find_standing(other.device, other.flavour)
-    return (
-        other.device.iommu_group == present.device.iommu_group
-        and other is not present
-        and standing is Standing.HOST_DRIVER
-        and (other.device.is_bridge or other.decision.flavour != Flavour.VFIO)
-    )
+def _is_in_the_way(member: Present) -> bool:
+    """Those that the policy gives to VFIO are on their way; a bridge is not switched."""
+    has_host_driver = find_standing(member.device, member.flavour) is Standing.HOST_DRIVER
+    return has_host_driver and (member.device.is_bridge or member.decision.flavour != Flavour.VFIO)
+
+
+def _name(devices: Sequence[Present]) -> str:
+    return name_some(present.address for present in devices)

@@ -1,0 +1,46 @@
+"""monitor: what is being switched, as it happens."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from ..doors import blocking_client
+from ..model.printable import printable
+from .output import print_json_line
+from .terminal import BOLD, DIM, GREEN, RED, paint
+
+
+def monitor(arguments: argparse.Namespace) -> int:
+    """Ctrl-C is how it ends. Raises FlavourError (daemon-went-away) when the daemon goes."""
+    try:
+        with blocking_client.connect(writes=False) as daemon:
+            for event in daemon.follow("Monitor"):
+                if arguments.json:
+                    print_json_line(event)
+                else:
+                    print(_tell(event, color=arguments.color), flush=True)
+    except KeyboardInterrupt:
+        if sys.stdout.isatty():
+            print()  # the terminal has written ^C
+    return 0
+
+
+def _tell(event: dict[str, Any], *, color: bool) -> str:
+    when = paint(time.strftime("%H:%M:%S"), DIM, color=color)
+    return f"{when} {paint(event['device'], BOLD, color=color)} {_tell_what(event, color=color)}"
+
+
+def _tell_what(event: dict[str, Any], *, color: bool) -> str:
+    if step := event["step"]:
+        trouble = f": {paint(printable(step['error']), RED, color=color)}" if step["error"] else ""
+        return f"{printable(step['what'])} ({step['duration'] * 1000:.0f} ms){trouble}"
+    attempt = event["attempt"]
+    if attempt["error"]:
+        said = attempt["error"].removeprefix(f"{event['device']}: ")
+        came, code = f"failed: {printable(said)}", RED
+    else:
+        came, code = f"done: {printable(attempt['reason'])}", GREEN
+    word, _, rest = came.partition(":")
+    by = printable(attempt["requester"])
+    return f"to {attempt['flavour']}{f' by {by}' if by else ''} {paint(word, code, color=color)}:{rest}"
