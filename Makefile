@@ -50,6 +50,7 @@ clean:
 
 reference: $(build)/dev.stamp
 	@$(venv)/bin/python -m vfio_flavourd.config.schema > schemas/policy.schema.json
+	@$(venv)/bin/python -m vfio_flavourd.cli.schema > schemas/flavourctl.schema.json
 	@$(venv)/bin/python -m tools
 
 # One file for Python 3.11 to 3.13, by markers.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ..doors import blocking_client
 from ..model.errors import FlavourError
 from ..model.printable import printable
 from .output import print_json, tell_policy_trouble
-from .terminal import BOLD, GREEN, RED, YELLOW, find_width, measure, pad, paint, shorten
+from .terminal import BOLD, GREEN, RED, YELLOW, find_width, lay_out, paint
 
 # `typing` takes longer to import than this module; only mypy needs it.
 TYPE_CHECKING = False
@@ -62,7 +62,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
         return 0
     rows = [[COLUMNS[name](device) for name in names] for device in devices]
     header = [] if arguments.noheadings else [[name.upper() for name in names]]
-    lines = _lay_out([*header, *rows], find_width(sys.stdout))
+    lines = lay_out([*header, *rows], find_width(sys.stdout))
     codes = [BOLD] * len(header) + [_choose_color(device) for device in devices]
     for line, code in zip(lines, codes, strict=True):
         print(paint(line, code, color=arguments.color))
@@ -84,17 +84,6 @@ def _parse_columns(text: str) -> tuple[str, ...]:
                 hint=f"allowed: {', '.join(COLUMNS)}" + (f"; did you mean {near[0]}?" if near else ""),
             )
     return names
-
-
-def _lay_out(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """The last column gives way first. Where even the others are wider than the terminal, they are cut."""
-    if not rows:
-        return []
-    widths = [max(map(measure, column)) for column in zip(*rows, strict=True)]
-    widths[-1] = 0
-    lines = ["  ".join(map(pad, row[:-1], widths)) for row in rows]
-    lines = [f"{line}  {row[-1]}" if line else row[-1] for line, row in zip(lines, rows, strict=True)]
-    return [(line if width is None else shorten(line, width)).rstrip() for line in lines]
 
 
 def _choose_color(device: Device) -> str:

@@ -5,7 +5,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from ..model.codes import Code, find_exit_status
 from ..model.errors import FlavourError
@@ -45,57 +46,30 @@ def _run(arguments: argparse.Namespace) -> int:
         return _tell_interrupted(arguments, str(interrupt))
 
 
+# By verb its module here and its function. What a verb does not need is not loaded.
+_VERBS = {
+    "list": ("listing", "list_devices"),
+    "show": ("show", "show_device"),
+    "monitor": ("monitor", "monitor"),
+    "history": ("history", "show_history"),
+    "groups": ("groups", "show_groups"),
+    "plot": ("plot", "plot"),
+    "resolve": ("resolve", "resolve"),
+    "set": ("switch", "switch"),
+    "reset": ("switch", "switch"),
+    "check": ("policy", "check"),
+    "cat-config": ("policy", "cat_config"),
+    "reload": ("reload", "reload"),
+    "doctor": ("doctor", "doctor"),
+    "import": ("importing", "import_policy"),
+    "explain": ("explain", "explain"),
+}
+
+
 def _carry_out(arguments: argparse.Namespace) -> int:
-    # Each verb's imports are its own: what a verb does not need is not loaded.
-    match arguments.verb:
-        case None | "list":
-            from .listing import list_devices
-
-            return list_devices(arguments)
-        case "show":
-            from .show import show_device
-
-            return show_device(arguments)
-        case "monitor":
-            from .monitor import monitor
-
-            return monitor(arguments)
-        case "groups":
-            from .groups import show_groups
-
-            return show_groups(arguments)
-        case "plot":
-            from .plot import plot
-
-            return plot(arguments)
-        case "explain":
-            from .explain import explain
-
-            return explain(arguments)
-        case "resolve":
-            from .resolve import resolve
-
-            return resolve(arguments)
-        case "doctor":
-            from .doctor import doctor
-
-            return doctor(arguments)
-        case "import":
-            from .importing import import_policy
-
-            return import_policy(arguments)
-        case "check" | "cat-config":
-            from . import policy
-
-            return policy.check(arguments) if arguments.verb == "check" else policy.cat_config(arguments)
-        case "reload":
-            from .reload import reload
-
-            return reload(arguments)
-        case _:
-            from .switch import switch
-
-            return switch(arguments)
+    module, function = _VERBS[arguments.verb or "list"]
+    run: Callable[[argparse.Namespace], int] = getattr(import_module(f".{module}", __package__), function)
+    return run(arguments)
 
 
 def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:

@@ -165,6 +165,7 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "resolve": (Resolved,),
     "set": (OutcomeInfo, DryRun, TakenUp),
     "reset": (OutcomeInfo, TakenUp),
+    "history": (Attempts,),
     "monitor": (Event,),
     "plot": (Attempts,),
     "groups": (Groups,),

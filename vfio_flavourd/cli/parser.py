@@ -61,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=_parse_path, metavar="FILE", help="write it there instead of to stdout"
     )
 
+    history = verbs.add_parser("history", parents=[common], help="what has been tried since the boot")
+    history.add_argument("device", metavar="DEV", nargs="?", help="only this one, e.g. 01:00.0")
+    history.add_argument(
+        "-n", "--number", type=_parse_number, metavar="N", help="show the last N attempts only"
+    )
+
     resolve = verbs.add_parser(
         "resolve", parents=[common], help="which drivers could serve it; needs no daemon"
     )
@@ -111,12 +117,12 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_parser(
         "doctor",
         parents=[common],
-        help="is this host ready, what stands in the way, what to do; needs no daemon",
+        help="is this host ready, and what stands in the way; needs no daemon",
     )
     importing = verbs.add_parser(
         "import",
         parents=[common],
-        help="print a policy made of what driverctl or modprobe.d say; needs no daemon",
+        help="print a policy made of what driverctl or modprobe.d say",
     )
     importing.add_argument(
         "source",
@@ -150,6 +156,12 @@ def _parse_path(text: str) -> Path:
     from pathlib import Path
 
     return Path(text)
+
+
+def _parse_number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < len(text) <= 9 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def _parse_seconds(text: str) -> float:

@@ -7,6 +7,7 @@ import os
 # `typing` takes longer to import than this module; only mypy needs it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TextIO
 
 BOLD, DIM, RED, GREEN, YELLOW, OFF = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
@@ -59,3 +60,14 @@ def shorten(text: str, width: int) -> str:
 
 def pad(text: str, width: int) -> str:
     return text + " " * (width - measure(text))
+
+
+def lay_out(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """The last column gives way first. Where even the others are wider than the terminal, they are cut."""
+    if not rows:
+        return []
+    widths = [max(map(measure, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0
+    lines = ["  ".join(map(pad, row[:-1], widths)) for row in rows]
+    lines = [f"{line}  {row[-1]}" if line else row[-1] for line, row in zip(lines, rows, strict=True)]
+    return [(line if width is None else shorten(line, width)).rstrip() for line in lines]
