@@ -1,7 +1,7 @@
 # Every target does its own set-up; CONTRIBUTING.md says what each is for.
 
 .DELETE_ON_ERROR:
-.PHONY: check unit lint deb demo lock clean help
+.PHONY: check unit lint deb demo reference lock clean help
 
 # Debian's own Python, which is what the package runs on.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -16,10 +16,10 @@ pytest = $(venv)/bin/python -m pytest
 # resolution is compared with.
 python_packages := python3-venv
 dev_packages := $(python_packages) gcc kmod libc6-dev libfuse3-dev libsystemd-dev pkg-config python3-dev
-lint_packages := mandoc shellcheck systemd
+lint_packages := bash-completion fish mandoc shellcheck systemd zsh
 deb_packages := $(python_packages) build-essential debhelper dh-python dpkg-dev fakeroot pybuild-plugin-pyproject python3-hatchling
 
-deb_parts := CHANGELOG.md LICENSE README.md catalog debian dracut initramfs-tools libexec man pyproject.toml samples schemas \
+deb_parts := CHANGELOG.md LICENSE README.md catalog completions debian dracut grafana initramfs-tools libexec man pyproject.toml samples schemas \
 	systemd sysusers.d udev-rules vfio_flavourd $(wildcard docs)
 deb_inputs := $(shell find $(deb_parts) -type f ! -name '*.pyc' 2>/dev/null)
 
@@ -46,7 +46,12 @@ demo: $(deb) $(build)/dev.stamp
 
 clean:
 	rm -rf $(build) $(venv) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find vfio_flavourd tests -name __pycache__ -prune -exec rm -r {} +
+	find vfio_flavourd tests tools -name __pycache__ -prune -exec rm -r {} +
+
+reference: $(build)/dev.stamp
+	@$(venv)/bin/python -m vfio_flavourd.config.schema > schemas/policy.schema.json
+	@$(venv)/bin/python -m vfio_flavourd.cli.schema > schemas/flavourctl.schema.json
+	@$(venv)/bin/python -m tools
 
 # One file for Python 3.11 to 3.13, by markers.
 lock: $(build)/venv.stamp

@@ -137,7 +137,7 @@ class Daemon:
             try:
                 self._host.policy.read_last_good(_LAST_GOOD)
             except PolicyError as spoilt:
-                _log.error("the last good policy can't be read either, so there is none: %s", spoilt)
+                _log.error("the last good policy can't be read either, so none is in force: %s", spoilt)
 
     async def _reload(self) -> None:
         """Raises PolicyError, and nothing has changed then."""
@@ -197,7 +197,7 @@ class Daemon:
                 extra=log_fields(MessageId.EARLY_RULES_OLD),
             )
         except Blocked:
-            _log.warning("udevd does not answer, the rules for early boot hold from the next boot on")
+            _log.warning("udevd does not answer: the rules for early boot count from the next boot on")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -230,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sockets = journal.activated_sockets()
     if not sockets:
         print(
-            f"vfio-flavourd: {CONTROL_SOCKET} was not passed in, so this was not started by systemd\n"
-            "  systemctl start vfio-flavourd",
+            f"vfio-flavourd: only systemd can start this, because it passes in {CONTROL_SOCKET}\n"
+            "  systemctl start vfio-flavourd.socket vfio-flavourd.service",
             file=sys.stderr,
         )
         return 1
@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(run())
     except OSError as error:
-        _log.critical("it can't run, see whether %r is full or read-only: %s", str(STATE), error)
+        _log.critical("can't run: %s; see whether %r is full or read-only", error, str(STATE))
         return 1
     return 0
 

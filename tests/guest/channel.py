@@ -76,10 +76,10 @@ class Pending:
         assert state.rc is not None
         return Result(self.command, state.rc, state.text["stdout"], state.text["stderr"], state.duration)
 
-    def wait_for(self, text: str, timeout: float = COMMAND_TIMEOUT) -> str:
-        """Its standard output so far, as soon as that holds `text`."""
-        self._channel.wait(lambda: text in self.stdout or self.done, timeout)
-        if text not in self.stdout:
+    def wait_for(self, text: str, timeout: float = COMMAND_TIMEOUT, *, times: int = 1) -> str:
+        """Its standard output so far, as soon as that holds `text`, or holds it so many times."""
+        self._channel.wait(lambda: self.stdout.count(text) >= times or self.done, timeout)
+        if self.stdout.count(text) < times:
             said = self.stdout[-4000:] + self._state.text["stderr"][-4000:]
             raise RigError(f"'{self.command}' printed no '{text}' within {timeout} s:\n{said}")
         return self.stdout

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.outputs import validate_output
 from vfio_flavourd import __version__
 
 from .channel import COMMAND_TIMEOUT, Pending, Result
@@ -228,7 +229,11 @@ class Host:
 
     def ctl(self, *arguments: str, user: str = "") -> Result:
         """flavourctl, also as another user (setpriv's options)."""
-        return self.guest.run(f"{user} flavourctl {shlex.join(arguments)}", check=False, timeout=120)
+        done = self.guest.run(f"{user} flavourctl {shlex.join(arguments)}", check=False, timeout=120)
+        if "--json" in arguments and done.stdout:
+            verb = next((each for each in arguments if not each.startswith("-")), "list")
+            validate_output(verb, json.loads(done.stdout))
+        return done
 
     def show(self, role: Role) -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(self.ctl("--json", "show", role.bdf).stdout)["device"]

@@ -66,6 +66,8 @@ class Release:
     # directory below drivers/vfio/pci -> configuration symbol.
     linux_source: str | None = None
     upstream: tuple[tuple[str, str], ...] = ()
+    packages: tuple[str, ...] = ()
+    """In this release's guest only."""
 
 
 RELEASES = {
@@ -79,6 +81,8 @@ RELEASES = {
                 ("nvgrace-gpu", "CONFIG_NVGRACE_GPU_VFIO_PCI"),
                 ("mlx5", "CONFIG_MLX5_VFIO_PCI"),
             ),
+            # For the tutorial's guest, which runs in this one.
+            ("qemu-system-x86",),
         ),
         Release("bookworm"),
     )
@@ -124,7 +128,7 @@ def _build_base(release: Release, out: Path) -> None:
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join([*PACKAGES, *release.packages])}",
         '--aptopt=APT::Install-Recommends "false"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
         f"--essential-hook={INITRAMFS}",

@@ -17,6 +17,7 @@ ON_VFIO = Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
 
 CONTROL = "/run/vfio-flavourd/io.vfioflavour.Manager"
 READ_ONLY = f"{CONTROL}.ReadOnly"
+SCRIPT = Path(__file__).parents[2] / "docs/examples/switch.py"
 
 NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"
 MEMBER = "setpriv --reuid 65534 --regid 65534 --groups $(getent group vfio-flavour | cut -d : -f 3)"
@@ -106,7 +107,7 @@ def test_the_exit_status_says_what_came_of_it(host: Host) -> None:
     host.run("rmmod vfio_pci")
     failed = host.ctl("set", "00:0d.0", "vfio")
     assert failed.rc == 1
-    assert "no VFIO driver could be had" in failed.stderr
+    assert "no VFIO driver took it" in failed.stderr
     host.run(f"rm {NO_VFIO_PCI}")
 
     for arguments, status, says in (
@@ -151,6 +152,9 @@ def test_varlinkctl_looks_and_switches(host: Host) -> None:
     described = host.run(varlinkctl("introspect", READ_ONLY, "io.vfioflavour.Manager")).stdout
     for method in ("List", "Get", "Resolve", "Plan", "SetFlavour", "Reset", "History", "Monitor", "Reload"):
         assert f"method {method}" in described
+    lines = described.splitlines()
+    defined = [index for index, line in enumerate(lines) if line.startswith(("method ", "error ", "type "))]
+    assert [lines[index] for index in defined if not lines[index - 1].startswith("# ")] == []
 
     before = host.look()
     wish = json.dumps({"device": GOOD.bdf, "flavour": "vfio"})
@@ -227,6 +231,20 @@ def run_script(host: Host, tmp_path: Path, interpreter: str, script: str) -> Any
     (tmp_path / "script.py").write_text(script)
     host.guest.push(tmp_path / "script.py", "/run/varlink-client.py")
     return json.loads(host.run(f"{interpreter} /run/varlink-client.py").stdout)
+
+
+def test_the_script_of_the_documentation_does_a_whole_switch(host: Host) -> None:
+    assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) <= 30
+    host.guest.push(SCRIPT, "/run/switch.py")
+    before = host.look()
+    told = host.run(f"python3 /run/switch.py {GOOD.bdf} vfio").stdout.splitlines()
+    assert "unbind from e1000e: done" in told
+    assert told[-1] == f"{GOOD.bdf} is vfio by vft-good-vfio-pci: vft_good: matches vendor, device"
+    refused = host.run(f"python3 /run/switch.py {GOOD.bdf} vfoi", check=False)
+    assert refused.rc == 1
+    assert "native or vfio" in refused.stderr
+    host.run(f"python3 /run/switch.py {GOOD.bdf} native")
+    assert host.look().changed(before) == set()
 
 
 def test_the_reference_python_client_looks_and_switches(

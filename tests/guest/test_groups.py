@@ -1,5 +1,10 @@
 """An IOMMU group counts as a whole."""
 
+import json
+from typing import Any
+
+from pictures import check_picture, find_labels
+
 from .conftest import NO_VFIO_PCI, Host, Seen
 from .devices import ROLES
 
@@ -96,3 +101,67 @@ def test_one_of_the_group_in_use_keeps_all_from_being_switched(host: Host) -> No
     assert PAIR2.bdf in refused.stderr
     assert host.look().changed(before) == set()
     host.run("ip link del br0")
+
+
+def find_group(host: Host) -> dict[str, Any]:
+    """That of the pair, as groups tells it."""
+    groups = json.loads(host.ctl("--json", "groups").stdout)["groups"]
+    (found,) = [group for group in groups if PAIR0.bdf in [member["device"] for member in group["members"]]]
+    return dict(found)
+
+
+def test_groups_tells_what_is_in_the_way_and_the_command_that_it_tells_makes_the_group_usable(
+    host: Host,
+) -> None:
+    before = host.look()
+    assert host.ctl("set", PAIR0.bdf, "vfio", "--group", "ignore").rc == 0
+    group = find_group(host)
+    assert (group["state"], group["viable"]) == ("mixed", False)
+    assert group["in_the_way"] == [PAIR1.bdf, PAIR2.bdf]
+    standings = {member["device"]: member["standing"] for member in group["members"]}
+    assert (standings[BRIDGE.bdf], standings[PAIR0.bdf]) == ("harmless", "vfio")
+
+    tree = host.ctl("groups").stdout.splitlines()
+    number = group["group"]
+    told = f"{PAIR1.bdf} (pcnet32), {PAIR2.bdf} (e1000e) are in the way"
+    at = tree.index(f"IOMMU group {number}: not viable: {told}")
+    assert [line.split()[1:4] for line in tree[at + 1 : at + 5]] == [
+        [BRIDGE.bdf, "bridge", "no"],
+        [PAIR0.bdf, "vfio", "vfio-pci"],
+        [PAIR1.bdf, "native", "pcnet32"],
+        [PAIR2.bdf, "native", "e1000e"],
+    ]
+    command = f"flavourctl set {PAIR1.bdf} vfio --group together"
+    assert group["takes"] == [command]
+    assert tree[at + 5] == f"   for a guest: {command}"
+    devices = set(before.devices)
+    assert {word for line in tree for word in line.split()[1:2]} >= devices
+    graph = host.ctl("groups", "--dot").stdout
+    assert graph.count("subgraph cluster_") == sum(line.startswith("IOMMU group ") for line in tree)
+    assert all(f'    "{bdf}" [label=' in graph for bdf in devices)
+    assert set(find_labels(check_picture(host.ctl("groups", "--svg").stdout))) >= devices
+
+    host.run(command, timeout=120)
+    assert find_group(host)["state"] == "ready"
+    held = host.guest.hold(PAIR0.bdf)
+    held.kill()
+    held.wait()
+    assert host.ctl("set", PAIR0.bdf, "native", "--group", "together").rc == 0
+    assert find_group(host)["state"] == "host"
+    assert host.look().changed(before) == set()
+
+
+def test_plot_draws_a_real_switch_with_the_candidate_that_refused(host: Host) -> None:
+    refuse = ROLES["refuse"]
+    host.switch(refuse, "vfio")
+    picture = check_picture(host.ctl("plot", refuse.bdf).stdout)
+    host.switch(refuse, "native")
+    labels = find_labels(picture)
+    assert f"{refuse.bdf} to vfio: done" in labels
+    tried = [label for label in labels if label.startswith("candidate ")]
+    assert tried == ["candidate 1, vft_refuse: failed", "candidate 2, vfio_pci: took the device"]
+    lanes = ("guard", "load", "override", "unbind", "bind", "verify")
+    assert [label for label in labels if label in lanes] == [
+        *("guard", "load", "override", "unbind", "bind"),
+        *("load", "override", "bind", "verify"),
+    ]

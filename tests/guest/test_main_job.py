@@ -347,7 +347,7 @@ def test_a_driver_that_does_not_let_go_holds_up_nobody_else(host: Host, *, resta
             host.run("systemctl start vfio-flavourd")
             assert "stuck" in host.ctl("show", STUCK.bdf).stdout
 
-    journal.wait_for("is at its end: it has vfio-pci")
+    journal.wait_for("is over: it has vfio-pci")
     host.run("echo 0 > /sys/module/vft_stuck/parameters/release")
     assert host.look().devices[STUCK.bdf] == taken("vfio-pci")
     host.switch(STUCK, "native")

@@ -28,7 +28,11 @@ FILES = [
     "/usr/libexec/vfio-flavourd/policy-changed",
     "/usr/share/initramfs-tools/hooks/vfio-flavourd",
     "/usr/lib/dracut/modules.d/90vfio-flavourd/module-setup.sh",
+    "/usr/share/vfio-flavourd/flavourctl.schema.json",
     "/usr/share/vfio-flavourd/policy.schema.json",
+    "/usr/share/bash-completion/completions/flavourctl",
+    "/usr/share/fish/vendor_completions.d/flavourctl.fish",
+    "/usr/share/zsh/vendor-completions/_flavourctl",
     "/usr/lib/sysusers.d/vfio-flavour.conf",
 ]
 UNITS = [

@@ -210,8 +210,8 @@ def test_what_someone_else_does_is_told_and_not_fought(host: Host) -> None:
             f" echo {GOOD.bdf} > /sys/bus/pci/drivers_probe; udevadm settle; sleep 2"
         )
         assert host.look().devices[GOOD.bdf] == Seen("e1000e")
-        assert "by someone else" in host.ctl("show", GOOD.bdf).stdout
-        journal.wait_for("by someone else")
+        assert "someone else made it" in host.ctl("show", GOOD.bdf).stdout
+        journal.wait_for("someone else made it")
         reset = host.ctl("reset", GOOD.bdf)
         assert reset.rc == 0, reset.stderr
         assert host.look().devices[GOOD.bdf] == TAKEN

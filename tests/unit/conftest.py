@@ -55,20 +55,30 @@ def _what_is_printed_as_json_is_as_the_schema_says(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(output, "render_json", validate)
 
 
+# Of $FAKE_JOURNAL, if it is there, what has the device's address in it.
+JOURNALCTL = """\
+#!/bin/sh
+for argument; do
+    case $argument in PCI_ADDRESS=*) device=${argument#*=} ;; esac
+done
+[ ! -e "$FAKE_JOURNAL" ] || exec grep -F "$device" "$FAKE_JOURNAL"
+"""
+
+
 @pytest.fixture(scope="session")
-def _programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stand-ins for those whose answer is this host's."""
     directory = tmp_path_factory.mktemp("bin")
     journalctl = directory / "journalctl"
-    journalctl.write_text('#!/bin/sh\n[ ! -e "$FAKE_JOURNAL" ] || cat "$FAKE_JOURNAL"\n', encoding="ascii")
+    journalctl.write_text(JOURNALCTL, encoding="ascii")
     journalctl.chmod(0o755)
     return directory
 
 
 @pytest.fixture(autouse=True)
-def journal(_programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def journal(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What journalctl says, if it is written."""
-    monkeypatch.setenv("PATH", f"{_programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     path = tmp_path / "journal"
     monkeypatch.setenv("FAKE_JOURNAL", str(path))
     return path

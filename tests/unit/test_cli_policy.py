@@ -68,7 +68,7 @@ def test_an_invalid_policy_is_78_with_every_place_and_a_caret(say: Say, tmp_path
         "    group: togehter",
         "           ^",
         "  did you mean 'together'?",
-        f"{path}:4:1: 'rulse' is no key of a policy, which has {keys}",
+        f"{path}:4:1: 'rulse' is not a key of a policy, which has {keys}",
         "  rulse: []",
         "  ^",
         "  did you mean 'rules'?",
@@ -101,7 +101,7 @@ def test_a_warning_is_told_and_changes_nothing(say: Say, tmp_path: Path) -> None
     write(tmp_path, GOOD + "  - {name: again, match: {modalias: '*'}}\n")
     said = say("check")
     assert (said.status, said.out) == (0, "valid: 2 rules in 1 file\n")
-    assert "warning: the rule 'again' never decides" in said.err
+    assert "warning: the rule 'again' never applies" in said.err
     (problem,) = json.loads(say("check", "--json").out)["problems"]
     assert problem["severity"] == "warning"
     assert say("cat-config").status == 0
@@ -195,9 +195,10 @@ def test_reload_asks_the_daemon(say: Say, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_reload_that_is_refused_is_78_with_the_place(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     message = "/etc/vfio-flavourd/policy.d/10.yaml:3:10: group: 'x' is not one of refuse, together, ignore"
-    daemon = FakeDaemon(InvalidPolicyError(message, errno=errno.EINVAL, hint="did you mean 'ignore'?"))
+    daemon = FakeDaemon(InvalidPolicyError(message, hint="did you mean 'ignore'?"))
     served_by(monkeypatch, daemon)
-    assert say("reload") == Said(78, "", f"flavourctl: {message}\n  did you mean 'ignore'?\n")
+    hint = "did you mean 'ignore'? (flavourctl explain invalid-policy)"
+    assert say("reload") == Said(78, "", f"flavourctl: {message}\n  {hint}\n")
     assert daemon.calls == ["Reload", "close"]
     said = say("reload", "--json")
     assert said.status == 78

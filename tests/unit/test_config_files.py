@@ -72,19 +72,7 @@ def test_other_names_do_not_count_and_a_likely_mistake_is_told(tmp_path: Path) -
     assert loaded.policy == Policy()
     (warning,) = loaded.warnings
     assert warning.file.endswith("10.yml")
-    assert warning.message == "only files *.yaml count, ignoring"
-
-
-def test_the_digest_changes_with_any_file(tmp_path: Path) -> None:
-    digests = [load(tmp_path).digest]
-    path = write(tmp_path, rule("a"))
-    digests.append(load(tmp_path).digest)
-    write(tmp_path, rule("b"))
-    digests.append(load(tmp_path).digest)
-    assert load(tmp_path).digest == digests[-1]
-    path.rename(path.with_name("11.yaml"))
-    digests.append(load(tmp_path).digest)
-    assert len(set(digests)) == 4
+    assert warning.message == "not named *.yaml, ignoring"
 
 
 # whom to trust
@@ -96,7 +84,7 @@ def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> N
     path.chmod(mode)
     problem = problem_of(tmp_path)
     assert (problem.file, problem.line) == (str(path), 0)
-    assert problem.message == f"others than its owner can write it, its mode is {mode:04o}"
+    assert problem.message == f"its group or others can write to it, its mode is {mode:04o}"
     assert problem.hint == f"chmod go-w {path}"
 
 
@@ -111,7 +99,7 @@ def test_a_directory_on_the_way_that_others_can_write_is_refused(
     (root / directory).chmod(mode)
     problem = problem_of(root)
     assert problem.file == str(root / directory)
-    assert problem.message.startswith("others than its owner can write it")
+    assert problem.message.startswith("its group or others can write to it")
 
 
 def test_a_directory_without_policy_need_not_be_trusted(tmp_path: Path) -> None:
@@ -182,8 +170,8 @@ def test_a_file_of_64_kib_and_more_is_refused(tmp_path: Path, size: int, fits: b
     if fits:
         assert names(tmp_path) == ["a"]
         return
-    assert problem_of(tmp_path).message == "has 64 KiB or more"
-    with pytest.raises(PolicyError, match="has 64 KiB or more"):
+    assert problem_of(tmp_path).message == "is 64 KiB or larger"
+    with pytest.raises(PolicyError, match="is 64 KiB or larger"):
         load_files([path])
 
 
@@ -192,7 +180,7 @@ def test_all_files_together_have_a_limit(tmp_path: Path) -> None:
         text = rule(f"r{number}")
         write(tmp_path, text + "#" * (65535 - len(text)), f"{number}.yaml")
     assert [each.message for each in problems_of(tmp_path)][-1].startswith(
-        "all files together have more than"
+        "all files together are larger than"
     )
 
 
@@ -220,8 +208,8 @@ def on_reading(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) ->
 
 def check_changed(root: Path) -> None:
     problem = problem_of(root)
-    assert problem.message == "was changed while it was read"
-    assert problem.hint == "reload again when it is written"
+    assert problem.message == "changed while it was being read"
+    assert problem.hint == "reload when it has been written"
 
 
 def test_a_file_replaced_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +267,7 @@ def test_a_draft_may_be_anybodys(tmp_path: Path) -> None:
 
 def test_drafts_are_one_policy(tmp_path: Path) -> None:
     paths = [write(tmp_path, rule(name), f"{name}.yaml") for name in ("b", "a")]
-    with pytest.raises(PolicyError, match="a rule 'a' is there already"):
+    with pytest.raises(PolicyError, match="a rule 'a' is already defined"):
         load_files([*paths, paths[1]])
 
 
@@ -297,4 +285,4 @@ def test_a_name_that_is_no_text_does_no_harm(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
     with open(path, "w", encoding="ascii") as file:  # noqa: PTH123
         file.write("x")
-    assert problem_of(tmp_path).message.startswith("the file: 'x' was found")
+    assert problem_of(tmp_path).message.startswith("the file: found 'x'")

@@ -166,7 +166,7 @@ def test_the_time_stamp_is_that_of_the_last_change_in_effect(host: FakeHost) -> 
 
 def test_a_directory_that_cannot_be_written_is_one_clear_error(host: FakeHost) -> None:
     host.write(host.rules.parent, "not a directory\n")
-    with pytest.raises(FlavourError, match=r"policy\.rules' failed: not a directory"):
+    with pytest.raises(FlavourError, match=r"policy\.rules' failed: Not a directory"):
         write_rules(host.root, Compiled("# x\n", (), acts=True))
 
 
@@ -317,7 +317,7 @@ def test_rules_that_cannot_be_written_are_told(host: FakeHost, caplog: pytest.Lo
     write_policy(host)
     host.write(host.rules.parent, "not a directory\n")
     assert early.main(host.root, owner=os.getuid()) == 1
-    assert "not a directory" in caplog.text
+    assert "Not a directory" in caplog.text
 
 
 def test_an_older_initramfs_is_found_the_running_kernels_first(host: FakeHost) -> None:
@@ -333,6 +333,64 @@ def test_an_older_initramfs_is_found_the_running_kernels_first(host: FakeHost) -
     assert found == [(f"initrd.img-{RELEASE}", True), ("initrd.img-1.0", False)]
     host.age(host.root / f"boot/initrd.img-{RELEASE}", -200)
     assert [each.release for each in find_stale_initramfs(host.root, RELEASE)] == ["1.0"]
+
+
+DRACUT = """
+dracutsysrootdir=$1
+inst_simple() { echo "file $1"; }
+instmods() { echo "modules $*"; }
+. "$2"
+check || exit 0
+depends
+installkernel
+install
+"""
+
+
+@pytest.mark.parametrize(
+    ("rules", "carried"),
+    [
+        (None, []),
+        ("# No rule gives a device a flavour.\n", []),
+        ('ATTR{driver_override}="vfio-flavourd"\n', ["udev-rules", f"file /{RULES}"]),
+        (
+            'RUN{builtin}+="kmod load vfio_pci"\n',
+            ["udev-rules", "modules vfio_pci vfio_iommu_type1", f"file /{RULES}"],
+        ),
+    ],
+    ids=["no rules", "comments", "a placeholder", "vfio-pci"],
+)
+def test_dracut_is_given_the_rules_and_the_modules_that_they_load(
+    host: FakeHost, rules: str | None, carried: list[str]
+) -> None:
+    if rules is not None:
+        host.write(host.rules, rules)
+    module = ROOT / "dracut/90vfio-flavourd/module-setup.sh"
+    done = subprocess.run(
+        ["bash", "-ec", DRACUT, "dracut", host.root, module], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == carried
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"boot/initramfs-{RELEASE}.img",  # dracut: Fedora
+        f"boot/initrd-{RELEASE}",  # dracut: openSUSE
+        f"boot/8a7b0c6f/{RELEASE}/initrd",  # kernel-install, by the place of the EFI system partition
+        f"boot/efi/8a7b0c6f/{RELEASE}/initrd.img-{RELEASE}",
+        f"efi/fedora/{RELEASE}/initrd",
+    ],
+)
+def test_an_older_initramfs_is_found_where_each_distribution_has_it(host: FakeHost, path: str) -> None:
+    host.write(host.root / path, "")
+    host.age(host.root / path, 100)
+    host.write(host.root / "boot/efi/EFI/Linux/initrd-of-no-kernel", "")
+    host.update(make_rule())
+    (found,) = find_stale_initramfs(host.root, RELEASE)
+    assert (found.path, found.release, found.running) == (host.root / path, RELEASE, True)
+    host.age(host.root / path, -200)
+    assert find_stale_initramfs(host.root, RELEASE) == ()
 
 
 def test_the_command_is_that_of_the_tool_that_is_there(host: FakeHost) -> None:
@@ -354,7 +412,7 @@ def test_a_group_is_given_only_where_all_its_devices_are() -> None:
     mixed = render_node_files([(NIC, 7, KVM), (other, 7, None)])
     assert set(mixed.files) == {"0000:01:00.0"}
     (note,) = mixed.notes
-    assert note.startswith("IOMMU group 7: the policy says different things")
+    assert note.startswith("IOMMU group 7: the policy's rules disagree")
     assert render_node_files([(NIC, 7, None)]).files == {}
 
 

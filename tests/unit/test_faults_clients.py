@@ -361,7 +361,10 @@ def test_of_a_thousand_connections_no_more_are_kept_than_there_are_files_for(
 ) -> None:
     async def talk(service: Service) -> None:
         with many_files(), connections(service.readonly, 1000) as socks:
-            await asyncio.sleep(0.2)
+            for _ in range(100):  # a machine that is busy takes its time to close them
+                await asyncio.sleep(0.2)
+                if sum(map(is_open, socks)) <= MOST_CLIENTS:
+                    break
             assert sum(map(is_open, socks)) <= MOST_CLIENTS
 
     serve(talk)

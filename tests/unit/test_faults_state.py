@@ -17,6 +17,7 @@ from fake_kernel import Crash, FakeDevice, FakeKernel, PassingLedger, has, make_
 from vfio_flavourd.config.files import DIRECTORIES
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.policy import PolicyInForce
+from vfio_flavourd.engine.whole_file import write_whole_file
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request
@@ -173,7 +174,7 @@ def test_a_wish_that_lasts_is_not_said_to_be_kept_where_it_is_not(
     engine = make_engine(kernel)
     with (
         unwritable(monkeypatch, kernel.root / "var/lib", errno.EROFS),
-        pytest.raises(FlavourError, match="can't be made to last") as caught,
+        pytest.raises(FlavourError, match="for this boot only") as caught,
     ):
         asyncio.run(ask(engine, persist=True))
     assert "it has the flavour" in str(caught.value)
@@ -339,3 +340,79 @@ def test_a_policy_that_is_invalid_at_a_reload_leaves_the_last_good_one_in_force_
     assert in_force.policy is TO_VFIO
     assert in_force.trouble
     assert not last_good.exists()
+
+
+POLICIES = [
+    f"version: 1\nrules:\n  - {{ name: {name}, match: {{ vendor: 8086 }} }}\n" for name in ("old", "new")
+]
+
+
+def install(root: Path, text: str) -> None:
+    directory = root / DIRECTORIES[0]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "50-mine.yaml").write_text(text, encoding="ascii")
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_policy_that_can_not_be_kept_leaves_the_one_that_was_kept_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    """It may be needed at the next start, and half of one would be none."""
+    last_good = tmp_path / "last-good-policy.yaml"
+    install(tmp_path, POLICIES[0])
+    PolicyInForce().read(tmp_path, last_good)
+    install(tmp_path, POLICIES[1])
+
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        if call == "replace":
+            patch.setattr(Path, "replace", no_space)
+        elif call == "fsync":
+            patch.setattr(os, "fsync", no_space)
+        else:
+            patch.setattr("vfio_flavourd.engine.policy.write_whole_file", no_space)
+        in_force = PolicyInForce()
+        in_force.read(tmp_path, last_good)
+    assert [rule.name for rule in in_force.policy.rules] == ["new"]
+    assert "can't be kept" in caplog.text
+    in_force.read_last_good(last_good)
+    assert [rule.name for rule in in_force.policy.rules] == ["old"]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_without_a_policy_a_daemon_starts_where_what_outlives_the_boot_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, kept: bool
+) -> None:
+    """The kernel says EROFS of a file that isn't there as well."""
+    last_good = tmp_path / "var/lib/last-good-policy.yaml"
+    last_good.parent.mkdir(parents=True)
+    if kept:
+        last_good.write_text(POLICIES[0], encoding="ascii")
+    in_force = PolicyInForce(TO_VFIO)
+    with unwritable(monkeypatch, tmp_path / "var/lib", errno.EROFS):
+        in_force.read(tmp_path, last_good)
+    assert in_force.policy.rules == ()
+    assert ("can't be forgotten" in caplog.text) == kept
+
+
+def test_what_is_to_outlive_the_boot_is_synced_before_it_has_its_name_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        seen.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        sync(descriptor)
+
+    def replace_file(source: Path, target: Path) -> Path:
+        seen.append(f"rename {source.name} {target.name}")
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace_file)
+    (tmp_path / "var").mkdir()
+    write_whole_file(tmp_path / "var/wishes.json", "{}")
+    assert seen == ["sync wishes.new", "rename wishes.new wishes.json", "sync var"]

@@ -25,6 +25,7 @@ from vfio_flavourd.doors.fs.operations import FlavourFs
 from vfio_flavourd.doors.fs.tree import FILES, ROOT, Node, Place, find_place
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import parse_flavour
 
@@ -253,16 +254,16 @@ def test_the_daemons_errno_is_the_writers_and_its_words_are_kept(mounted: Mounte
         assert await mounted.refused(b"vfio\n") == code
         return await mounted.cat("last_error")
 
-    assert run(talk()) == f"{DEVICE}: no luck; try harder\n"
+    assert run(talk()) == f"{DEVICE}: no luck; try harder (flavourctl explain failed)\n"
 
 
-def test_an_error_without_a_hint_ends_with_itself(mounted: Mounted) -> None:
+def test_an_error_without_a_hint_says_where_to_read_more(mounted: Mounted) -> None:
     async def talk() -> str:
         mounted.daemon.error = FlavourError(f"{DEVICE}: no luck", errno=errno.EIO)
         await mounted.refused(b"vfio\n")
         return await mounted.cat("last_error")
 
-    assert run(talk()) == f"{DEVICE}: no luck\n"
+    assert run(talk()) == f"{DEVICE}: no luck; flavourctl explain failed\n"
 
 
 def test_last_error_is_empty_after_a_success(mounted: Mounted) -> None:
@@ -290,9 +291,12 @@ def test_each_device_has_a_last_error_of_its_own(mounted: Mounted) -> None:
 
 def test_a_daemon_that_is_not_there_is_eio_and_said_so(mounted: Mounted) -> None:
     async def talk() -> None:
-        mounted.daemon.refusal = FlavourError("the daemon can't be reached", errno=errno.EIO, hint="start it")
+        mounted.daemon.refusal = FlavourError(
+            "the daemon does not answer", code=Code.DAEMON_NOT_RUNNING, hint="start it"
+        )
         assert await mounted.refused(b"vfio") == errno.EIO
-        assert await mounted.cat("last_error") == "the daemon can't be reached; start it\n"
+        said = "the daemon does not answer; start it (flavourctl explain daemon-not-running)\n"
+        assert await mounted.cat("last_error") == said
         with pytest.raises(pyfuse3.FUSEError) as caught:
             await mounted.cat("driver_flavour")
         assert caught.value.errno == errno.EIO

@@ -39,7 +39,7 @@ USERS = {
         Use.NETWORK_STORAGE: "/srv from 192.0.2.9 via eth0",
         Use.DISPLAY: "the boot display",
         Use.VFS: "4 VFs enabled",
-        Use.BRIDGE: "all that is behind the bridge",
+        Use.BRIDGE: "everything behind the bridge",
         Use.GUEST: "qemu-system-x86 (pid 812) holds /dev/vfio/7",
     }.items()
 }
@@ -326,6 +326,45 @@ def test_a_device_in_no_iommu_group_is_refused_unless_the_policy_allows_it(kerne
     allowing = Policy(defaults=Settings(1.0, 1.0, noiommu=NoIommu.ALLOW))
     assert ask(make_engine(kernel, allowing), make_request()).driver == "vfio-pci"
     assert has(device) == VFIO
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["VFIO is loaded", "it comes with the driver"])
+@pytest.mark.parametrize(
+    ("mode", "words"), [("N", "has not been told to do without"), (None, "this kernel's VFIO can't")]
+)
+def test_a_kernel_that_does_not_do_without_an_iommu_is_known_before_the_native_driver_is_taken_away(
+    kernel: FakeKernel, mode: str | None, words: str, *, loaded: bool
+) -> None:
+    device = kernel.add_device(group=None)
+    native = kernel.add_native(device)
+    engine = make_engine(kernel, Policy(defaults=Settings(1.0, 1.0, noiommu=NoIommu.ALLOW)))
+    parameters = kernel.root / "sys/module/vfio/parameters"
+
+    def load_vfio() -> None:
+        parameters.mkdir(parents=True)
+        if mode is not None:
+            (parameters / "enable_unsafe_noiommu_mode").write_text(f"{mode}\n", encoding="ascii")
+
+    if loaded:
+        load_vfio()
+        with pytest.raises(FlavourError, match=words):
+            run_at_once(engine.plan(make_request()))
+    else:
+        load = kernel.load
+
+        def load_with_vfio(name: str) -> None:
+            load_vfio()
+            load(name)
+
+        kernel.load = load_with_vfio  # type: ignore[method-assign]
+    with pytest.raises(FlavourError, match=words) as caught:
+        ask(engine, make_request())
+    assert ("enable_unsafe_noiommu_mode" if mode else "CONFIG_VFIO_NOIOMMU") in caught.value.hint
+    assert kernel.writes == []
+    assert device.driver is native
+    if mode is not None:
+        (parameters / "enable_unsafe_noiommu_mode").write_text("Y\n", encoding="ascii")
+        assert ask(engine, make_request()).driver == "vfio-pci"
 
 
 # nothing to do

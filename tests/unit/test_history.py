@@ -16,7 +16,7 @@ from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.history import MOST, History
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Attempt, Ending, Flavour, Outcome, Request, StepReport
+from vfio_flavourd.model.flavour import Attempt, Ending, Flavour, Outcome, Request, StepAction, StepReport
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import Match, Policy, Rule, Settings
 from vfio_flavourd.model.transition import Phase
@@ -53,7 +53,7 @@ def only_attempt(kernel: FakeKernel) -> Attempt:
 
 
 def make_attempt(number: int) -> Attempt:
-    step = StepReport(Phase.SWITCHING, "unbind from e1000e", 0.25, 0.125, "é is no driver")
+    step = StepReport(Phase.SWITCHING, StepAction.UNBIND, "unbind from e1000e", 0.25, 0.125, "é is no driver")
     return Attempt(
         id=number,
         address=ADDRESS,
@@ -196,7 +196,7 @@ def test_one_who_gives_up_before_anything_is_touched_has_given_up(
 
     run_at_once(run())
     (attempt,) = engine.attempts.history
-    assert (attempt.ending, attempt.code, attempt.driver) == (Ending.GIVEN_UP, "given-up", "e1000e")
+    assert (attempt.ending, attempt.code, attempt.driver) == (Ending.GIVEN_UP, "interrupted", "e1000e")
 
 
 # the file

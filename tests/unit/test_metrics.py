@@ -31,7 +31,7 @@ from vfio_flavourd.model.policy import Policy, Settings
 ADDRESS = parse_address("0000:01:00.0")
 ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
 LONG = PAUSE + 1
-DASHBOARD = Path(__file__).parents[2] / "docs/grafana-dashboard.json"
+DASHBOARD = Path(__file__).parents[2] / "grafana/dashboard.json"
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 

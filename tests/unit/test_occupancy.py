@@ -34,7 +34,7 @@ def test_a_device_that_is_gone_has_no_users(host: FakeHost) -> None:
 
 def test_a_device_without_a_driver_has_no_users(host: FakeHost) -> None:
     add_card(host)
-    host.write(f"{DEVICE}/boot_vga", "1\n")
+    host.write(f"{DEVICE}/boot_vga", "0\n")
     host.add_process(DD, "Xorg", ["/dev/dri/card0"])
     assert host.users(driver=None, class_code=DISPLAY) == ()
 
@@ -112,9 +112,11 @@ def test_pci_functions_that_a_driver_has_made_are_its_own(host: FakeHost) -> Non
 # displays
 
 
-def test_the_boot_display_is_in_use_by_that(host: FakeHost) -> None:
+@pytest.mark.parametrize("driver", ["i915", None])
+def test_the_boot_display_is_in_use_by_that(host: FakeHost, driver: str | None) -> None:
+    """Without a driver the console is on the frame buffer that the firmware has left (efifb, simpledrm)."""
     host.write(f"{DEVICE}/boot_vga", "1\n")
-    assert host.users("i915", DISPLAY) == (User(Use.DISPLAY, "the boot display"),)
+    assert host.users(driver, DISPLAY) == (User(Use.DISPLAY, "the boot display"),)
 
 
 def test_the_display_of_the_console_is_the_boot_display(host: FakeHost) -> None:

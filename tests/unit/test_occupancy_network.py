@@ -191,7 +191,7 @@ def test_another_port_of_the_same_bridge_is_not_followed(host: FakeHost, eth0: s
 def test_an_interface_in_another_network_name_space_is_in_use(host: FakeHost) -> None:
     """The directory is there as long as an interface is, and shows none of another name space's."""
     host.path(f"{DEVICE}/net").mkdir()
-    assert host.told() == ["port: an interface in another network name space"]
+    assert host.told() == ["port: an interface in another network namespace"]
 
 
 # storage over the network

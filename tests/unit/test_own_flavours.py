@@ -128,7 +128,7 @@ def test_a_flavour_that_can_not_be_had_leaves_the_device_as_it_was(kernel: FakeK
     kernel.add_native(device)
     kernel.modules["uio_pci_generic"].drivers[0].probe_errno = errno.ENODEV
     error = refused(make_engine(kernel, policy()), UIO)
-    assert "no uio driver could be had" in str(error)
+    assert "no uio driver took it" in str(error)
     assert "it has e1000e again" in str(error)
     assert has(device) == NATIVE
 

@@ -201,7 +201,8 @@ def test_a_daemon_stops_in_time_while_a_device_is_stuck_and_the_next_one_takes_i
         kernel.group_holders[7] = (GUEST,)
         again = make_engine(kernel)
         await again.recover()
-        assert "of an earlier daemon is in the kernel with it, held by qemu" in again.device(at(device)).stuck
+        stuck = again.device(at(device)).stuck
+        assert "of an earlier daemon is still in the kernel with it, held by qemu" in stuck
         native.remove_blocks = None
         blocks.set()
         await settled(again)
@@ -225,7 +226,7 @@ def test_the_attempt_that_a_stop_cuts_off_is_not_said_to_have_touched_nothing(ke
         await asyncio.sleep(0.1)
         assert asking.cancelled()
         error = engine.attempts.history[-1].error
-        assert error == "0000:01:00.0: cut off by the end of the daemon, the next one takes it up"
+        assert error == "0000:01:00.0: cut off because the daemon stopped, the next one takes it up"
 
     run_at_once(run())
 
@@ -328,7 +329,7 @@ def test_a_device_that_was_cut_off_in_the_middle_and_lost_its_record_goes_to_the
     spoil(kernel, device)
     run_at_once(start(kernel))
     assert has(device) == NATIVE
-    assert "it had no driver, and has e1000e by the kernel's own choice" in caplog.text
+    assert "it had no driver, and now has e1000e, which the kernel chose" in caplog.text
 
 
 def test_a_device_that_an_early_rule_keeps_is_not_given_to_its_native_driver_for_a_lost_record(

@@ -337,12 +337,79 @@ def test_a_switch_that_fails_is_tried_four_times_and_again_only_at_a_reload(
         assert len(found) == 4
         assert has(device) == NATIVE
         assert [record.message for record in caplog.records].count(
-            "0000:01:00.0: the policy could not be applied in 4 tries: left as it is"
+            "0000:01:00.0: applying the policy failed 4 times, giving up until a reload"
         ) == 1
         driver.probe_errno = 0
         await reload(engine, TO_VFIO)
         assert has(device) == VFIO
         assert len(found) == 5
+
+    run_at_once(run())
+
+
+def test_a_probe_that_says_busy_is_a_failure_like_any_and_not_tried_for_ever(kernel: FakeKernel) -> None:
+    """Each try takes the native driver away for a moment."""
+    device = add_with_native(kernel)
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        found = tries(engine)
+        await engine.reconciler.start()
+        await asyncio.sleep(2000)
+        assert len(found) == 4
+        assert has(device) == NATIVE
+
+    run_at_once(run())
+
+
+def test_how_often_it_was_refused_does_not_count_against_a_switch_that_fails(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.users[device.address] = (USER,)
+    driver = kernel.modules["vfio_pci"].drivers[0]
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        await asyncio.sleep(2000)
+        kernel.users.clear()
+        driver.probe_errno = errno.EINVAL
+        found = tries(engine)
+        for _ in range(310):
+            await asyncio.sleep(1)
+            if found:
+                driver.probe_errno = 0
+        assert len(found) == 2
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
+@pytest.mark.parametrize("before", ["/e1000e/unbind", "/vfio-pci/bind"])
+def test_a_driver_that_someone_binds_while_the_policy_is_applied_is_told_and_not_fought(
+    kernel: FakeKernel, before: str
+) -> None:
+    device = add_with_native(kernel)
+    intruder = FakeDriver("intruder", None)
+    kernel.register(intruder)
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if path.endswith(before):
+            bind_by_others(kernel, device, "intruder", "intruder")
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        found = tries(engine)
+        await engine.reconciler.start()
+        await asyncio.sleep(2000)
+        assert device.driver is intruder
+        assert len(found) == 1
+        assert "(intruder) by someone else" in remarks(engine, device)[0]
+        kernel.write = real  # type: ignore[method-assign]
+        assert (await reset(engine, device)).flavour == Flavour.VFIO
 
     run_at_once(run())
 
@@ -547,6 +614,115 @@ def test_without_a_rule_reset_gives_back_what_was_there(kernel: FakeKernel) -> N
         assert has(device) == NATIVE
         assert engine.device(at(device)).wish is None
         assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+@pytest.mark.parametrize("rules", [TO_NATIVE, policy()], ids=["to what the policy says", "to what was there"])
+def test_a_reset_that_is_refused_or_fails_leaves_the_wish_as_it_was(
+    kernel: FakeKernel, rules: Policy
+) -> None:
+    device = add_with_native(kernel)
+    native = kernel.drivers["e1000e"]
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        kernel.users[device.address] = (USER,)
+        with pytest.raises(FlavourError) as refused:
+            await reset(engine, device)
+        assert refused.value.errno == errno.EBUSY
+        kernel.users.clear()
+        native.probe_errno = errno.EINVAL
+        with pytest.raises(FlavourError):
+            await reset(engine, device)
+        native.probe_errno = 0
+        await asyncio.sleep(LONG)  # nor does it happen later, behind the back of who was refused
+        assert has(device) == VFIO
+        status = engine.device(at(device))
+        assert (status.wish, status.remarks) == (Flavour.VFIO, ())
+        assert [kept.flavour for kept in engine.reconciler.find_kept()] == ["vfio"]
+        await stop(engine)
+        engine = await start(kernel, rules)
+        assert engine.device(at(device)).wish == Flavour.VFIO
+        await reset(engine, device)
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert engine.device(at(device)).wish is None
+        assert engine.reconciler.find_kept() == ()
+
+    run_at_once(run())
+
+
+def test_a_wish_for_a_device_that_is_no_longer_there_can_be_reset(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        compiled: list[int] = []
+
+        async def compile_again() -> None:
+            compiled.append(len(engine.reconciler.find_kept()))
+
+        engine.reconciler.lasting_wishes_changed = compile_again
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        kernel.remove_device(device)
+        engine.forget(at(device))
+        with pytest.raises(FlavourError, match="what was asked for by hand is forgotten") as told:
+            await reset(engine, device)
+        assert told.value.errno == errno.ENODEV
+        assert compiled == [1, 0]
+        with pytest.raises(FlavourError) as again:
+            await reset(engine, device)
+        assert "forgotten" not in str(again.value)
+
+    run_at_once(run())
+
+
+def test_the_next_boot_follows_a_wish_that_lasts_also_where_the_one_who_asked_has_gone(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        compiled: list[int] = []
+
+        async def compile_again() -> None:
+            compiled.append(len(engine.reconciler.find_kept()))
+
+        engine.reconciler.lasting_wishes_changed = compile_again
+        real = kernel.write
+
+        async def write(path: str, text: str) -> None:
+            await asyncio.sleep(0.2)
+            await real(path, text)
+
+        kernel.write = write  # type: ignore[method-assign]
+        asking = asyncio.create_task(ask(engine, device, Flavour.VFIO, persist=True))
+        await asyncio.sleep(0.3)
+        asking.cancel()
+        await asyncio.sleep(5)
+        assert has(device) == VFIO
+        assert compiled == [1]
+
+    run_at_once(run())
+
+
+def test_a_reset_of_a_whole_group_drops_the_wishes_of_all_that_go_with_it(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO, others=OthersInGroup.TOGETHER)
+        request = Request(at(device), Flavour.NATIVE, others=OthersInGroup.TOGETHER)
+        await engine.reset(request, lambda _: None)
+        await asyncio.sleep(LONG)
+        for each in (device, sibling):
+            assert has(each) == NATIVE
+            assert engine.device(at(each)).wish is None
+            assert remarks(engine, each) == ()
 
     run_at_once(run())
 
@@ -759,11 +935,35 @@ def test_a_driver_that_someone_else_changed_is_told_and_not_changed_back(
         await asyncio.sleep(LONG)
         assert has(device) == NATIVE
         assert kernel.writes == []
-        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
-        assert caplog.text.count("by someone else: left as it is") == 1
+        assert remarks(engine, device) == ("someone else made it native (e1000e), it was vfio",)
+        assert caplog.text.count("it was vfio: left as it is") == 1
         assert (await reset(engine, device)).flavour == Flavour.VFIO
         await asyncio.sleep(1)
         assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_what_someone_else_changed_is_told_after_a_restart_too(kernel: FakeKernel) -> None:
+    """Be it that it was changed while there was no daemon."""
+    kernel.load("vfio_pci")
+    device = kernel.add_device()
+    native = FakeDriver("e1000e", "e1000e")
+    kernel.add_module(native)
+    kernel.load("e1000e")
+    device.override = "vfio-pci"  # as the rules for early boot have left it
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        assert remarks(engine, device) == ()
+        await stop(engine)
+        bind_by_others(kernel, device, "e1000e", "e1000e")
+        for _ in range(2):
+            engine = await start(kernel, TO_VFIO)
+            assert device.driver is native
+            assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+            await stop(engine)
 
     run_at_once(run())
 
@@ -795,7 +995,7 @@ def test_a_wish_that_someone_else_undid_is_told_and_not_fought_for(kernel: FakeK
         engine = await start(kernel, policy())
         await event(engine, device)
         assert has(device) == NATIVE
-        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+        assert remarks(engine, device) == ("someone else made it native (e1000e), it was vfio",)
 
     run_at_once(run())
 
@@ -809,7 +1009,7 @@ def test_reset_gives_the_driver_that_the_policy_names_back_at_once(kernel: FakeK
         kernel.load("vfio_pci")
         bind_by_others(kernel, device, "vfio-pci", "vfio-pci")
         await event(engine, device)
-        assert "was made vfio (vfio-pci) by someone else" in remarks(engine, device)[0]
+        assert "someone else made it vfio (vfio-pci)" in remarks(engine, device)[0]
         assert (await reset(engine, device)).driver == "good"
         assert has(device) == ("good", "good")
 
@@ -832,7 +1032,7 @@ def test_a_device_that_driverctl_has_a_driver_for_is_left_to_it_and_told(
         assert kernel.writes == []
         assert attempts(engine) == []
         (remark,) = remarks(engine, device)
-        assert remark == ("driverctl has e1000e saved for it (driverctl unset-override takes that back)")
+        assert remark == ("driverctl has e1000e saved for it (driverctl unset-override removes that)")
         assert caplog.text.count("driverctl has e1000e saved") == 1
         # A person's wish is another matter.
         await ask(engine, device, Flavour.VFIO)
@@ -911,7 +1111,7 @@ def test_a_rule_by_driver_takes_effect_when_the_native_driver_has_bound(
         bind_by_others(kernel, device, "e1000e")
         await event(engine, device)
         assert has(device) == NATIVE
-        assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+        assert remarks(engine, device) == ("someone else made it native (e1000e), it was vfio",)
 
     run_at_once(run())
 
@@ -1070,7 +1270,7 @@ def test_a_spoilt_file_of_what_was_applied_is_told_and_changes_no_device(
         await asyncio.sleep(LONG)
         assert kernel.writes == []
         assert (has(device), has(changed)) == (VFIO, NATIVE)
-        assert caplog.text.count("what was applied can't be read") == 1
+        assert caplog.text.count("what was applied before, can't be read") == 1
         # It is whole again afterwards.
         await stop(engine)
         caplog.clear()
@@ -1148,8 +1348,8 @@ def test_where_what_was_applied_can_not_be_kept_the_policy_is_applied_all_the_sa
             await ask(engine, device, Flavour.NATIVE)  # for the boot: it is done, and that is what counts
             assert has(device) == NATIVE
             assert engine.device(at(device)).wish == Flavour.NATIVE
-        assert "what was applied can't be kept" in caplog.text
-        assert "what was asked for by hand can't be kept" in caplog.text
+        assert "what was applied can't be saved" in caplog.text
+        assert "what was asked for by hand can't be saved" in caplog.text
 
     run_at_once(run())
 
@@ -1170,7 +1370,7 @@ def test_a_wish_that_can_not_be_made_to_last_is_told_and_holds_for_the_boot(
         engine = await start(kernel, TO_NATIVE)
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", replace)
-            with pytest.raises(FlavourError, match="can't be made to last") as caught:
+            with pytest.raises(FlavourError, match="for this boot only") as caught:
                 await ask(engine, device, Flavour.VFIO, persist=True)
         assert caught.value.errno == errno.EIO
         assert has(device) == VFIO

@@ -163,6 +163,33 @@ def test_what_is_harmless_does_not_stand_in_the_way(kernel: FakeKernel, sibling:
     assert not any(AUDIO in write or "00:01.0" in write for write in kernel.writes)
 
 
+ISA_BRIDGE, HOST_BRIDGE = 0x060100, 0x060000
+
+
+@pytest.mark.parametrize("class_code", [ISA_BRIDGE, HOST_BRIDGE])
+@pytest.mark.parametrize("others", [OthersInGroup.REFUSE, OthersInGroup.TOGETHER])
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_bridge_that_is_a_function_like_any_stands_in_the_way_with_its_driver(
+    kernel: FakeKernel, class_code: int, others: OthersInGroup, by_hand: bool
+) -> None:
+    """A chipset's ISA bridge shares a group with its sound and its SMBus."""
+    device = kernel.add_device(GPU)
+    kernel.add_native(device)
+    bridge = kernel.add_device("0000:00:1f.0", vendor=0x8086, device=0xA305, class_code=class_code)
+    kernel.add_native(bridge, "lpc_ich")
+    everything = Rule("all", Match(vendor=(0x8086,)), "vfio", (), Settings(1.0, 1.0), None, "50.yaml:3")
+    engine = make_engine(kernel, Policy(rules=(everything,)))
+    error = refused(engine, device, Flavour.VFIO, others, by_hand=by_hand)
+    assert error.errno == errno.EBUSY
+    assert "0000:00:1f.0 (lpc_ich) has a host driver" in str(error)
+    assert kernel.writes == []
+    if others is OthersInGroup.TOGETHER:
+        assert "/sys/bus/pci/drivers/lpc_ich/unbind" in error.hint
+    kernel.release(bridge)
+    run_at_once(ask(engine, device, Flavour.VFIO, others, by_hand=by_hand))
+    assert has(kernel, device) == ON_VFIO
+
+
 def test_ignored_others_stay_as_they_are_and_the_outcome_says_that_the_group_is_not_usable(
     kernel: FakeKernel,
 ) -> None:
@@ -401,7 +428,7 @@ def test_a_time_limit_that_ends_between_two_leaves_none_of_them_switched(
 
     error = refused(make_engine(kernel), GPU, Flavour.VFIO, report=report, timeout=50)
     assert error.errno == errno.ETIMEDOUT
-    assert "0000:01:00.1: not done within 50 s, and left untouched" in str(error)
+    assert "0000:01:00.1: the time limit of 50 s ran out before it was touched" in str(error)
     assert "0000:01:00.0 of the same group: it has nouveau again" in str(error)
     assert state(kernel) == before
     assert records(kernel) == []

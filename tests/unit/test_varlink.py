@@ -265,8 +265,9 @@ def test_half_a_frame_and_rubbish_harm_nobody_else(
     assert serve(kernel, monkeypatch, talk)["device"]["device"] == DEVICE
 
 
-def test_every_method_and_error_is_documented_in_the_interface() -> None:
+def test_every_method_error_and_type_is_documented_in_the_interface() -> None:
     lines = interface.Manager.render_interface_description().splitlines()
-    told = [index for index, line in enumerate(lines) if line.startswith(("method ", "error "))]
-    assert len(told) == 17
+    told = [index for index, line in enumerate(lines) if line.startswith(("method ", "error ", "type "))]
+    assert len(told) == 28
+    assert not [line for line in lines if line.startswith("# ") and "Info(" in line]
     assert [lines[index] for index in told if not lines[index - 1].startswith("# ")] == []

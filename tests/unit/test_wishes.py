@@ -196,7 +196,7 @@ def test_one_for_the_boot_that_can_not_be_kept_is_told_and_holds_while_the_daemo
         break_writing(patch, call)
         wishes.keep(DEVICE, Flavour.VFIO, (), persist=False)
     assert find(wishes) == Flavour.VFIO
-    assert "can't be kept" in caplog.text
+    assert "can't be saved" in caplog.text
     assert find(files.wishes) is None
 
 

@@ -5,95 +5,101 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
-from ..model.errors import FlavourError, InvalidPolicyError
+from ..model.codes import Code, find_exit_status
+from ..model.errors import FlavourError
 from ..model.printable import printable
-from .output import print_json
+from .output import print_json, print_json_line
 from .parser import build_parser
 from .terminal import wants_color
 
-_DONE, _FAILED, _NO_DEVICE, _NOT_RUNNING, _TRY_AGAIN, _NOT_PERMITTED = 0, 1, 3, 69, 75, 77
-_INVALID_POLICY = 78
-
-_EXIT = {
-    errno.ENODEV: _NO_DEVICE,
-    errno.EBUSY: _TRY_AGAIN,
-    errno.EAGAIN: _TRY_AGAIN,
-    errno.ETIMEDOUT: _TRY_AGAIN,
-    errno.EACCES: _NOT_PERMITTED,
-    errno.EINVAL: 2,
-}
+_FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        status = _run(_parse(argv))
+        sys.stdout.flush()
+    except OSError as error:
+        return _stop_printing(error)
+    return status
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = build_parser().parse_args(argv)
     arguments.json = getattr(arguments, "json", False)
     arguments.color = wants_color(sys.stdout, refused=getattr(arguments, "no_color", False))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Not every locale has each sign that is printed, or that a device's name has.
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        status = _run(arguments)
-        sys.stdout.flush()
-    except FlavourError as error:
-        return _complain(arguments, error)
-    except KeyboardInterrupt as interrupt:
-        print(f"flavourctl: interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read this has enough, e.g. `flavourctl list | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
-    return status
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Each verb's imports are its own: what a verb does not need is not loaded.
-    match arguments.verb:
-        case None | "list":
-            from .listing import list_devices
+    try:
+        return _carry_out(arguments)
+    except FlavourError as error:
+        return _complain(arguments, error)
+    except KeyboardInterrupt as interrupt:
+        return _tell_interrupted(arguments, str(interrupt))
 
-            return list_devices(arguments)
-        case "show":
-            from .show import show_device
 
-            return show_device(arguments)
-        case "monitor":
-            from .monitor import monitor
+# By verb its module here and its function. What a verb does not need is not loaded.
+_VERBS = {
+    "list": ("listing", "list_devices"),
+    "show": ("show", "show_device"),
+    "monitor": ("monitor", "monitor"),
+    "history": ("history", "show_history"),
+    "groups": ("groups", "show_groups"),
+    "plot": ("plot", "plot"),
+    "resolve": ("resolve", "resolve"),
+    "set": ("switch", "switch"),
+    "reset": ("switch", "switch"),
+    "check": ("policy", "check"),
+    "cat-config": ("policy", "cat_config"),
+    "reload": ("reload", "reload"),
+    "doctor": ("doctor", "doctor"),
+    "import": ("importing", "import_policy"),
+    "explain": ("explain", "explain"),
+}
 
-            return monitor(arguments)
-        case "history":
-            from .history import show_history
 
-            return show_history(arguments)
-        case "resolve":
-            from .resolve import resolve
-
-            return resolve(arguments)
-        case "check" | "cat-config" | "reload":
-            from . import policy
-
-            verbs = {"check": policy.check, "cat-config": policy.cat_config, "reload": policy.reload}
-            return verbs[arguments.verb](arguments)
-        case _:
-            from .switch import switch
-
-            return switch(arguments)
+def _carry_out(arguments: argparse.Namespace) -> int:
+    module, function = _VERBS[arguments.verb or "list"]
+    run: Callable[[argparse.Namespace], int] = getattr(import_module(f".{module}", __package__), function)
+    return run(arguments)
 
 
 def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
     message = str(error)
     if arguments.json:
-        print_json({"error": {"errno": error.errno, "message": message, "hint": error.hint}})
+        told = {"code": error.code, "errno": error.errno, "message": message, "hint": error.hint}
+        # One of monitor's lines is one object.
+        printed = print_json_line if arguments.verb == "monitor" else print_json
+        printed({"error": told})
     print(f"flavourctl: {printable(message)}", file=sys.stderr)
-    if error.hint:
-        print(f"  {printable(error.hint)}", file=sys.stderr)
-    if isinstance(error, InvalidPolicyError):
-        return _INVALID_POLICY
-    from ..doors.protocol import NotRunningError
+    print(f"  {printable(error.advice)}", file=sys.stderr)
+    return find_exit_status(error.code, error.errno)
 
-    return _NOT_RUNNING if isinstance(error, NotRunningError) else _EXIT.get(error.errno, _FAILED)
+
+def _tell_interrupted(arguments: argparse.Namespace, told: str) -> int:
+    print(f"flavourctl: interrupted{f': {told}' if told else ''}", file=sys.stderr)
+    if arguments.verb in ("set", "reset"):
+        print(f"  flavourctl show {printable(arguments.device)} says what became of it", file=sys.stderr)
+    return find_exit_status(Code.INTERRUPTED, errno.EINTR)
+
+
+def _stop_printing(error: OSError) -> int:
+    """Nothing more can be written to standard output. Raises what has another cause."""
+    if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        raise error
+    if error.errno != errno.EPIPE:  # else whoever read this has enough, e.g. `flavourctl list | head`
+        print(f"flavourctl: writing the output failed: {error.strerror}", file=sys.stderr)
+    # What is still buffered would be tried again at the end, with a traceback.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _FAILED
 
 
 if __name__ == "__main__":

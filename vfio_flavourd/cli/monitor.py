@@ -1,38 +1,29 @@
 """monitor: what is being switched, as it happens."""
 
 import argparse
-import errno
 import sys
 import time
 from typing import Any
 
 from ..doors import blocking_client
-from ..doors.protocol import NotRunningError
 from ..model.printable import printable
 from .output import print_json_line
 from .terminal import BOLD, DIM, GREEN, RED, paint
 
 
 def monitor(arguments: argparse.Namespace) -> int:
-    """Ctrl-C is how it ends. Raises NotRunningError when the daemon goes."""
+    """Ctrl-C is how it ends. Raises FlavourError (daemon-went-away) when the daemon goes."""
     try:
         with blocking_client.connect(writes=False) as daemon:
-            _follow(daemon, arguments)
+            for event in daemon.follow("Monitor"):
+                if arguments.json:
+                    print_json_line(event)
+                else:
+                    print(_tell(event, color=arguments.color), flush=True)
     except KeyboardInterrupt:
         if sys.stdout.isatty():
             print()  # the terminal has written ^C
     return 0
-
-
-def _follow(daemon: blocking_client.Connection, arguments: argparse.Namespace) -> None:
-    try:
-        for event in daemon.follow("Monitor"):
-            if arguments.json:
-                print_json_line(event)
-            else:
-                print(_tell(event, color=arguments.color), flush=True)
-    except NotRunningError as error:
-        raise NotRunningError("the daemon has gone", errno=errno.EIO) from error
 
 
 def _tell(event: dict[str, Any], *, color: bool) -> str:

@@ -10,10 +10,12 @@ from ..config.problems import Problem
 from ..doors.interface import (
     AttemptInfo,
     DeviceInfo,
+    GroupInfo,
     GroupMemberInfo,
     OutcomeInfo,
     StepInfo,
 )
+from ..model.readiness.finding import Finding
 from ..model.resolution import Candidate
 
 
@@ -33,10 +35,10 @@ class Planned(TypedDict):
 
 
 class Shown(TypedDict):
-    """One device, and the others in its IOMMU group."""
+    """One device, and its IOMMU group."""
 
     device: DeviceInfo
-    group: list[GroupMemberInfo]
+    group: GroupInfo | None
     plan: Planned
     policy_trouble: str
 
@@ -73,10 +75,34 @@ class Event(TypedDict):
     attempt: AttemptInfo | None
 
 
-class Remembered(TypedDict):
-    """Attempts of this boot, the oldest first."""
+class Attempts(TypedDict):
+    """`plot`, and `history`: switches that are over, the last one last."""
 
     attempts: list[AttemptInfo]
+
+
+class Groups(TypedDict):
+    """The IOMMU groups; ungrouped are the devices that no IOMMU isolates."""
+
+    groups: list[GroupInfo]
+    ungrouped: list[GroupMemberInfo]
+
+
+class Examined(TypedDict):
+    """`doctor`: ready where nothing stands in the way."""
+
+    ready: bool
+    findings: list[Finding]
+
+
+class Imported(TypedDict):
+    """`import`: a policy that says the same; its form is that of policy.schema.json. next says how to
+    take it into use."""
+
+    source: str
+    policy: dict[str, object]
+    remarks: list[str]
+    next: list[str]
 
 
 class Checked(TypedDict):
@@ -100,9 +126,27 @@ class Reloaded(TypedDict):
     reloaded: bool
 
 
-class ErrorTold(TypedDict):
-    """errno is the number that a write to the device's file would fail with."""
+class Explained(TypedDict):
+    """An error code: the errnos and exit statuses it comes with, why it happens, what to do."""
 
+    code: str
+    errnos: list[str]
+    exit_statuses: list[int]
+    summary: str
+    causes: list[str]
+    remedies: list[str]
+
+
+class AllExplained(TypedDict):
+    """`explain` with an exit status or an errno, or with nothing."""
+
+    codes: list[Explained]
+
+
+class ErrorTold(TypedDict):
+    """code is what `explain` knows; errno is the number that a write to the device's file would fail with."""
+
+    code: str
     errno: int
     message: str
     hint: str
@@ -121,10 +165,15 @@ OUTPUTS: dict[str, tuple[type, ...]] = {
     "resolve": (Resolved,),
     "set": (OutcomeInfo, DryRun, TakenUp),
     "reset": (OutcomeInfo, TakenUp),
-    "history": (Remembered,),
+    "history": (Attempts,),
     "monitor": (Event,),
+    "plot": (Attempts,),
+    "groups": (Groups,),
+    "doctor": (Examined,),
+    "import": (Imported,),
     "check": (Checked,),
     "cat-config": (Merged, Checked),
     "reload": (Reloaded,),
+    "explain": (Explained, AllExplained),
 }
 FAILURE = Failed

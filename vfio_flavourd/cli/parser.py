@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from .. import __version__
-from .terminal import find_width
+from .manual import add_pages
+from .usage import Parser
 
 # `pathlib` takes longer to import than this module, and most verbs have no paths.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
-_EPILOG = """\
-examples:
-  flavourctl                              what each device is, and what could serve it
-  flavourctl set 01:00.0 vfio             give it to VFIO, by the best driver there is
-  flavourctl set 01:00.0 vfio --dry-run   what that would do
-  flavourctl set 01:00.0 native           give it back to the host
-  flavourctl resolve 01:00.0              which drivers could serve it, and why
-
-exit status: 0 done, 1 failed, 2 usage, 3 no such device, 4 fell back (with --strict),
-69 daemon not running, 75 busy or timed out, 77 not permitted, 78 invalid policy
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """One that knows the terminal's width: for each argument that is added argparse makes a formatter, which
-    else imports shutil to find it."""
-
-    def _get_formatter(self) -> argparse.HelpFormatter:
-        return self.formatter_class(prog=self.prog, width=(find_width(sys.stdout) or 82) - 2)  # type: ignore[call-arg]
-
 
 def build_parser() -> argparse.ArgumentParser:
     """One block a verb, in the order in which --help shows them."""
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object"
     )
     common.add_argument(
         "--no-color", action="store_true", default=argparse.SUPPRESS, help="no colours (as NO_COLOR)"
     )
-    parser = _Parser(
+    parser = Parser(
         prog="flavourctl",
-        description="Whose a PCI device is, the host's (native) or VFIO's, and the switch between them.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"flavourctl {__version__}")
@@ -62,6 +39,27 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("device", metavar="DEV", help="its address, e.g. 01:00.0")
 
     verbs.add_parser("monitor", parents=[common], help="what is being switched, as it happens, until Ctrl-C")
+
+    groups = verbs.add_parser(
+        "groups", parents=[common], help="the IOMMU groups: could a guest have them, and what it takes"
+    )
+    groups.set_defaults(form="tree")
+    forms = groups.add_mutually_exclusive_group()
+    for form, what in (("tree", "as text (the default)"), ("dot", "for Graphviz"), ("svg", "as a picture")):
+        forms.add_argument(f"--{form}", action="store_const", dest="form", const=form, help=what)
+
+    plot = verbs.add_parser(
+        "plot", parents=[common], help="a timeline of one or more switches, as a picture (SVG)"
+    )
+    plot.add_argument(
+        "attempts",
+        nargs="+",
+        metavar="ID|DEV",
+        help="an attempt's number (flavourctl history), or a device for its last one",
+    )
+    plot.add_argument(
+        "-o", "--output", type=_parse_path, metavar="FILE", help="write it there instead of to stdout"
+    )
 
     history = verbs.add_parser("history", parents=[common], help="what has been tried since the boot")
     history.add_argument("device", metavar="DEV", nargs="?", help="only this one, e.g. 01:00.0")
@@ -116,6 +114,30 @@ def build_parser() -> argparse.ArgumentParser:
         "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
     )
     verbs.add_parser("reload", parents=[common], help="have the daemon read the policy and the index again")
+    verbs.add_parser(
+        "doctor",
+        parents=[common],
+        help="is this host ready, and what stands in the way; needs no daemon",
+    )
+    importing = verbs.add_parser(
+        "import",
+        parents=[common],
+        help="print a policy made of what driverctl or modprobe.d say",
+    )
+    importing.add_argument(
+        "source",
+        metavar="SOURCE",
+        choices=("driverctl", "modprobe"),
+        help="the overrides that driverctl has saved, or vfio-pci's ids= in modprobe.d and on the kernel's"
+        " command line",
+    )
+    explain = verbs.add_parser(
+        "explain", parents=[common], help="what an error code means, and what to do; needs no daemon"
+    )
+    explain.add_argument(
+        "code", metavar="CODE", nargs="?", help="such as in-use; an exit status or an errno finds its codes"
+    )
+    add_pages(parser, verbs.choices)
     return parser
 
 

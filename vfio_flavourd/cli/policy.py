@@ -1,4 +1,4 @@
-"""check, cat-config and reload. The first two read the files themselves and need no daemon."""
+"""check and cat-config, which read the files themselves and need no daemon."""
 
 import argparse
 import os
@@ -10,18 +10,13 @@ from pathlib import Path
 from ..config.load import Loaded, load_files, load_policy
 from ..config.problems import PolicyError, Problem
 from ..config.render import render_data, render_yaml
-from ..kernel.claims import find_driverctl_override
-from ..kernel.early_rules import find_rebuild_command, find_stale_initramfs, read_rules, read_sources
-from ..kernel.facts import read_facts
-from ..kernel.inventory import read_devices
-from ..kernel.sysfs import Sysfs
-from ..model.errors import FlavourError
-from ..model.policy import Policy, decide
+from ..engine.readiness import examine_applied, read_decided
+from ..kernel.index import ModuleIndex
+from ..model.codes import find_exit_status
+from ..model.policy import Policy
 from ..model.printable import printable
-from ..model.udev_header import parse_header
+from ..model.readiness.finding import State
 from .output import print_json
-
-_INVALID_POLICY = 78
 
 ROOT = "/"
 
@@ -46,33 +41,10 @@ def check(arguments: argparse.Namespace) -> int:
 
 def _find_remarks(root: Path, policy: Policy) -> list[str]:
     """Where this host is not yet what its policy says."""
-    remarks = _find_claims(root, policy)
     release = os.uname().release
-    try:
-        rules = read_rules(root)
-    except FlavourError as error:
-        return [f"{error}; {error.hint}"]
-    if rules is not None and parse_header(rules).sources != read_sources(root, release):
-        remarks.append("files have changed since the policy was applied: flavourctl reload")
-    command = find_rebuild_command(root) or "make it anew"
-    for image in find_stale_initramfs(root, release):
-        which = "the running kernel's" if image.running else f"that of {image.release}"
-        remarks.append(f"{image.path} ({which}) is older than the policy's rules for early boot: {command}")
-    return remarks
-
-
-def _find_claims(root: Path, policy: Policy) -> list[str]:
-    sysfs = Sysfs(str(root).rstrip("/"))
-    claims = []
-    for device in read_devices(sysfs, policy.personalities):
-        claim = find_driverctl_override(root, device.address)
-        decision = decide(read_facts(sysfs, device, policy), policy) if claim else None
-        if decision is not None and decision.flavour is not None:
-            claims.append(
-                f"{device.address}: driverctl has {claim} saved for it, so it is left to that although "
-                f"{decision.reason} says {decision.flavour}: driverctl unset-override {device.address}"
-            )
-    return claims
+    table = ModuleIndex(root, release).table()
+    findings = examine_applied(root, release, read_decided(root, policy), table)
+    return [f"{each.what}: {each.advice}" for each in findings if each.state is not State.NOTE]
 
 
 def cat_config(arguments: argparse.Namespace) -> int:
@@ -88,25 +60,11 @@ def cat_config(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def reload(arguments: argparse.Namespace) -> int:
-    """Raises InvalidPolicyError when the daemon refuses the files."""
-    # Only this one talks to the daemon.
-    from ..doors import blocking_client
-
-    with blocking_client.connect(writes=True) as daemon:
-        daemon.call("Reload")
-    if arguments.json:
-        print_json({"reloaded": True})
-    else:
-        print("reloaded")
-    return 0
-
-
 def _refuse(arguments: argparse.Namespace, error: PolicyError) -> int:
     _print_problems(error.problems)
     if arguments.json:
         print_json({"files": error.files, "problems": [asdict(problem) for problem in error.problems]})
-    return _INVALID_POLICY
+    return find_exit_status(error.code, error.errno)
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from ..doors import blocking_client
 from ..model.errors import FlavourError
 from ..model.printable import printable
+from .group_words import find_kind, tell_driver
 from .log_lines import read_log_lines
 from .output import print_json, tell_candidates, tell_policy_trouble
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, find_width, measure, paint
@@ -125,29 +126,25 @@ class _Page:
         self.row("policy", said)
         self.rows("note", [printable(remark) for remark in device["remarks"]])
 
-    def tell_group(self, device: Answer, others: list[Answer]) -> None:
-        number = device["iommu_group"]
-        if number is None:
+    def tell_group(self, device: Answer, group: Answer | None) -> None:
+        if group is None:
             self.row("group", "none: no IOMMU for this device")
             return
+        number = group["group"]
+        others = [member for member in group["members"] if member["device"] != device["device"]]
+        blocking = [member["device"] for member in others if member["device"] in group["in_the_way"]]
         if not others:
-            self.row("group", f"{number}, with nothing else in it")
-            return
-        blocking = [each["device"] for each in others if each["blocks"]]
-        if blocking:
-            have = "has a host driver" if len(blocking) == 1 else "have host drivers"
-            self.row(
-                "group", f"{number}, not viable: no guest can use it while {', '.join(blocking)} {have}", RED
-            )
+            self.row("group", f"{number}, viable: nothing else is in it")
+        elif not blocking:
+            self.row("group", f"{number}, viable: no other device in it is in the way")
         else:
-            self.row("group", f"{number}, viable: nothing else in it has a host driver")
-        for number, other in enumerate(others, start=1):
-            branch = "└─" if number == len(others) else "├─"
-            what = f"{other['flavour']} {other['driver'] or 'no driver'}"
-            mark = " (in the way)" if other["blocks"] else ""
-            self.lines.append(
-                f"{' ' * _MARGIN} {branch}{other['device']} {what}{mark} {printable(other['name'])}".rstrip()
-            )
+            them = f"{', '.join(blocking)} {'is' if len(blocking) == 1 else 'are'} in the way"
+            self.row("group", f"{number}, not viable: no guest can have it while {them}")
+        for place, other in enumerate(others, start=1):
+            branch = "└─" if place == len(others) else "├─"
+            mark = "in the way" if other["device"] in blocking else ""
+            what = (other["device"], find_kind(other), tell_driver(other), mark, printable(other["name"]))
+            self.lines.append(f"{' ' * _MARGIN} {branch}{' '.join(filter(None, what))}")
 
     def tell_users(self, device: Answer) -> None:
         self.rows("used by", [printable(user["what"]) for user in device["users"]])
@@ -208,7 +205,8 @@ def _milliseconds(seconds: float) -> str:
 def _explain(device: Answer) -> str:
     """Why it has the driver that it has."""
     last, flavour, driver = device["last"], device["flavour"], device["driver"]
-    if last is not None and not last["error"] and last["flavour"] == flavour and last["reason"]:
+    # Without steps it was found to have the flavour already, which says nothing of how it came to it.
+    if last is not None and last["steps"] and not last["error"] and last["flavour"] == flavour:
         return str(last["reason"])
     if flavour == "native":
         return _explain_native(device)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..doors import blocking_client
 from ..model.address import parse_address
+from ..model.codes import Code, find_exit_status
 from ..model.errors import FlavourError
 from ..model.flavour import parse_flavour
 from ..model.printable import printable
@@ -13,8 +14,6 @@ from .output import Interrupted, print_json
 from .progress import Progress
 
 Answer = dict[str, Any]
-
-_FELL_BACK = 4
 
 
 def switch(arguments: argparse.Namespace) -> int:
@@ -24,7 +23,7 @@ def switch(arguments: argparse.Namespace) -> int:
         return _plan(arguments, device)
     outcome = _switch(arguments, device)
     if outcome is None:
-        print(f"{device}: taken up; flavourctl show {device} tells what becomes of it", file=sys.stderr)
+        print(f"{device}: under way; flavourctl show {device} says what becomes of it", file=sys.stderr)
         if arguments.json:
             print_json({"device": device, "taken_up": True})
         return 0
@@ -32,7 +31,8 @@ def switch(arguments: argparse.Namespace) -> int:
         print_json(outcome)
     else:
         print(_tell(outcome))
-    return _FELL_BACK if outcome["fallback"] and getattr(arguments, "strict", False) else 0
+    fell_back = outcome["fallback"] and getattr(arguments, "strict", False)
+    return find_exit_status(Code.FELL_BACK, 0) if fell_back else 0
 
 
 def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:

@@ -41,7 +41,7 @@ def merge(files: Sequence[Value], report: Report) -> Merged:
 def _add(into: dict[str, Value], values: dict[str, Value], report: Report, *, once: bool) -> None:
     for name, value in values.items():
         if once and name in into:
-            report.error(value.place, f"the flavour {name!r} is there already, in {into[name].place}")
+            report.error(value.place, f"the flavour {name!r} is already defined in {into[name].place}")
         else:
             into[name] = value
 
@@ -68,7 +68,7 @@ def build_policy(merged: Merged, report: Report, *, complete: bool = True) -> Po
 
 def _check_flavour(name: str, value: Value, report: Report) -> None:
     if name in (_NATIVE, VFIO.name):
-        report.error(value.place, f"the flavour {name!r} is built in and can't be another one")
+        report.error(value.place, f"the flavour {name!r} is built in and can't be redefined")
     prefix = value.value.get("alias_prefix")
     if prefix is not None and prefix.value == "pci":
         report.error(prefix.place, "alias_prefix: 'pci' is what the native drivers' aliases begin with")
@@ -86,7 +86,7 @@ def _build_personalities(values: Sequence[Value], report: Report) -> list[Person
             continue
         key = (value.plain["driver"], value.plain["attribute"])
         if key in built:
-            message = f"this personality of {key[0]!r} is there already, in {built[key].place}"
+            message = f"this personality of {key[0]!r} is already defined in {built[key].place}"
             report.error(value.place, message)
         built[key] = value
     return [Personality(**value.plain) for value in built.values()]
@@ -104,17 +104,17 @@ def _build_rules(
         name: Value = value.value["name"]
         if name.value in named:
             first = named[name.value].place
-            report.error(name.place, f"a rule {shown(name.value)} is there already, in {first}")
+            report.error(name.place, f"a rule {shown(name.value)} is already defined in {first}")
         named[name.value] = name
         rule = _build_rule(value, defaults)
         _check_rule(rule, value, flavours, report)
         earlier = None if report.has_errors else shadows.add(rule)
         if earlier is not None:
             message = (
-                f"the rule {shown(rule.name)} never decides: {shown(earlier.name)} in {earlier.origin}"
-                " matches all that it does, and the first one counts"
+                f"the rule {shown(rule.name)} never applies: {shown(earlier.name)} in {earlier.origin}"
+                " matches everything it does, and the first match counts"
             )
-            report.warn(value.value["match"].place, message, "put the narrower one first, or leave one out")
+            report.warn(value.value["match"].place, message, "put the narrower one first, or remove one")
         rules.append(rule)
     return tuple(rules)
 
@@ -151,13 +151,13 @@ def _check_rule(rule: Rule, value: Value, flavours: Sequence[str], report: Repor
             report.error(
                 driver.place,
                 "driver: 'auto' stands alone, not in a list",
-                "leave it out: when none of the named ones will do, the flavour's generic driver comes last",
+                "leave it out: the flavour's generic driver is always tried last",
             )
         if driver.value.replace("-", "_") in rule.settings.denied:
             report.error(driver.place, f"driver: {driver.value!r} is denied, by this rule or the defaults")
     if rule.nodes is not None and rule.nodes.mode is not None and rule.nodes.mode & 0o002:
         place = given["nodes"].value["mode"].place
-        report.warn(place, "mode: every user of this host can control the device with this one")
+        report.warn(place, "mode: this lets every user of this host control the device")
 
 
 class _Shadows:

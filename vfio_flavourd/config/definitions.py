@@ -5,11 +5,13 @@ from . import scalars
 from .kinds import Choice, ListOf, OneOrMore
 from .tables import Key, Named, Table
 
-_SETTINGS = (
+SETTINGS = (
     Key(
         "load_timeout",
         scalars.DURATION,
-        "How long the module of one driver may take to load; then the next one is tried.",
+        "How long the module of one driver may take to load; then the next one is tried. A duration"
+        " is written"
+        " as 500ms, 10s, 1m30s or 1h, which is the longest.",
         default="10s",
     ),
     Key(
@@ -51,15 +53,20 @@ MATCH = Table(
         Key(
             "address",
             OneOrMore(scalars.ADDRESS),
-            "Its address. With vendor and device beside it another card that gets it is left alone.",
+            "Its address, with the domain or without. When cards are added addresses can change:"
+            " with vendor and"
+            " device beside it, another card that gets the address is left alone.",
         ),
         Key(
             "slot",
             OneOrMore(scalars.SLOT),
-            "Where it is plugged in: the device numbers on the way from the root bus, which bridges added"
-            " elsewhere don't change. Means the device there and everything behind it.",
+            "Where it is plugged in, as flavourctl show prints it: the device numbers on the way"
+            " from the root"
+            " bus, such as 0000:00:1c.0/00.0. What is behind that matches, too. Bus numbers, which"
+            " change when"
+            " a bridge is added, are not in it.",
         ),
-        Key("vendor", OneOrMore(scalars.ID), "The vendor's ID, hexadecimal."),
+        Key("vendor", OneOrMore(scalars.ID), "The vendor's ID, always hexadecimal: 0x15b3 or 15b3."),
         Key("device", OneOrMore(scalars.ID), "The device's ID, hexadecimal; needs vendor."),
         Key("subsystem_vendor", OneOrMore(scalars.ID), "The subsystem vendor's ID, hexadecimal."),
         Key(
@@ -70,12 +77,14 @@ MATCH = Table(
         Key(
             "class",
             OneOrMore(scalars.CLASS),
-            "The start of its class as lspci -n has it: 03 is any display controller, 0300 a VGA one.",
+            "The first two, four or six digits of its class as lspci -n has it: 03 is any display"
+            " controller, 0300"
+            " a VGA one.",
         ),
         Key(
             "modalias",
             OneOrMore(scalars.MODALIAS),
-            "A glob for its modalias as the kernel writes it; '*' is every device.",
+            "A glob for its modalias as the kernel writes it, case and all; '*' is every device.",
         ),
         Key(
             "driver",
@@ -88,11 +97,17 @@ MATCH = Table(
             Choice({"pf": "pf", "vf": "vf"}),
             "pf: it can have virtual functions; vf: it is one.",
         ),
-        Key("pf", OneOrMore(scalars.ADDRESS), "The address of the physical function whose VF it is."),
+        Key(
+            "pf",
+            OneOrMore(scalars.ADDRESS),
+            "The address of the physical function whose virtual function it is.",
+        ),
         Key(
             "serial",
             OneOrMore(scalars.SERIAL),
-            "Its serial number: what lspci -v calls Device Serial Number, or what an NVMe drive tells.",
+            "Its serial number, in either case: what an NVMe drive tells while the driver nvme has"
+            " it, or the PCI"
+            " capability that lspci -v calls Device Serial Number, which Linux shows from 6.18 on.",
         ),
         Key("host", OneOrMore(scalars.HOST), "A glob for the host's name, with its domain or without."),
     ),
@@ -103,8 +118,8 @@ MATCH = Table(
 NODES = Table(
     "nodes",
     (
-        Key("owner", scalars.ACCOUNT, "The user who owns them."),
-        Key("group", scalars.ACCOUNT, "Their group."),
+        Key("owner", scalars.ACCOUNT, "The user who owns them, by name or number."),
+        Key("group", scalars.ACCOUNT, "Their group, by name or number."),
         Key("mode", scalars.MODE, "Their mode, octal."),
     ),
 )
@@ -125,15 +140,15 @@ FLAVOUR = Table(
 PERSONALITY = Table(
     "a personality",
     (
-        Key("driver", scalars.DRIVER, "The PCI driver that has it.", required=True),
+        Key("driver", scalars.DRIVER, "The PCI driver that has it. It is never unbound.", required=True),
         Key(
             "attribute",
             scalars.ATTRIBUTE,
-            "The attribute that is written to, below the device's directory.",
+            "The attribute that is written to, below the device's directory in sysfs.",
             required=True,
         ),
-        Key("on", scalars.WRITTEN, "What makes it a VFIO device.", default="1"),
-        Key("off", scalars.WRITTEN, "What takes that back.", default="0"),
+        Key("on", scalars.WRITTEN, "What is written to it to make it a VFIO device.", default="1"),
+        Key("off", scalars.WRITTEN, "What is written to it to take that back.", default="0"),
         Key(
             "ready",
             scalars.ATTRIBUTE,
@@ -146,24 +161,30 @@ PERSONALITY = Table(
 RULE = Table(
     "a rule",
     (
-        Key("name", scalars.NAME, "What people see; no two rules have the same.", required=True),
+        Key("name", scalars.NAME, "What people see. No two rules have the same, in any file.", required=True),
         Key("match", MATCH, "Which devices: all that is given must fit, of a list any.", required=True),
         Key(
             "flavour",
             scalars.FLAVOUR,
-            "What they shall be: native, vfio or a flavour of your own. Without it the rule only says how.",
+            "What they shall be: native, vfio or a flavour of your own. Without it the rule only"
+            " says how, and the"
+            " device stays what it is until someone asks.",
         ),
         Key(
             "driver",
             OneOrMore(scalars.DRIVER),
-            "The driver or module to use: auto for the best one, a name, or names in the order to try.",
+            "The driver or module to use: auto for the best one, a name, or names in the order to"
+            " try, after which"
+            " the flavour's generic driver comes.",
             default="auto",
         ),
-        *(Key(key.name, key.kind, key.doc) for key in _SETTINGS),
+        *(Key(key.name, key.kind, key.doc) for key in SETTINGS),
         Key(
             "nodes",
             NODES,
-            "Who may open their VFIO nodes in /dev, and so controls the devices. Without it only root may.",
+            "Who may open their VFIO nodes in /dev, and so controls the devices. Without it they"
+            " stay as the kernel"
+            " makes them, for root.",
         ),
     ),
 )
@@ -184,10 +205,10 @@ METRICS = Table(
 FILE = Table(
     "a policy",
     (
-        Key("version", Choice({"1": 1}), "The version of this format, 1.", required=True),
+        Key("version", Choice({"1": 1}), "The version of this format, 1, in each file.", required=True),
         Key(
             "defaults",
-            Table("defaults", _SETTINGS),
+            Table("defaults", SETTINGS),
             "What holds where a rule says nothing. Of a key in more than one file the last one counts.",
         ),
         Key(
@@ -204,9 +225,9 @@ FILE = Table(
         Key(
             "metrics",
             METRICS,
-            "Has metrics for Prometheus written to a file; without it there are none. Where more than one of the"
-            " files has it the last one counts.",
+            "Has metrics for Prometheus written to a file; without it there are none. Where several of the"
+            " policy's files have this key, the last one counts.",
         ),
-        Key("rules", ListOf(RULE), "The first one that matches a device decides."),
+        Key("rules", ListOf(RULE), "The first one that matches a device decides, and no other is looked at."),
     ),
 )

@@ -50,13 +50,13 @@ def read_policy_files(root: Path, owner: int, report: Report) -> list[PolicyFile
                 if name.endswith(".yaml"):
                     found[name] = _read(opened, str(root / directory), name, owner, report)
                 elif name.endswith((".yml", ".json")):
-                    report.warn(Place(f"{root / directory}/{name}"), "only files *.yaml count, ignoring")
+                    report.warn(Place(f"{root / directory}/{name}"), "not named *.yaml, ignoring")
         finally:
             os.close(opened)
     files = [file for _, file in sorted(found.items()) if file is not None]
     if sum(len(file.data) for file in files) > TOTAL_LIMIT:
         report.error(
-            Place(str(root / DIRECTORIES[0])), f"all files together have more than {TOTAL_LIMIT} bytes"
+            Place(str(root / DIRECTORIES[0])), f"all files together are larger than {TOTAL_LIMIT} bytes"
         )
     return files
 
@@ -141,7 +141,7 @@ def _read_trusted(
         return None
     now = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if not _same(before, os.fstat(file)) or not _same(before, now) or len(data) != before.st_size:
-        report.error(place, "was changed while it was read", "reload again when it is written")
+        report.error(place, "changed while it was being read", "reload when it has been written")
         return None
     return PolicyFile(place.file, data)
 
@@ -161,12 +161,12 @@ def _find_unsafe(status: os.stat_result, path: Path, owner: int) -> tuple[Path, 
         return path, f"belongs to user {status.st_uid}, not to {wanted}", f"chown {owner} {path}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(status.st_mode)
-        return path, f"others than its owner can write it, its mode is {mode:04o}", f"chmod go-w {path}"
+        return path, f"its group or others can write to it, its mode is {mode:04o}", f"chmod go-w {path}"
     return None
 
 
 def _is_small(size: int, path: str, report: Report, limit: int = SIZE_LIMIT) -> bool:
     if size < limit:
         return True
-    report.error(Place(path), f"has {limit // 1024} KiB or more", "split it: all files *.yaml count")
+    report.error(Place(path), f"is {limit // 1024} KiB or larger", "split it: every *.yaml file counts")
     return False

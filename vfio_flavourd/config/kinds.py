@@ -59,10 +59,10 @@ class Text:
 
     def check(self, node: Node, name: str, report: Report) -> Value | None:
         if not isinstance(node, Scalar):
-            report.error(node.place, f"{name}: a {noun(node)} was found, {self.allowed} is wanted")
+            report.error(node.place, f"{name}: found a {noun(node)}, expected {self.allowed}")
             return None
         if not node.text:
-            report.error(node.place, f"{name}: there is nothing, {self.allowed} is wanted")
+            report.error(node.place, f"{name}: found nothing, expected {self.allowed}")
             return None
         if re.fullmatch(self.pattern, node.text) is None:
             report.error(node.place, f"{name}: {shown(node.text)} is not {self.allowed}")
@@ -86,7 +86,7 @@ class Choice:
     def check(self, node: Node, name: str, report: Report) -> Value | None:
         allowed = f"one of {', '.join(self.words)}"
         if not isinstance(node, Scalar):
-            report.error(node.place, f"{name}: a {noun(node)} was found, {allowed} is wanted")
+            report.error(node.place, f"{name}: found a {noun(node)}, expected {allowed}")
             return None
         if node.text not in self.words:
             message = f"{name}: {shown(node.text)} is not {allowed}"
@@ -107,7 +107,7 @@ class OneOrMore:
     def check(self, node: Node, name: str, report: Report) -> Value | None:
         nodes = node.items if isinstance(node, Sequence) else (node,)
         if not nodes:
-            report.error(node.place, f"{name}: the list is empty, {self.item.allowed} is wanted")
+            report.error(node.place, f"{name}: found an empty list, expected {self.item.allowed}")
             return None
         values = [self.item.check(each, name, report) for each in nodes]
         return Value(tuple(value for value in values if value is not None), node.place)
@@ -126,7 +126,7 @@ class ListOf:
     def check(self, node: Node, name: str, report: Report) -> Value | None:
         if not isinstance(node, Sequence):
             hint = "put a '- ' before each of its entries" if isinstance(node, Mapping) else ""
-            report.error(node.place, f"{name}: {found_in(node)} was found, a list is wanted", hint)
+            report.error(node.place, f"{name}: found {found_in(node)}, expected a list", hint)
             return None
         values = [self.item.check(each, name, report) for each in node.items]
         return Value(tuple(value for value in values if value is not None), node.place)

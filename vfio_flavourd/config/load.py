@@ -1,6 +1,5 @@
 """The way in: files -> the policy, or everything that is wrong with them."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,10 @@ from .problems import PolicyError, Problem, Report, TooManyErrorsError
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A valid set of files. `digest` changes with any of them, `warnings` change nothing."""
+    """A valid set of files; `warnings` change nothing."""
 
     policy: Policy
     files: tuple[str, ...] = ()
-    digest: str = ""
     warnings: tuple[Problem, ...] = ()
     merged: Merged = field(default_factory=Merged)
 
@@ -62,7 +60,6 @@ def _load(read_files: Callable[[], list[PolicyFile]], report: Report) -> Loaded:
     return Loaded(
         policy=policy,
         files=paths,
-        digest=_digest(files),
         warnings=report.in_order(),
         merged=merged,
     )
@@ -75,11 +72,3 @@ def _check(file: PolicyFile, report: Report) -> Value | None:
     except UnreadableError as error:
         report.error(error.place, str(error), error.hint)
         return None
-
-
-def _digest(files: list[PolicyFile]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.path}\0{len(file.data)}\0".encode(errors="surrogateescape"))
-        digest.update(file.data)
-    return digest.hexdigest()

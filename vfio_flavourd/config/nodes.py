@@ -98,9 +98,9 @@ def parse_nodes(text: str, file: str) -> Node:
         said = ": ".join(part for part in (error.context, error.problem) if part)
         tab = "\t" in text and "cannot start any token" in said
         hint = "indent with spaces, not with tabs" if tab else ""
-        raise UnreadableError(place, f"this is not YAML: {said}", hint) from error
+        raise UnreadableError(place, f"not valid YAML: {said}", hint) from error
     except yaml.YAMLError as error:
-        raise UnreadableError(Place(file, 1, 1), f"this is not YAML: {shown(str(error))}") from error
+        raise UnreadableError(Place(file, 1, 1), f"not valid YAML: {shown(str(error))}") from error
 
 
 def _build(events: Iterator[yaml.Event], file: str) -> Node:
@@ -116,7 +116,7 @@ def _build(events: Iterator[yaml.Event], file: str) -> Node:
                 if documents > 1:
                     raise UnreadableError(
                         _place(event.start_mark, file),
-                        "a second document begins here, one is allowed",
+                        "a second document begins here, but only one is allowed",
                         "put it in a file of its own",
                     )
             case yaml.ScalarEvent():
@@ -133,13 +133,13 @@ def _build(events: Iterator[yaml.Event], file: str) -> Node:
             case yaml.AliasEvent():
                 raise UnreadableError(
                     _place(event.start_mark, file),
-                    f"an alias was found, '*{event.anchor}': a policy has none",
+                    f"found the alias '*{event.anchor}', but a policy can't have aliases",
                     "write out what it stands for, or put it in quotes if the * is meant",
                 )
     if not top:
         raise UnreadableError(
             Place(file, 1, 1),
-            "the file is empty, 'version: 1' is the least there must be",
+            "the file is empty: it needs at least 'version: 1'",
             "to mask a file of the same name, link it to /dev/null",
         )
     return top[0]
@@ -150,15 +150,15 @@ def _check_plain(event: yaml.NodeEvent, file: str) -> Place:
     if event.anchor is not None:
         raise UnreadableError(
             place,
-            f"an anchor was found, '&{event.anchor}': a policy has none",
+            f"found the anchor '&{event.anchor}', but a policy can't have anchors",
             "write it out where it is wanted",
         )
     tag = getattr(event, "tag", None)
     if tag is not None:
         raise UnreadableError(
             place,
-            f"a tag was found, {shown(tag)}: a policy has none",
-            "leave it out, every value is taken as it is written",
+            f"found the tag {shown(tag)}, but a policy can't have tags",
+            "leave it out: every value is taken as it is written",
         )
     return place
 
@@ -169,7 +169,7 @@ def _close(start: yaml.Event, place: Place, children: list[Node]) -> Node:
     pairs: list[tuple[Scalar, Node]] = []
     for key, value in zip(children[::2], children[1::2], strict=True):
         if not isinstance(key, Scalar):
-            raise UnreadableError(key.place, "a list or mapping was found as a key, which must be a name")
+            raise UnreadableError(key.place, "found a list or mapping as a key, expected a name")
         pairs.append((key, value))
     return Mapping(tuple(pairs), place)
 

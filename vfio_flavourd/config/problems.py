@@ -1,7 +1,6 @@
 """What is wrong with policy files, and where."""
 
 import difflib
-import errno
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -70,7 +69,7 @@ class PolicyError(InvalidPolicyError):
         first = next(problem for problem in problems if problem.severity is Severity.ERROR)
         more = sum(problem.severity is Severity.ERROR for problem in problems) - 1
         text = f"{first} (and {more} more)" if more else str(first)
-        super().__init__(text, errno=errno.EINVAL, hint=first.hint)
+        super().__init__(text, hint=first.hint)
         self.problems = problems
         self.files = files
 
@@ -95,7 +94,7 @@ class Report:
         """As they stand in the files; the last one says so when the search was ended."""
         found = sorted(self._problems, key=lambda each: (each.file, each.line, each.column))
         if self._errors >= _MOST_ERRORS:
-            found.append(Problem(found[-1].file, 0, 0, "there may be more: the search ended here"))
+            found.append(Problem(found[-1].file, 0, 0, "there may be more: the check stopped here"))
         return tuple(found)
 
     def add_source(self, file: str, text: str) -> None:

@@ -23,7 +23,7 @@ def render_yaml(merged: Merged) -> str:
     if merged.flavours:
         lines.append("flavours:")
     for name, flavour in merged.flavours.items():
-        lines.append(f"  {_scalar(name)}:  # {_one_line(str(flavour.place))}")
+        lines.append(f"  {render_scalar(name)}:  # {_one_line(str(flavour.place))}")
         lines += _mapping(flavour.value, "    ")
     if merged.metrics is not None:
         lines.append(f"metrics:  # {_one_line(str(merged.metrics.place))}")
@@ -60,27 +60,27 @@ def effective_defaults(merged: Merged) -> Iterator[tuple[str, str, str]]:
             value = merged.defaults[key.name]
             yield key.name, _inline(value), str(value.place)
         elif key.default:
-            yield key.name, _scalar(key.default), "built in"
+            yield key.name, render_scalar(key.default), "built in"
 
 
 def _mapping(values: Mapping[str, Value], indent: str) -> list[str]:
     lines = []
     for key, value in values.items():
         if isinstance(value.value, dict):
-            lines += [f"{indent}{_scalar(key)}:", *_mapping(value.value, f"{indent}  ")]
+            lines += [f"{indent}{render_scalar(key)}:", *_mapping(value.value, f"{indent}  ")]
         else:
-            lines.append(f"{indent}{_scalar(key)}: {_inline(value)}")
+            lines.append(f"{indent}{render_scalar(key)}: {_inline(value)}")
     return lines
 
 
 def _inline(value: Value) -> str:
     if not isinstance(value.value, tuple):
-        return _scalar(value.text)
-    texts = [_scalar(each.text) for each in value.value]
+        return render_scalar(value.text)
+    texts = [render_scalar(each.text) for each in value.value]
     return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
 
 
-def _scalar(text: str) -> str:
+def render_scalar(text: str) -> str:
     if _PLAIN.fullmatch(text) and text.lower() not in _NOT_PLAIN:
         return text
     # A JSON string is one of YAML's, as long as nothing in it needs two escapes.

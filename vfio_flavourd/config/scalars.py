@@ -14,14 +14,14 @@ _NAME = "[A-Za-z0-9_][A-Za-z0-9_-]{0,63}"
 def _seconds(text: str) -> float:
     seconds = sum(float(number) * _FACTORS[unit] for number, unit in re.findall("([0-9]+)(ms|[hms])", text))
     if not 0 < seconds <= 3600:
-        raise ValueError("is not within 1ms to 1h")
+        raise ValueError("is not between 1ms and 1h")
     return seconds
 
 
 def _mode(text: str) -> int:
     mode = int(text, 8)
     if mode & ~0o666:
-        raise ValueError("has bits beyond reading and writing, 0666")
+        raise ValueError("allows more than reading and writing, 0666")
     return mode
 
 
@@ -32,13 +32,13 @@ def _slot(text: str) -> str:
 
 def _printable(text: str) -> str:
     if not text.isprintable() or text != text.strip():
-        raise ValueError("has blanks at an end, or what can't be printed")
+        raise ValueError("starts or ends with a blank, or has unprintable characters")
     return text
 
 
 def _path(text: str) -> str:
     if not {".", ".."}.isdisjoint(text.split("/")):
-        raise ValueError("has a part . or .., which leads elsewhere")
+        raise ValueError("has a part . or .., which would lead elsewhere")
     return text
 
 

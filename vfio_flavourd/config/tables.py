@@ -30,7 +30,7 @@ class Table:
 
     def check(self, node: Node, name: str, report: Report) -> Value | None:
         if not isinstance(node, Mapping):
-            report.error(node.place, f"{name}: {found_in(node)} was found, a mapping is wanted", self._hint())
+            report.error(node.place, f"{name}: found {found_in(node)}, expected a mapping", self._hint())
             return None
         kinds = {key.name: key.kind for key in self.keys}
         found: dict[str, Value] = {}
@@ -38,9 +38,9 @@ class Table:
         for key, value in node.pairs:
             if key.text in seen:
                 first = seen[key.text].place.line
-                report.error(key.place, f"the key {shown(key.text)} is here twice, first in line {first}")
+                report.error(key.place, f"the key {shown(key.text)} is given twice, first in line {first}")
             elif key.text not in kinds:
-                message = f"{shown(key.text)} is no key of {self.what}, which has {', '.join(kinds)}"
+                message = f"{shown(key.text)} is not a key of {self.what}, which has {', '.join(kinds)}"
                 report.error(key.place, message, nearest(key.text, kinds))
             else:
                 seen[key.text] = key
@@ -59,8 +59,8 @@ class Table:
                 report.error(node.place, f"{self.what} lacks the key {key.name!r}")
         for name, other in self.needs.items():
             if name in seen and other not in seen:
-                hint = f"each vendor has IDs of its own: give {other!r} as well"
-                report.error(seen[name].place, f"{name!r} says nothing without {other!r}", hint)
+                hint = f"each vendor has its own IDs: give {other!r} as well"
+                report.error(seen[name].place, f"{name!r} means nothing without {other!r}", hint)
 
     def _hint(self) -> str:
         return f"its keys are {', '.join(key.name for key in self.keys)}"
@@ -88,14 +88,14 @@ class Named:
 
     def check(self, node: Node, name: str, report: Report) -> Value | None:
         if not isinstance(node, Mapping):
-            message = f"{name}: {found_in(node)} was found, a mapping of names is wanted"
+            message = f"{name}: found {found_in(node)}, expected a mapping of names"
             report.error(node.place, message)
             return None
         found: dict[str, Value] = {}
         seen: set[str] = set()
         for key, value in node.pairs:
             if key.text in seen:
-                report.error(key.place, f"{name}: {shown(key.text)} is here twice")
+                report.error(key.place, f"{name}: {shown(key.text)} is given twice")
                 continue
             seen.add(key.text)
             self.name.check(key, name, report)

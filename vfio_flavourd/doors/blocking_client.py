@@ -6,11 +6,11 @@ would take flavourctl longer to import than all that it does.
 
 from __future__ import annotations
 
-import errno
 import json
 import socket
 from collections.abc import Callable, Iterator
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from .protocol import CONTROL_SOCKET, NAME, READ_ONLY_SOCKET, lost, no_connection, parse_error
 
@@ -52,7 +52,8 @@ class Connection:
         Raises FlavourError."""
         self._send(method, parameters, {"more": True})
         self._tick = tick
-        self._socket.settimeout(None if tick is None else _TICK)
+        if tick is not None:
+            self._socket.settimeout(_TICK)
         goes_on = True
         while goes_on:
             answer, goes_on = self._receive()
@@ -81,9 +82,14 @@ class Connection:
             looked = len(self._received)
             try:
                 chunk = self._socket.recv(_CHUNK)
-            except TimeoutError:
-                if self._tick is not None:
-                    self._tick()
+            except TimeoutError as error:
+                if self._tick is None:
+                    raise FlavourError(
+                        f"the daemon has not answered for {self._socket.gettimeout():g} s",
+                        code=Code.TIMED_OUT,
+                        hint="journalctl -u vfio-flavourd",
+                    ) from error
+                self._tick()
                 continue
             except OSError as error:
                 raise lost(error) from error
@@ -98,7 +104,7 @@ class Connection:
         except (ValueError, AttributeError) as error:
             raise FlavourError(
                 "what the daemon answered can't be read",
-                errno=errno.EIO,
+                code=Code.FAILED,
                 hint="the daemon may be of another version than flavourctl: systemctl restart vfio-flavourd",
             ) from error
         if name is not None:
@@ -106,17 +112,19 @@ class Connection:
         return parameters, bool(reply.get("continues"))
 
 
-def connect(*, writes: bool) -> Connection:
-    """Raises FlavourError: EACCES without permission, NotRunningError when nobody listens."""
+def connect(*, writes: bool, patience: float | None = None) -> Connection:
+    """An answer is waited for as long as `patience` says (seconds; None: for ever). Raises FlavourError:
+    not-permitted, daemon-not-running."""
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
-        return Connection(_open(path))
+        return Connection(_open(path, patience))
     except OSError as error:
         raise no_connection(path, error) from error
 
 
-def _open(path: str) -> socket.socket:
+def _open(path: str, patience: float | None) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.settimeout(patience)
     try:
         sock.connect(path)
     except OSError:

@@ -48,7 +48,7 @@ class Client:
 
 
 async def connect(*, writes: bool) -> Client:
-    """Raises FlavourError: EACCES without permission, NotRunningError when nobody listens."""
+    """Raises FlavourError: NOT_PERMITTED, or DAEMON_NOT_RUNNING when nobody listens."""
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
         transport, protocol = await connect_unix_varlink(VarlinkClientProtocol, path)

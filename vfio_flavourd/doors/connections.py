@@ -115,7 +115,7 @@ class Listener:
                 if error.errno not in _RAN_OUT:
                     raise
                 if not self._warned:
-                    _log.warning("no new clients for now: %s", error.strerror)
+                    _log.warning("can't accept new clients for now: %s", error.strerror)
                 self._warned = True
                 loop.remove_reader(self._sock)
                 self._pause = loop.call_later(_PAUSE, self._resume)

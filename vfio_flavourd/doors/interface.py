@@ -4,18 +4,25 @@ The types here are what travels: their field names are promises. Times are secon
 """
 
 import errno
+import inspect
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypedDict
 
 from asyncvarlink import TypedVarlinkErrorReply, VarlinkInterface, varlinkmethod
 
-from ..model.errors import FlavourError, InvalidPolicyError
+from ..model.codes import Code
+from ..model.errors import FlavourError
 from .protocol import NAME
 
 
 @dataclass(frozen=True)
 class CandidateInfo:
+    """A module that could serve a device. `pattern` is the alias that matched, `source` the file it stands
+    in or what else named it; `reason` says why it is taken or, where `accepted` is false, why not.
+    """
+
     module: str
     pattern: str
     source: str
@@ -25,6 +32,8 @@ class CandidateInfo:
 
 @dataclass(frozen=True)
 class ResolutionInfo:
+    """What could serve a modalias, the best first; `winner` is the first module that is accepted."""
+
     modalias: str
     candidates: list[CandidateInfo]
     winner: str | None
@@ -33,18 +42,24 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
+    """action is turn, guard, load, override, unbind, bind, probe, ask, wait or verify; candidate the module
+    that is tried meanwhile, empty where none is. started is in seconds from when the switch was asked for."""
+
     phase: str
+    action: str
     what: str
     started: float
     duration: float
     error: str
+    candidate: str
 
 
 @dataclass(frozen=True)
 class AttemptInfo:
-    """id counts the attempts of this boot. outcome is done, unchanged, refused, failed, stuck, given-up or
-    cut-off. when is in seconds since the epoch, and the steps count from then. hint and code are those of the
-    error; reason is empty where error is not."""
+    """What came of a switch. `id` counts the attempts of this boot. `outcome` is done, unchanged, refused,
+    failed, stuck, given-up or cut-off. `when` is in seconds since the epoch, and the steps count from then.
+    `hint` and `code` are those of the error; `reason` is empty where `error` is not.
+    """
 
     id: int
     device: str
@@ -78,7 +93,7 @@ class MemberInfo:
 
 @dataclass(frozen=True)
 class UserInfo:
-    """Who uses a device; pid is the process that holds it, where one does."""
+    """Who uses a device; `pid` is the process that holds it, where one does."""
 
     use: str
     what: str
@@ -87,8 +102,11 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class OutcomeInfo:
-    """What came of a switch, as read back from the kernel; where changed is false it was so before. History
-    keeps it under the number attempt."""
+    """What a device is after a switch; `attempt` is the number under which History keeps it. `fallback`:
+    the generic driver had to do although a better one was known. `changed` is false where nothing had to be
+    done. `forced` are those it was taken from, `others` the other devices of its IOMMU group that were
+    switched with it.
+    """
 
     attempt: int
     device: str
@@ -108,6 +126,12 @@ class OutcomeInfo:
 
 @dataclass(frozen=True)
 class DeviceInfo:
+    """A device as it is now. `flavour` is what it is, not what was asked for. `recorded`: what it had
+    before its first switch is known, and `reset` goes back to that. `rule` is the rule of the policy that
+    decides, `wish` what was asked for by hand, which stands above it. `stuck` and `phase` tell of a switch
+    that is under way. `users` are looked for by Get only.
+    """
+
     device: str
     name: str
     ids: str
@@ -136,14 +160,37 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class GroupMemberInfo:
-    """Another device of an IOMMU group; one that blocks has a host driver, so that no guest can have any of
-    them."""
+    """A device as a member of its IOMMU group. standing is vfio, harmless (no driver, or one that does no
+    DMA), host driver, or stuck; the last two keep the group from being viable."""
 
     device: str
     name: str
     flavour: str
     driver: str | None
-    blocks: bool
+    bridge: bool
+    standing: str
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """state is ready (a guest can have it), free (nobody has it), host, mixed (a part of it is on VFIO and no
+    guest can have it), bridges (nothing in it to give away) or unprotected (VFIO made it up, noiommu). viable
+    tells whether the kernel would let a guest have it, in_the_way which members keep it from that, takes the
+    commands by which a guest could have it."""
+
+    group: int
+    state: str
+    viable: bool
+    in_the_way: list[str]
+    takes: list[str]
+    members: list[GroupMemberInfo]
+
+
+class Grouping(TypedDict):
+    """ungrouped are the devices that no IOMMU isolates."""
+
+    groups: list[GroupInfo]
+    ungrouped: list[GroupMemberInfo]
 
 
 class Listing(TypedDict):
@@ -154,10 +201,10 @@ class Listing(TypedDict):
 
 
 class Shown(TypedDict):
-    """group are the others in its IOMMU group, flavours all that a device can be asked to have."""
+    """group is the IOMMU group that it is in, flavours are all that a device can be asked to have."""
 
     device: DeviceInfo
-    group: list[GroupMemberInfo]
+    group: GroupInfo | None
     flavours: list[str]
     policy_trouble: str
 
@@ -179,8 +226,8 @@ class Event(TypedDict):
 
 
 class _Told:
-    errno: int
     code: str
+    errno: int
     message: str
     hint: str
 
@@ -243,18 +290,37 @@ _BY_ERRNO = {
 }
 
 
+_TYPE = re.compile(r"^type (\w+)", re.MULTILINE)
+
+
+def _comment_type(found: re.Match[str]) -> str:
+    lines = inspect.cleandoc(globals()[found[1]].__doc__).splitlines()
+    return "\n".join(["", *(f"# {line}" for line in lines), found[0]])
+
+
 class Manager(VarlinkInterface, name=NAME):
     """Whose a PCI device is: the host's (native) or VFIO's, and the switch between them.
 
-    A device is named by its address, with or without the domain. Every error carries an errno, the stable
-    code of what went wrong, one line that says what was being done to what, and a hint.
+    A device is named by its address, with or without the domain. Every error carries a stable code, which
+    `flavourctl explain` knows, an errno, one line that says what was being done to what, and a hint.
     """
 
     errors = (NoSuchDevice, InvalidArgument, Busy, TryAgain, TimedOut, NotPermitted, InvalidPolicy, Failed)
 
+    @classmethod
+    def render_interface_description(cls, *, comments: bool = True) -> str:
+        """With comments, those of the types among them, which the library leaves out."""
+        text = super().render_interface_description(comments=comments)
+        return _TYPE.sub(_comment_type, text) if comments else text
+
     @varlinkmethod
     def List(self) -> Listing:
         """All PCI devices, by address. Who uses them is not looked for here."""
+        raise NotImplementedError
+
+    @varlinkmethod
+    def Groups(self) -> Grouping:
+        """The IOMMU groups, by number: VFIO gives a group away as a whole, or not at all."""
         raise NotImplementedError
 
     @varlinkmethod
@@ -335,6 +401,6 @@ class Manager(VarlinkInterface, name=NAME):
 
 
 def render_error(error: FlavourError) -> TypedVarlinkErrorReply:
-    invalid = isinstance(error, InvalidPolicyError)
+    invalid = error.code == Code.INVALID_POLICY
     kind = InvalidPolicy if invalid else _BY_ERRNO.get(error.errno, Failed)
     return kind(errno=error.errno, code=error.code, message=str(error), hint=error.hint)

@@ -2,48 +2,44 @@
 
 import errno
 
-from ..model.errors import FlavourError, InvalidPolicyError
+from ..model.codes import Code
+from ..model.errors import FlavourError
 
 NAME = "io.vfioflavour.Manager"
 CONTROL_SOCKET = f"/run/vfio-flavourd/{NAME}"
 READ_ONLY_SOCKET = f"{CONTROL_SOCKET}.ReadOnly"
 
 
-class NotRunningError(FlavourError):
-    """Nobody answers at the socket."""
-
-
 def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
     """What a client makes of an error reply."""
     message, hint = parameters.get("message"), parameters.get("hint")
-    number, code = parameters.get("errno"), parameters.get("code")
-    kind = InvalidPolicyError if name == f"{NAME}.InvalidPolicy" else FlavourError
-    return kind(
+    code, number = parameters.get("code"), parameters.get("errno")
+    return FlavourError(
         message if isinstance(message, str) else f"the daemon answered {name} {parameters or ''}".rstrip(),
+        code=code if isinstance(code, str) else Code.FAILED,
         errno=number if isinstance(number, int) else errno.EIO,
         hint=hint if isinstance(hint, str) else "",
-        code=code if isinstance(code, str) else "failed",
     )
 
 
 def no_connection(path: str, error: OSError) -> FlavourError:
     if isinstance(error, PermissionError):
         return FlavourError(
-            "switching a device is for root and the members of the group vfio-flavour",
-            errno=errno.EACCES,
+            "only root and the members of the group vfio-flavour may switch devices",
+            code=Code.NOT_PERMITTED,
             hint="use sudo, or have yourself added to the group",
         )
-    return NotRunningError(
-        f"the daemon can't be reached at {path}: {error.strerror}",
-        errno=errno.EIO,
-        hint="systemctl start vfio-flavourd.socket vfio-flavourd.service",
+    return FlavourError(
+        f"the daemon does not answer at {path}: {error.strerror or error}",
+        code=Code.DAEMON_NOT_RUNNING,
+        hint="start it: systemctl start vfio-flavourd.socket vfio-flavourd.service",
     )
 
 
-def lost(why: object) -> NotRunningError:
+def lost(why: object) -> FlavourError:
     """In the middle of a call."""
-    return NotRunningError(
-        f"the daemon went away in the middle of the call: {why}",
-        errno=errno.EIO,
-        hint="flavourctl list shows what the devices are now; journalctl -u vfio-flavourd",
+    return FlavourError(
+        f"the daemon went away before it answered: {why}",
+        code=Code.DAEMON_WENT_AWAY,
+        hint="flavourctl list shows what the devices are now, journalctl -u vfio-flavourd why it went",
     )

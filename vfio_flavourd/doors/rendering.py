@@ -1,12 +1,17 @@
 """What the engine knows, as it travels by varlink."""
 
+from collections.abc import Callable
+
 from ..model.aliases import Candidate, Resolution
-from ..model.flavour import Attempt, DeviceStatus, GroupMember, Outcome, StepReport
+from ..model.device import Device
+from ..model.flavour import Attempt, DeviceStatus, Outcome, StepReport
+from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
 from .interface import (
     AttemptInfo,
     CandidateInfo,
     DeviceInfo,
+    GroupInfo,
     GroupMemberInfo,
     MemberInfo,
     OutcomeInfo,
@@ -32,7 +37,15 @@ def render_resolution(resolution: Resolution) -> ResolutionInfo:
 
 
 def render_step(step: StepReport) -> StepInfo:
-    return StepInfo(str(step.phase), step.what, step.started, step.duration, step.error)
+    return StepInfo(
+        str(step.phase),
+        str(step.action),
+        step.what,
+        step.started,
+        step.duration,
+        step.error,
+        step.candidate,
+    )
 
 
 def render_attempt(attempt: Attempt) -> AttemptInfo:
@@ -89,12 +102,6 @@ def render_user(user: User) -> UserInfo:
     return UserInfo(str(user.use), user.what, user.pid)
 
 
-def render_group_member(member: GroupMember, name: str) -> GroupMemberInfo:
-    return GroupMemberInfo(
-        str(member.device.address), name, str(member.flavour), member.device.driver, member.blocks
-    )
-
-
 def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ()) -> DeviceInfo:
     device = status.device
     return DeviceInfo(
@@ -122,4 +129,26 @@ def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ())
         slot=status.slot,
         serials=list(status.serials),
         users=[render_user(user) for user in users],
+    )
+
+
+def render_group(group: IommuGroup, find_name: Callable[[Device], str]) -> GroupInfo:
+    return GroupInfo(
+        group=group.number,
+        state=str(group.state),
+        viable=group.is_viable,
+        in_the_way=[str(member.device.address) for member in group.in_the_way],
+        takes=list(group.takes),
+        members=[render_group_member(member, find_name(member.device)) for member in group.members],
+    )
+
+
+def render_group_member(member: GroupMember, name: str) -> GroupMemberInfo:
+    return GroupMemberInfo(
+        device=str(member.device.address),
+        name=name or f"{member.device.identity.vendor:04x}:{member.device.identity.device:04x}",
+        flavour=str(member.flavour),
+        driver=member.device.driver,
+        bridge=member.device.is_bridge,
+        standing=str(member.standing),
     )

@@ -56,7 +56,7 @@ class UeventDoor:
             self._mark.write_text(json.dumps(self._last), encoding="ascii")
         except OSError as error:
             _log.warning(
-                "%s: that the wish of a uevent was taken up can't be marked (%s), ignoring",
+                "%s: marking a uevent's request as taken up failed (%s), ignoring",
                 address,
                 error.strerror,
                 extra=log_fields(MessageId.NOT_KEPT, event.address),

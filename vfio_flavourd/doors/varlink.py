@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
@@ -14,13 +13,15 @@ from .. import __version__
 from ..engine.attempts import Report
 from ..engine.engine import Engine
 from ..model.address import PciAddress, parse_address
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Flavour, Outcome, Request, StepBegun, StepReport, parse_flavour
+from ..model.iommu_group import find_groups
 from ..model.policy import OthersInGroup
 from . import interface, rendering
 from .connections import Listener, Peer, current_peer, wants_steps
-from .interface import AttemptInfo, Event, Listing, Progress, ResolutionInfo, Shown
+from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown
 
 # Events that a slow Monitor client may be behind before it is cut off.
 _BACKLOG = 4096
@@ -57,16 +58,27 @@ class ManagerService(interface.Manager):
             return Listing(devices=devices, policy_trouble=self._engine.policy_trouble)
 
     @varlinkmethod
+    def Groups(self) -> Grouping:
+        with _translated():
+            members = self._engine.group_members()
+            return Grouping(
+                groups=[rendering.render_group(group, self._find_name) for group in find_groups(members)],
+                ungrouped=[
+                    rendering.render_group_member(member, self._find_name(member.device))
+                    for member in members
+                    if member.device.iommu_group is None
+                ],
+            )
+
+    @varlinkmethod
     async def Get(self, *, device: str, users: bool | None = None) -> Shown:
         with _translated():
             status = self._engine.device(parse_address(device))
             found = await self._engine.find_users(status.device) if users else ()
+            group = self._engine.find_group(status.device)
             return Shown(
                 device=rendering.render_device(status, self._find_name(status.device), found),
-                group=[
-                    rendering.render_group_member(member, self._find_name(member.device))
-                    for member in self._engine.find_group(status.device)
-                ],
+                group=None if group is None else rendering.render_group(group, self._find_name),
                 flavours=[str(flavour) for flavour in self._engine.flavours],
                 policy_trouble=self._engine.policy_trouble,
             )
@@ -112,7 +124,7 @@ class ManagerService(interface.Manager):
         with _translated():
             peer = _allow_write()
             if force or persist:
-                _allow_root("taking a device by force" if force else "a wish that lasts")
+                _allow_root("take a device by force" if force else "make a wish last beyond this boot")
             request = Request(
                 parse_address(device),
                 parse_flavour(flavour, self._engine.flavours),
@@ -138,7 +150,7 @@ class ManagerService(interface.Manager):
         with _translated():
             peer = _allow_write()
             if force:
-                _allow_root("taking a device by force")
+                _allow_root("take a device by force")
             request = Request(
                 parse_address(device),
                 Flavour.NATIVE,
@@ -182,7 +194,7 @@ class ManagerService(interface.Manager):
             raise interface.render_error(
                 FlavourError(
                     f"more than {_BACKLOG} events wait for this client, so it is told no more",
-                    errno=errno.EAGAIN,
+                    code=Code.FAILED,
                     hint="it has to read them as they come",
                 )
             )
@@ -192,7 +204,7 @@ class ManagerService(interface.Manager):
     @varlinkmethod
     async def Reload(self) -> None:
         with _translated():
-            _allow_root("reloading the policy")
+            _allow_root("reload the policy")
             await self._reload()
 
 
@@ -235,9 +247,9 @@ def _allow_write() -> Peer:
     peer = current_peer.get()
     if not peer.writes:
         raise FlavourError(
-            "this socket is for looking only",
-            errno=errno.EACCES,
-            hint="root and the members of the group vfio-flavour may switch devices",
+            "this socket is read-only",
+            code=Code.NOT_PERMITTED,
+            hint="switch devices through the control socket, as root or a member of the group vfio-flavour",
         )
     return peer
 
@@ -245,7 +257,7 @@ def _allow_write() -> Peer:
 def _allow_root(what: str) -> None:
     peer = _allow_write()
     if peer.uid != 0:
-        raise FlavourError(f"{what} is for root only", errno=errno.EACCES, hint="use sudo")
+        raise FlavourError(f"only root may {what}", code=Code.NOT_PERMITTED, hint="use sudo")
 
 
 def _parse_group(text: str | None) -> OthersInGroup | None:
@@ -257,7 +269,7 @@ def _parse_group(text: str | None) -> OthersInGroup | None:
     except ValueError:
         allowed = ", ".join(OthersInGroup)
         raise FlavourError(
-            f"group can't be {text[:64]!r}", errno=errno.EINVAL, hint=f"allowed: {allowed}"
+            f"group can't be {text[:64]!r}", code=Code.INVALID_ARGUMENT, hint=f"allowed: {allowed}"
         ) from None
 
 

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 from ..model.plan import Step
 
+# What follows the steps of every batch.
+READING = "read back its driver"
+
 # Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
 _LONG = 3.0
 
@@ -23,7 +26,7 @@ class Delay:
         return self._ahead[0] if self._ahead else None
 
     def begin(self, pid: int, steps: Iterable[Step]) -> None:
-        self._ahead = [*map(str, steps), "read back what it has"]
+        self._ahead = [*map(str, steps), READING]
         self._pid = pid
         self._since = time.monotonic()
 

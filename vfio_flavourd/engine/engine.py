@@ -3,28 +3,31 @@
 import asyncio
 import errno
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import (
     DeviceStatus,
     Ending,
     Flavour,
-    GroupMember,
     Outcome,
     Request,
+    StepAction,
     parse_flavour,
 )
+from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
-from .guards import find_in_the_way, has_it_already, judge
+from .guards import has_it_already, judge
 from .history import History
 from .host import Host
 from .ledger import Record, find_record
@@ -71,6 +74,20 @@ class Engine:
     def devices(self) -> list[DeviceStatus]:
         return [self._status(device) for device in self._host.read_devices()]
 
+    def group_members(self) -> list[GroupMember]:
+        """Every device, and what it means for its IOMMU group."""
+        return [self._make_member(device) for device in self._host.read_devices()]
+
+    def find_group(self, device: Device) -> IommuGroup | None:
+        """The IOMMU group that it is in."""
+        if device.iommu_group is None:
+            return None
+        devices = sorted((device, *self._host.read_others_in_group(device)), key=lambda each: each.address)
+        return IommuGroup(device.iommu_group, tuple(map(self._make_member, devices)))
+
+    def _make_member(self, device: Device) -> GroupMember:
+        return GroupMember(device, self._host.find_flavour(device), bool(self._find_stuck(device.address)))
+
     def device(self, address: PciAddress) -> DeviceStatus:
         """Raises FlavourError (ENODEV)."""
         return self._status(self._host.read_device(address))
@@ -80,14 +97,6 @@ class Engine:
         if self._quarantine.find(device.address):
             return ()
         return await asyncio.to_thread(self._host.occupancy.find_users, device)
-
-    def find_group(self, device: Device) -> tuple[GroupMember, ...]:
-        """The others in its IOMMU group."""
-        in_the_way = {each.address for each in find_in_the_way(self._host, device)}
-        return tuple(
-            GroupMember(other, self._host.find_flavour(other), other.address in in_the_way)
-            for other in self._host.read_others_in_group(device)
-        )
 
     def resolve(self, modalias: str) -> Resolution:
         """Raises FlavourError (EINVAL) for anything that is not a PCI modalias."""
@@ -129,28 +138,33 @@ class Engine:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
-        way = to_native if request.flavour == Flavour.NATIVE else to_vfio
-        outcome = await self._take(request, report, way)
-        if request.persist:
-            await self.reconciler.lasting_wishes_changed()
-        return outcome
+        report = self.attempts.fan_out(request.address, report)
+        return await self._take(Work(request, report, _find_way(request)))
 
     async def reset(self, request: Request, report: Report) -> Outcome:
-        """Drop the wish that was made by hand: back to what the policy says, or else to what was there before
-        the first switch. Raises FlavourError."""
-        if self.reconciler.drop_wish(request.address):
-            await self.reconciler.lasting_wishes_changed()
-        device = self._host.read_device(request.address)
+        """Back to what the policy says, or else to what was there before the first switch; then the wish that
+        was made by hand is dropped, and stands where that is refused or fails. Raises FlavourError."""
+        try:
+            device = self._host.read_device(request.address)
+        except FlavourError as error:
+            if error.errno != errno.ENODEV or not self.reconciler.has_wish(request.address):
+                raise
+            await self._drop_wishes((request.address,))
+            raise FlavourError(
+                f"{error}; what was asked for by hand is forgotten", errno=errno.ENODEV, code=error.code
+            ) from error
         decision = self._host.decide(device)
+        way: Way = restore
         if decision.flavour is not None:
             # Named where it is only the driver that is another one.
             drivers = decision.drivers if self._host.find_flavour(device) == decision.flavour else ()
             request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
-            return await self.set_flavour(request, report)
-        return await self._take(request, report, restore)
+            way = _find_way(request)
+        report = self.attempts.fan_out(request.address, report)
+        return await self._take(Work(request, report, way, drops_wish=True))
 
-    async def _take(self, request: Request, report: Report, way: Way) -> Outcome:
-        work = Work(request, self.attempts.fan_out(request.address, report), way)
+    async def _take(self, work: Work) -> Outcome:
+        request = work.request
         task = asyncio.create_task(self._run(work))
         self._switches.add(task)
         task.add_done_callback(self._switches.discard)
@@ -159,7 +173,7 @@ class Engine:
         except asyncio.CancelledError:
             if work.is_touched:
                 _log.info(
-                    "%s: the one who asked has gone, carrying the switch to its end",
+                    "%s: whoever asked has hung up, carrying the switch to its end",
                     request.address,
                     extra={"PCI_ADDRESS": str(request.address)},
                 )
@@ -171,19 +185,38 @@ class Engine:
     async def _run(self, work: Work) -> Outcome:
         try:
             outcome = await self._in_turn(work)
-            if work.request.by_hand and work.way is not restore:
+            if work.request.by_hand and not work.drops_wish:
                 self._keep_wishes(work.request, outcome)
         except FlavourError as error:
+            error.touched = work.is_touched
             work.conclude(self._host, self.attempts, error=error)
             raise
         except asyncio.CancelledError:
-            ending, why = Ending.GIVEN_UP, "given up by the one who asked, nothing was touched"
+            ending = Ending.GIVEN_UP
+            told = FlavourError(
+                f"{work.request.address}: given up by whoever asked, nothing was touched",
+                code=Code.INTERRUPTED,
+            )
             if work.is_touched:
-                ending, why = Ending.CUT_OFF, "cut off by the end of the daemon, the next one takes it up"
-            told = FlavourError(f"{work.request.address}: {why}", errno=errno.EINTR, code=ending)
+                ending = Ending.CUT_OFF
+                told = FlavourError(
+                    f"{work.request.address}: cut off because the daemon stopped, the next one takes it up",
+                    code=Code.DAEMON_WENT_AWAY,
+                    errno=errno.EINTR,
+                )
             work.conclude(self._host, self.attempts, error=told, ending=ending)
             raise
-        return replace(outcome, attempt=work.conclude(self._host, self.attempts, outcome=outcome))
+        attempt = work.conclude(self._host, self.attempts, outcome=outcome)
+        if work.drops_wish:
+            await self._drop_wishes((work.request.address, *(other.address for other in outcome.others)))
+        elif work.request.persist:
+            await self.reconciler.lasting_wishes_changed()
+        return replace(outcome, attempt=attempt)
+
+    async def _drop_wishes(self, addresses: Iterable[PciAddress]) -> None:
+        lasted = [self.reconciler.drop_wish(address) for address in addresses]
+        if any(lasted):
+            await self.reconciler.lasting_wishes_changed()
 
     def _keep_wishes(self, request: Request, outcome: Outcome) -> None:
         """Raises FlavourError (EIO) when they are to last and can't be kept."""
@@ -197,7 +230,9 @@ class Engine:
         turn = self._find_turn(address)
         if not work.request.by_hand and self._quarantine.holds(turn):
             raise FlavourError(
-                f"{address}: another device of its IOMMU group is stuck", errno=errno.EAGAIN
+                f"{address}: another device in its IOMMU group is stuck",
+                code=Code.GROUP_BUSY,
+                hint="it is switched when that one is done; flavourctl list shows which one it is",
             )  # the policy has others to see to
         await self._wait_for_turn(turn, work)
         stuck: list[tuple[Device, StuckError]] = []
@@ -236,15 +271,18 @@ class Engine:
         request, decision = work.request, self._host.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
         wish = self.reconciler.find_wish(device)
-        if not request.by_hand and wish not in (None, request.flavour):
+        if not request.by_hand and not work.drops_wish and wish not in (None, request.flavour):
             raise FlavourError(
-                f"{request.address}: {wish} was asked for by hand meanwhile", errno=errno.EAGAIN
+                f"{request.address}: {wish} was asked for by hand in the meantime",
+                code=Code.CHANGED_BY_SOMEONE_ELSE,
+                errno=errno.EAGAIN,
+                hint=f"flavourctl reset {request.address} goes back to the policy",
             )
         settled = self._is_settled(device, work, decision)
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
-                with work.step("see whether it may be taken", "refused"):
+                with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
                     work.verdict = await judge(
                         self._host, device, request, decision.settings, settled=settled
                     )
@@ -280,7 +318,7 @@ class Engine:
 
     async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
         if turn.locked():
-            with work.step("wait for the turn of its IOMMU group", "it did not come"):
+            with work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come"):
                 await self._acquire(turn, work.request)
         else:
             await turn.acquire()
@@ -294,9 +332,9 @@ class Engine:
                 await turn.acquire()
         except TimeoutError:
             raise FlavourError(
-                f"{request.address}: its IOMMU group stayed busy with another switch for {limit:g} s",
-                errno=errno.EAGAIN,
-                hint="try again when that one has ended; flavourctl list shows it",
+                f"{request.address}: its IOMMU group was busy with another switch for {limit:g} s",
+                code=Code.GROUP_BUSY,
+                hint="try again when that one is done; flavourctl list shows it",
             ) from None
 
     async def settle(self, grace: float) -> None:
@@ -330,10 +368,8 @@ class Engine:
 
     def _status(self, device: Device) -> DeviceStatus:
         record = find_record(self._host.ledger, device)
-        running, users = self._running.get(device.address, (None, ()))
-        stuck = self._quarantine.find(device.address)
-        if not stuck and running is not None and (delay := running.delay.find()):
-            stuck = delay + describe_holders(users)
+        running, _ = self._running.get(device.address, (None, ()))
+        stuck = self._find_stuck(device.address)
         facts = self._host.read_facts(device)
         decision = decide(facts, self._host.policy.policy)
         return DeviceStatus(
@@ -354,8 +390,20 @@ class Engine:
             serials=facts.serials,
         )
 
+    def _find_stuck(self, address: PciAddress) -> str:
+        """What a write that has not come back is about; empty where there is none."""
+        running, users = self._running.get(address, (None, ()))
+        stuck = self._quarantine.find(address)
+        if not stuck and running is not None and (delay := running.delay.find()):
+            stuck = delay + describe_holders(users)
+        return stuck
+
     def _find_kind(self, decision: Decision) -> FlavourKind:
         return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
+
+
+def _find_way(request: Request) -> Way:
+    return to_native if request.flavour == Flavour.NATIVE else to_vfio
 
 
 async def _release_after(turn: asyncio.Lock, stuck: list[asyncio.Task[None]]) -> None:

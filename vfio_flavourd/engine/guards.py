@@ -1,13 +1,14 @@
 """What must not be switched, or can't be, as far as that is known beforehand."""
 
 import asyncio
-import errno
 import re
 from dataclasses import dataclass
 
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request
+from ..model.iommu_group import Standing, find_standing, tell_unbinding
 from ..model.occupancy import UNFORCEABLE, Use, User
 from ..model.policy import InUse, NoIommu, OthersInGroup, Settings
 from .host import Host
@@ -16,8 +17,8 @@ from .host import Host
 # (vfio_group_nb_add_dev(), gone with 5.19's DMA ownership).
 _SAFE_NATIVE_BIND = (5, 19)
 
-# Drivers that don't make an IOMMU group unusable: they do no DMA of their own (driver_managed_dma, 5.19).
-_HARMLESS = frozenset({"pci-stub"})
+# There with CONFIG_VFIO_NOIOMMU only; using it taints the kernel.
+_NOIOMMU_MODE = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +41,22 @@ async def judge(
     remark = ""
     policy = request.others or settings.group
     if request.flavour == Flavour.VFIO:
-        check_isolation(device, settings)
+        check_isolation(host, device, settings)
         if device.iommu_group is None:
             remark = "no IOMMU isolates it: whoever has it can read and write all of the host's memory"
         in_the_way = find_in_the_way(host, device)
         if not request.by_hand:
             # Those that the policy gives to VFIO too are on their way themselves.
-            in_the_way = tuple(each for each in in_the_way if host.decide(each).flavour != Flavour.VFIO)
+            in_the_way = tuple(
+                each for each in in_the_way if each.is_bridge or host.decide(each).flavour != Flavour.VFIO
+            )
         if in_the_way and policy is OthersInGroup.REFUSE:
             raise _refuse_group(device, in_the_way)
         if in_the_way and policy is OthersInGroup.IGNORE:
             remark = f"IOMMU group {device.iommu_group} is not usable: {_tell(in_the_way)}"
+        staying = tuple(each for each in in_the_way if each.is_bridge)
+        if staying and policy is OthersInGroup.TOGETHER:
+            raise _refuse_bridges(device, staying)
     if policy is OthersInGroup.TOGETHER:
         others = _find_others(host, device, request.flavour)
     for other in others:
@@ -71,14 +77,37 @@ def has_it_already(host: Host, device: Device, request: Request, settings: Setti
     return bool(accepted) and host.modules.find_drivers(accepted[0].module)[:1] == (device.driver,)
 
 
-def check_isolation(device: Device, settings: Settings) -> None:
-    """Raises FlavourError where VFIO can't isolate the device, and nobody has said that this is all right."""
+def check_isolation(host: Host, device: Device, settings: Settings) -> None:
+    """Raises FlavourError where VFIO can't isolate the device, and nobody has said that this is all right, or
+    VFIO would not do it. The latter is known once its module is there."""
     if device.iommu_group is None and settings.noiommu is NoIommu.REFUSE:
         raise FlavourError(
-            f"{device.address}: the device is in no IOMMU group, so VFIO can't isolate it",
-            errno=errno.EIO,
-            hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on); the "
-            "policy's `noiommu: allow` gives it away unprotected",
+            f"{device.address}: it is in no IOMMU group, so VFIO can't isolate it",
+            code=Code.NO_IOMMU,
+            hint="enable the IOMMU in the firmware and on the kernel command line (intel_iommu=on); "
+            "`noiommu: allow` in the policy gives the device away unprotected",
+        )
+    # A driver that becomes a VFIO driver itself may isolate what it hands out by its own means.
+    if device.iommu_group is None and device.personality is None and host.sysfs.exists("/sys/module/vfio"):
+        _check_noiommu_mode(host, device)
+
+
+def _check_noiommu_mode(host: Host, device: Device) -> None:
+    """Without it any probe fails with EINVAL (vfio_group_find_or_alloc() in drivers/vfio/group.c)."""
+    try:
+        mode = host.sysfs.read(_NOIOMMU_MODE)
+    except FlavourError:
+        raise FlavourError(
+            f"{device.address}: it is in no IOMMU group, and this kernel's VFIO can't do without one",
+            code=Code.NO_IOMMU,
+            hint="enable the IOMMU; or take a kernel that has been built with CONFIG_VFIO_NOIOMMU",
+        ) from None
+    if mode != "Y":
+        raise FlavourError(
+            f"{device.address}: it is in no IOMMU group, and VFIO has not been told to do without one",
+            code=Code.NO_IOMMU,
+            hint=f"echo Y > {_NOIOMMU_MODE}; at each boot: `options vfio enable_unsafe_noiommu_mode=1` in "
+            "/etc/modprobe.d",
         )
 
 
@@ -88,8 +117,8 @@ def check_personality(device: Device, request: Request) -> None:
         raise FlavourError(
             f"{device.address}: its driver {device.driver} becomes a VFIO driver itself "
             f"({device.personality.attribute}) and is never unbound",
-            errno=errno.EINVAL,
-            hint="leave out the driver's name" if request.drivers else "it can be native or vfio",
+            code=Code.DRIVER_STAYS_BOUND,
+            hint="leave out the driver's name" if request.drivers else "this device can be native or vfio",
         )
 
 
@@ -111,29 +140,29 @@ def judge_users(device: Device, users: tuple[User, ...], release: str, *, forced
     named = "; ".join(user.what for user in users)
     if any(user.use is Use.BRIDGE for user in users):
         raise FlavourError(
-            f"{device.address}: it is a bridge, in use by all that is behind it",
-            errno=errno.EBUSY,
-            hint="switch the devices behind it; a bridge does not count when their IOMMU group is judged",
+            f"{device.address}: it is a bridge, and everything behind it uses it",
+            code=Code.IS_A_BRIDGE,
+            hint="switch the devices behind it; a bridge does not keep their IOMMU group from being used",
         )
     if never := [user for user in users if user.use in UNFORCEABLE]:
-        hint = "not even --force takes it: the host could not go on without it"
+        code, hint = Code.NEEDED_BY_HOST, "not even --force takes it: the host could not go on without it"
         if all(user.use is Use.VFS for user in never):
             attribute = f"/sys/bus/pci/devices/{device.address}/sriov_numvfs"
-            hint = f"VFIO refuses it while it has VFs: echo 0 > {attribute}"
-        raise FlavourError(f"{device.address}: in use: {named}", errno=errno.EBUSY, hint=hint)
+            code, hint = Code.IN_USE, f"VFIO refuses it while it has VFs: echo 0 > {attribute}"
+        raise FlavourError(f"{device.address}: in use: {named}", code=code, hint=hint)
     held = any(user.use is Use.GUEST for user in users)
     if held and not _may_bind_beside_a_guest(release):
         raise FlavourError(
             f"{device.address}: in use: {named}",
-            errno=errno.EBUSY,
-            hint=f"stop it first: kernel {release} crashes when a native driver comes into a group that a "
+            code=Code.IN_USE,
+            hint=f"stop the guest: kernel {release} crashes when a native driver binds in a group that a "
             "guest uses, so not even --force takes it",
         )
     if not forced:
-        hint = "stop the use, or take it away all the same with --force"
+        hint = "stop that first, or take the device away regardless with --force"
         if held:
-            hint = "stop the guest; with --force the switch waits in the kernel until it has let go"
-        raise FlavourError(f"{device.address}: in use: {named}", errno=errno.EBUSY, hint=hint)
+            hint = "stop the guest; with --force the switch waits in the kernel until the guest lets go"
+        raise FlavourError(f"{device.address}: in use: {named}", code=Code.IN_USE, hint=hint)
     return users
 
 
@@ -143,17 +172,11 @@ def _may_bind_beside_a_guest(release: str) -> bool:
 
 
 def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
-    """The others in its IOMMU group that make the group unusable for a guest: endpoints with a host driver.
-
-    Bridges don't count, nor do devices without a driver (kernel: iommu_group_claim_dma_owner()).
-    """
+    """The others in its IOMMU group that make the group unusable for a guest."""
     return tuple(
         other
         for other in host.read_others_in_group(device)
-        if not other.is_bridge
-        and other.driver is not None
-        and other.driver not in _HARMLESS
-        and host.find_flavour(other) != Flavour.VFIO
+        if find_standing(other, host.find_flavour(other)) is Standing.HOST_DRIVER
     )
 
 
@@ -168,11 +191,21 @@ def _find_others(host: Host, device: Device, flavour: Flavour) -> tuple[Device, 
 
 def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourError:
     return FlavourError(
-        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} "
+        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group}, "
         f"{_tell(in_the_way)}",
-        errno=errno.EBUSY,
-        hint="--group together (or the policy's `group: together`) switches all of the group's devices or "
+        code=Code.GROUP_NOT_VIABLE,
+        hint="--group together (or `group: together` in the policy) switches all devices of the group or "
         "none, --group ignore only this one",
+    )
+
+
+def _refuse_bridges(device: Device, staying: tuple[Device, ...]) -> FlavourError:
+    """They are never switched, so the others' going would not help."""
+    return FlavourError(
+        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} {_tell(staying)}",
+        code=Code.GROUP_NOT_VIABLE,
+        hint=f"a bridge is not switched: {tell_unbinding(staying[0])} "
+        "frees the group where the host can do without that driver",
     )
 
 

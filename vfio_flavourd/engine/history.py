@@ -16,7 +16,7 @@ from typing import Any
 
 from ..model.address import parse_address
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, Flavour, StepReport
+from ..model.flavour import Attempt, Ending, Flavour, StepAction, StepReport
 from ..model.message_ids import MessageId, log_fields
 from ..model.transition import Phase
 
@@ -173,10 +173,12 @@ def _parse(data: dict[str, Any]) -> Attempt:
 def _parse_step(data: dict[str, Any]) -> StepReport:
     return StepReport(
         phase=Phase(data["phase"]),
+        action=StepAction(data["action"]),
         what=_parse_text(data["what"]),
         started=_parse_seconds(data["started"]),
         duration=_parse_seconds(data["duration"]),
         error=_parse_text(data["error"]),
+        candidate=_parse_text(data["candidate"]),
     )
 
 

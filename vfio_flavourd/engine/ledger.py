@@ -148,7 +148,7 @@ def _find_address(text: str) -> PciAddress | None:
 
 def _warn(address: PciAddress, error: OSError) -> None:
     _log.warning(
-        "%s: the end of its switch can't be put on disk (%s), the next start of the daemon looks at it again",
+        "%s: recording that its switch is over failed (%s), the next daemon looks at it again",
         address,
         error.strerror,
         extra=log_fields(MessageId.NOT_KEPT, address),

@@ -17,9 +17,8 @@ from .. import __version__
 from ..model.address import PciAddress
 from ..model.device import Device
 from ..model.exposition import Histogram, Kind, Metric, Sample, render
-from ..model.flavour import Attempt, Ending, StepReport
+from ..model.flavour import Attempt, Ending, StepAction, StepReport
 from ..model.message_ids import MessageId, log_fields
-from ..model.transition import Phase
 from .host import Host
 
 _log = logging.getLogger(__name__)
@@ -182,13 +181,13 @@ class Metrics:
 
 def find_reason(attempt: Attempt) -> str:
     """What became of the better driver that was tried last, one of REASONS."""
-    tries = [step for step in attempt.steps if step.what.startswith("bind to ")]
     for step in reversed(attempt.steps):
-        if step.error and step.phase is Phase.LOADING:
+        if step.error and step.action is StepAction.LOAD:
             return "not-loaded"
-        if step.error and step in tries:
+        if step.error and step.action is StepAction.BIND:
             return "refused"
-    return "no-vfio-device" if len(tries) > 1 else "rejected"
+    tries = sum(step.action is StepAction.BIND for step in attempt.steps)
+    return "no-vfio-device" if tries > 1 else "rejected"
 
 
 def write_aside(path: Path, data: bytes) -> None:

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 
 from ..kernel.hands import Blocked, Operation, Result
 from ..kernel.inventory import DRIVERS
+from ..model.codes import FROM_THE_KERNEL, Code
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.plan import Action, Step
+from .delay import READING
 from .host import Host
-
-# The kernel's errnos that reach the caller of a door as they are; any other is EIO, with the story in the
-# text. ENODEV from a probe says that the driver does not want the device, not that there is none.
-_SPEAKING = frozenset({errno.EBUSY, errno.ETIMEDOUT, errno.EAGAIN, errno.EACCES})
-
 
 # How the kernel prints a missing string.
 _NO_OVERRIDE = "(null)"
@@ -26,9 +23,9 @@ class GoneError(FlavourError):
 
     def __init__(self, device: Device) -> None:
         super().__init__(
-            f"{device.address}: the device went away in the middle of the switch (or another one came to its "
-            "address)",
-            errno=errno.ENODEV,
+            f"{device.address}: the device went away during the switch, or another one is there now",
+            code=Code.DEVICE_GONE,
+            hint="journalctl -k says what happened; switch it again when it is back",
         )
 
 
@@ -37,17 +34,20 @@ class StaleError(Exception):
 
 
 class StuckError(FlavourError):
-    """A write has not returned for `seconds`; `blocked` says which process is in the kernel with it."""
+    """A write has not returned for `seconds`; `blocked` says which process is in the kernel with it, `step`
+    which write it is, None for what is read after them."""
 
-    def __init__(self, message: str, blocked: Blocked, seconds: float) -> None:
+    def __init__(self, message: str, blocked: Blocked, seconds: float, step: Step | None) -> None:
         super().__init__(
             message,
+            code=Code.STUCK,
             errno=errno.ETIMEDOUT,
-            hint="somebody holds the device, or its driver does not let go; it is finished or undone when "
-            "the kernel returns, other devices are not affected",
+            hint="somebody holds the device, or its driver does not let go; the switch is finished or undone "
+            "when the kernel returns, and other devices are not affected",
         )
         self.blocked = blocked
         self.seconds = seconds
+        self.step = step
 
 
 class TakenError(FlavourError):
@@ -55,17 +55,23 @@ class TakenError(FlavourError):
 
     def __init__(self, device: Device, driver: str) -> None:
         super().__init__(
-            f"{device.address}: {driver} was bound to it by someone else in the middle of the switch",
-            errno=errno.EBUSY,
-            hint="it is left to that driver; see who else changes this device (driverctl, libvirt)",
+            f"{device.address}: someone else bound {driver} to it during the switch",
+            code=Code.CHANGED_BY_SOMEONE_ELSE,
+            hint="it is left with that driver; find out what else manages this device (driverctl, libvirt)",
         )
 
 
 class StepError(FlavourError):
-    """A write failed; `step` says which, `code` is the kernel's own errno."""
+    """A write failed; `step` says which, `kernel_errno` is the kernel's own. Of those, ENODEV is handed on as
+    EIO: from a probe it says that the driver does not want the device, not that there is none."""
 
     def __init__(self, message: str, step: Step, kernel_errno: int) -> None:
-        super().__init__(message, errno=kernel_errno if kernel_errno in _SPEAKING else errno.EIO)
+        super().__init__(
+            message,
+            code=Code.WRITE_REFUSED,
+            errno=kernel_errno if kernel_errno in FROM_THE_KERNEL else errno.EIO,
+            hint="the end of dmesg may say why",
+        )
         self.step = step
         self.kernel_errno = kernel_errno
 
@@ -156,11 +162,13 @@ async def move(
         )
     except Blocked as blocked:
         at = len(blocked.results) - first
-        what = str(steps[at]) if 0 <= at < len(steps) else "read back what it has"
+        stuck = steps[at] if 0 <= at < len(steps) else None
+        what = READING if stuck is None else str(stuck)
         raise StuckError(
             f"{device.address}: '{what}' has not returned for {timeout:g} s (process {blocked.pid})",
             blocked,
             timeout,
+            stuck,
         ) from blocked
     last = results[-1]
     if not last.errno:
@@ -171,7 +179,7 @@ async def move(
         raise StaleError
     if not first <= last.index < first + len(steps):
         raise FlavourError(
-            f"{device.address}: reading what it has failed: {describe_errno(last.errno)}", errno=errno.EIO
+            f"{device.address}: reading its driver and override failed: {describe_errno(last.errno)}"
         )
     step = steps[last.index - first]
     raise StepError(f"{device.address}: '{step}' failed: {describe_errno(last.errno)}", step, last.errno)

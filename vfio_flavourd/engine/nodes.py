@@ -27,4 +27,4 @@ def update_nodes(host: Host, about_to: Collection[Device] = ()) -> None:
     try:
         announce(host.sysfs, write_node_files(directory, rendered.files))
     except OSError as error:
-        _log.error("who may open the VFIO nodes can't be told to udev (%s): they stay root's", error.strerror)
+        _log.error("telling udev who may open the VFIO nodes failed (%s): they stay root's", error.strerror)

@@ -1,7 +1,6 @@
 """A driver that changes its own personality is asked, and never unbound."""
 
-import errno
-
+from ..model.codes import Code
 from ..model.device import Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
@@ -31,7 +30,9 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
         raise FlavourError(
             f"{device.address}: {device.driver} refused {value} in {attribute}: "
             f"{describe_errno(error.kernel_errno)}",
+            code=error.code,
             errno=error.errno,
+            hint=error.hint,
         ) from error
     if not is_so():
         await switch.wait_for(device, is_so)
@@ -41,7 +42,8 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
         raise FlavourError(
             f"{device.address}: {device.driver} took {value} in {attribute}, but "
             + ("no VFIO device appeared" if wanted else "its VFIO device is still there"),
-            errno=errno.ETIMEDOUT,
+            code=Code.TIMED_OUT,
+            hint="the end of dmesg may say why",
         )
     reason = f"{device.driver} changed its own personality ({attribute}), it was not unbound"
     return switch.outcome(device, after, reason)

@@ -13,6 +13,7 @@ from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Policy
 from ..model.udev_rules import SWITCH
+from .whole_file import write_whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def is_switched_off(root: Path) -> bool:
     return any(f"{SWITCH}={no}" in words for no in ("0", "no", "off"))
 
 
-def _is_any(root: Path) -> bool:
+def has_files(root: Path) -> bool:
     """Whether there is anything in the directories at all, be it what can't be read."""
     for directory in DIRECTORIES:
         try:
@@ -58,9 +59,14 @@ class PolicyInForce:
         if is_switched_off(root):
             self.trouble = f"{SWITCH}=0 on the kernel command line switches it off"
             return
-        if not _is_any(root):
+        if not has_files(root):
             self._replace(Policy())
-            last_good.unlink(missing_ok=True)
+            try:
+                last_good.unlink(missing_ok=True)
+            except OSError as error:
+                # A directory on a read-only file system says so also where there is no such file.
+                if last_good.exists():
+                    _log.warning("the policy that was in force can't be forgotten (%s), ignoring", error)
             return
         # A host without a policy does without the YAML library: 70 ms and 5 MiB.
         from ..config.load import load_policy
@@ -84,10 +90,10 @@ class PolicyInForce:
             extra=log_fields(MessageId.POLICY_IN_FORCE),
         )
         try:
-            last_good.write_text(render_yaml(loaded.merged), encoding="utf-8")
+            write_whole_file(last_good, render_yaml(loaded.merged))
         except OSError as error:
             _log.warning(
-                "the policy can't be kept for a start without a valid one (%s), ignoring",
+                "the policy can't be saved as the last good one (%s), ignoring",
                 error,
                 extra=log_fields(MessageId.NOT_KEPT),
             )

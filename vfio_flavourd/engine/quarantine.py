@@ -1,7 +1,6 @@
 """Devices that the kernel holds: shown as stuck, left alone, brought to an end when it lets go."""
 
 import asyncio
-import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..kernel.processes import is_alive
 from ..model.address import PciAddress
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.message_ids import MessageId, log_fields
@@ -61,8 +61,8 @@ class Quarantine:
         if said := self.find(address):
             raise FlavourError(
                 f"{address}: stuck: {said}",
-                errno=errno.EBUSY,
-                hint="it is finished or undone by itself when the kernel lets go",
+                code=Code.STUCK,
+                hint="the switch is finished or undone by itself when the kernel returns",
             )
 
     def take(self, address: PciAddress, error: StuckError, users: tuple[User, ...] = ()) -> None:
@@ -80,7 +80,7 @@ class Quarantine:
         for address, complaint in self._host.ledger.load().items():
             _log.warning("%s", complaint, extra=log_fields(MessageId.RECORD_LOST, address))
             if address is not None:
-                self._stuck[address] = "its record can't be read, it is looked at"
+                self._stuck[address] = "its record can't be read, so the device is being looked at"
                 self._spawn(self._in_turn(address, self._outlast(address, _now(), self._rebuild)))
         # The last one first, as a switch of several devices is undone.
         for record in reversed(self._host.ledger.all()):
@@ -91,7 +91,7 @@ class Quarantine:
         address = record.address
         finished = _now()
         if record.worker is not None and is_alive(self._host.sysfs, record.worker):
-            said = f"process {record.worker.pid} of an earlier daemon is in the kernel with it"
+            said = f"process {record.worker.pid} of an earlier daemon is still in the kernel with it"
             self._stuck[address] = said + await self._find_holders(address)
             finished = self._host.hands.await_exit(record.worker.pid)
         else:
@@ -139,8 +139,8 @@ class Quarantine:
 
     async def _converge(self, address: PciAddress) -> str:
         record = self._host.ledger.find(address)
-        said = await converge(self._host, record) if record else "nothing is on record for it"
-        return f"a switch that was cut off or stuck is at its end: {said}"
+        said = await converge(self._host, record) if record else "nothing is recorded for it"
+        return f"the switch that was cut off or stuck is over: {said}"
 
     async def _rebuild(self, address: PciAddress) -> str:
         return f"its record is lost: {await rebuild(self._host, address)}"

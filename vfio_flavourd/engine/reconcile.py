@@ -13,6 +13,7 @@ from typing import Any
 
 from ..kernel.claims import find_driverctl_override
 from ..model.address import PciAddress, parse_address
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
@@ -63,6 +64,7 @@ class Reconciler:
         self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
         self._file = host.state / "applied.json"
         self._applied: dict[str, Applied] = {}
+        self._refusals: dict[PciAddress, int] = {}
         self._failures: dict[PciAddress, int] = {}
         self._given_up: set[PciAddress] = set()
         self._remarks: dict[PciAddress, str] = {}
@@ -91,8 +93,9 @@ class Reconciler:
             )
         except OSError as error:
             raise FlavourError(
-                f"{request.address}: it has the flavour, but that can't be made to last ({error.strerror})",
-                errno=errno.EIO,
+                f"{request.address}: it has the flavour, but for this boot only: saving that failed "
+                f"({error.strerror})",
+                code=Code.NOT_SAVED,
                 hint=f"see whether {self._host.lasting_state} is full or read-only",
             ) from error
 
@@ -104,6 +107,10 @@ class Reconciler:
         self._remarks.pop(address, None)
         self._take_heart(address)
         return lasted
+
+    def has_wish(self, address: PciAddress) -> bool:
+        """For whichever device there was at the address."""
+        return self._wishes.has(address)
 
     def find_wish(self, device: Device) -> Flavour | None:
         wish = self._wishes.find(device)
@@ -134,7 +141,11 @@ class Reconciler:
         try:
             self._applied = read_applied(self._file)
         except SPOILT as error:
-            _log.warning("what was applied can't be read from %r (%r), ignoring", str(self._file), error)
+            _log.warning(
+                "%r, what was applied before, can't be read (%r): nothing is applied until a reload",
+                str(self._file),
+                error,
+            )
             # It was applied, so this is no first start: nothing is touched until someone says so.
             self._applied = {
                 str(each.address): Applied(each.identity.inode, NOTHING, done=True) for each in devices
@@ -154,9 +165,11 @@ class Reconciler:
                     self._held_back.add(device.address)
             elif not applied.done:
                 self._spawn(device.address)
+            else:
+                self._compare(device, applied)
         if self._held_back:
             _log.warning(
-                "the policy says something else of %d devices than when it was last applied: "
+                "%d devices are to be something else than when the policy was last applied: "
                 "flavourctl reload applies it",
                 len(self._held_back),
                 extra=log_fields(MessageId.HELD_BACK),
@@ -168,6 +181,7 @@ class Reconciler:
 
     def reload(self) -> None:
         """The policy has been read again: apply what differs."""
+        self._refusals.clear()
         self._failures.clear()
         self._given_up.clear()
         self._held_back.clear()
@@ -271,7 +285,7 @@ class Reconciler:
             return
         if claim := find_driverctl_override(self._host.root, address):
             _log.warning(
-                "%s: the policy wants %s, %s: left to that", address, wanted, _describe_claim(claim),
+                "%s: the policy says %s, but %s: it is left alone", address, wanted, _describe_claim(claim),
                 extra=log_fields(MessageId.LEFT_TO_DRIVERCTL, address),
             )  # fmt: skip
             self._note(device, wanted, decision, done=True)
@@ -290,7 +304,7 @@ class Reconciler:
             address,
             flavour,
             drivers if wish is None else wish.drivers,
-            requester=REQUESTER if wish is None else "a wish that lasts",
+            requester=REQUESTER if wish is None else "an earlier set --persist",
             others=None if wish is None else wish.others,
             by_hand=False,
         )
@@ -300,6 +314,11 @@ class Reconciler:
             except FlavourError as error:
                 if error.errno == errno.ENODEV:
                     return  # it is gone
+                if self._was_taken(device, flavour):
+                    # Trying again would take it from whoever has it now.
+                    self._note(device, wanted, decision, done=True)
+                    self.consider(address)
+                    return
                 self._note(device, wanted, decision, done=False)
                 self._try_again(address, error)
                 return
@@ -307,10 +326,11 @@ class Reconciler:
 
     def _try_again(self, address: PciAddress, error: FlavourError) -> None:
         """After a pause, or never: the engine has told the failure itself."""
-        tries = self._failures[address] = self._failures.get(address, 0) + 1
-        if not _is_refusal(error) and tries >= _MOST_TRIES:
+        counted = self._refusals if _is_refusal(error) else self._failures
+        tries = counted[address] = counted.get(address, 0) + 1
+        if self._failures.get(address, 0) >= _MOST_TRIES:
             _log.error(
-                "%s: the policy could not be applied in %d tries: left as it is", address, tries,
+                "%s: applying the policy failed %d times, giving up until a reload", address, tries,
                 extra=log_fields(MessageId.NOT_APPLIED, address),
             )  # fmt: skip
             self._given_up.add(address)
@@ -321,8 +341,18 @@ class Reconciler:
         if not self._stopped:
             self._due[address] = asyncio.get_running_loop().call_later(pause, self._begin, address)
 
+    def _was_taken(self, before: Device, flavour: Flavour) -> bool:
+        """Whether a driver has come to it meanwhile that is neither the one it had nor of the flavour: the
+        switch itself binds no such driver."""
+        try:
+            now = self._host.read_device(before.address)
+        except FlavourError:
+            return False
+        return now.driver not in (None, before.driver) and self._host.find_flavour(now) != flavour
+
     def _take_heart(self, address: PciAddress) -> None:
         """What failed before counts no more."""
+        self._refusals.pop(address, None)
         self._failures.pop(address, None)
         self._given_up.discard(address)
 
@@ -339,13 +369,13 @@ class Reconciler:
         if find_driverctl_override(self._host.root, address):
             return  # left to that, and told as such
         remark = (
-            f"it was {applied.wanted}, and was made {self._host.find_flavour(device)} "
-            f"({device.driver or 'no driver'}) by someone else"
+            f"someone else made it {self._host.find_flavour(device)} ({device.driver or 'no driver'}), "
+            f"it was {applied.wanted}"
         )
         if self._remarks.get(address) != remark:
             self._remarks[address] = remark
             _log.warning(
-                "%s: %s: left as it is; flavourctl reset %s puts it right", address, remark, address,
+                "%s: %s: left as it is; flavourctl reset %s changes it back", address, remark, address,
                 extra=log_fields(MessageId.CHANGED_BY_OTHERS, address),
             )  # fmt: skip
 
@@ -408,19 +438,20 @@ class Reconciler:
             write_applied(self._file, self._applied)
         except OSError as error:
             _log.warning(
-                "what was applied can't be kept (%s), ignoring",
+                "what was applied can't be saved (%s), ignoring",
                 error.strerror,
                 extra=log_fields(MessageId.NOT_KEPT),
             )
 
 
 def _is_refusal(error: FlavourError) -> bool:
-    """Whether nothing was touched, so that trying again costs nothing."""
-    return error.errno in (errno.EBUSY, errno.EAGAIN)
+    """Whether it was told to wait and nothing was touched, so that trying again costs nothing. A driver's
+    probe may say EBUSY as well."""
+    return not error.touched and error.errno in (errno.EBUSY, errno.EAGAIN)
 
 
 def _describe_claim(driver: str) -> str:
-    return f"driverctl has {driver} saved for it (driverctl unset-override takes that back)"
+    return f"driverctl has {driver} saved for it (driverctl unset-override removes that)"
 
 
 async def _nobody_listens() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..kernel.inventory import DEVICES
 from ..kernel.modules import NotLoaded
 from ..model.address import PciAddress
+from ..model.codes import Code
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
@@ -81,7 +82,7 @@ async def rebuild(host: Host, address: PciAddress) -> str:
     # Without a driver, but with an override: nobody leaves a device so on purpose.
     await host.modules.load_native(device.modalias, settings.load_timeout)
     after = await move(host, device, plan_release(now.binding), settings.bind_timeout)
-    return f"it had no driver, and has {_name(after.binding)} by the kernel's own choice"
+    return f"it had no driver, and now has {_name(after.binding)}, which the kernel chose"
 
 
 def was_kept_from_its_driver(host: Host, record: Record) -> bool:
@@ -133,13 +134,16 @@ async def _move(host: Host, record: Record, device: Device, now: Observed, *, ba
             host.ledger.write(replace(record, written=tuple(written), worker=None))
         except OSError as error:
             raise FlavourError(
-                f"{record.address}: bringing a switch to its end can't be recorded ({error.strerror})",
-                errno=errno.EIO,
+                f"{record.address}: the switch can't be finished, as recording it failed ({error.strerror})",
+                code=Code.NOT_SAVED,
+                hint="see whether /run is full or read-only",
             ) from error
     after = await move(host, device, steps, settings.bind_timeout)
     if after.binding != goal:
         raise FlavourError(
-            f"{record.address}: it should have {_name(goal)}, but has {_name(after.binding)}", errno=errno.EIO
+            f"{record.address}: it should have {_name(goal)}, but has {_name(after.binding)}",
+            code=Code.NOT_PUT_BACK,
+            hint=f"flavourctl reset {record.address} tries again",
         )
     return after
 
@@ -154,8 +158,9 @@ async def _load_driver(host: Host, record: Record, goal: Binding, timeout: float
         await host.modules.load(module, timeout)
     except NotLoaded as error:
         raise FlavourError(
-            f"{record.address}: {goal.driver} is no longer there and can't be loaded: {error}",
-            errno=errno.EIO,
+            f"{record.address}: {goal.driver} is gone and can't be loaded: {error}",
+            code=Code.MODULE_NOT_LOADED,
+            hint=f"modprobe {module}, then flavourctl reset {record.address}",
         ) from error
 
 

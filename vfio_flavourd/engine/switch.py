@@ -13,9 +13,10 @@ from ..kernel.hands import Result
 from ..kernel.modules import NotLoaded
 from ..kernel.processes import read_worker
 from ..model.address import PciAddress
+from ..model.codes import Code
 from ..model.device import Binding, Device, Personality
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
+from ..model.flavour import Flavour, Outcome, Request, StepAction, StepBegun, StepReport
 from ..model.plan import Action, Step, plan_ask_back, plan_move
 from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
@@ -34,6 +35,8 @@ from .moves import (
     move,
     observe,
 )
+
+_READ_BACK = "read back what it has"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,8 @@ class NotRecordedError(FlavourError):
 
     def __init__(self, device: Device, cause: OSError) -> None:
         super().__init__(
-            f"{device.address}: what it has now can't be recorded ({cause.strerror}), so it is left as it is",
-            errno=errno.EIO,
+            f"{device.address}: what it has now can't be recorded ({cause.strerror}), so it is not touched",
+            code=Code.NOT_SAVED,
             hint="see whether /run is full or read-only",
         )
 
@@ -90,6 +93,7 @@ class Switch:
         self._report = report
         self._began = began
         self._read_from = began
+        self.candidate = ""
         self.phase = Phase.WAITING
         self.steps: list[StepReport] = []
         self.touched = False
@@ -102,8 +106,8 @@ class Switch:
         """Raises FlavourError when the device does not have the flavour afterwards."""
         try:
             outcome = await way(self, device)
-        except StuckError:
-            self.enter(Phase.STUCK)
+        except StuckError as error:
+            self.get_stuck(error)
             raise
         except GoneError:
             self.host.ledger.forget(self.request.address)  # the record was of a device that is no more
@@ -114,6 +118,15 @@ class Switch:
             raise
         self.enter(Phase.DONE)
         return outcome
+
+    def get_stuck(self, error: StuckError) -> None:
+        """It is given up on; what has not come back is its last step."""
+        action, what = StepAction.VERIFY, _READ_BACK
+        if error.step is not None:
+            action, what = StepAction(error.step.action), str(error.step)
+        waited = f"has not returned for {error.seconds:g} s (process {error.blocked.pid})"
+        self._add_step(action, what, self._read_from, waited)
+        self.enter(Phase.STUCK)
 
     # steps
 
@@ -131,19 +144,20 @@ class Switch:
         try:
             drivers = await self.host.modules.load(module, self._limit(self.settings.load_timeout))
         except NotLoaded as error:
-            self._add_step(f"load {module}", start, time.monotonic(), str(error))
+            self._add_step(StepAction.LOAD, f"load {module}", start, str(error))
             raise
-        self._add_step(f"load {module}", start, time.monotonic())
+        self._add_step(StepAction.LOAD, f"load {module}", start)
         return drivers
 
     async def load_native(self, modalias: str) -> None:
         """What udev would load for the device."""
         start = self._begin_step("load the native driver")
         await self.host.modules.load_native(modalias, self._limit(self.settings.load_timeout))
-        self._add_step("load the native driver", start, time.monotonic())
+        self._add_step(StepAction.LOAD, "load the native driver", start)
 
     async def observe(self, device: Device) -> Observed:
         """Raises GoneError and StuckError."""
+        self._read_from = time.monotonic()
         return await observe(self.host, device, self._limit(self.settings.bind_timeout))
 
     async def carry_out(
@@ -215,11 +229,11 @@ class Switch:
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
         if self._aim.personality is not None and not await self._has_changed(device, self._aim.flavour):
-            return self._could_not(device, cause, f"{goal.driver} has not changed its personality")
+            return self._could_not(device, cause, f"{goal.driver} did not change back")
         self.settle(device, after)
         self.commit()
         again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
-        return FlavourError(f"{cause}; it has {again}", errno=cause.errno, hint=cause.hint)
+        return FlavourError(f"{cause}; it has {again}", code=cause.code, errno=cause.errno, hint=cause.hint)
 
     async def _has_changed(self, device: Device, flavour: Flavour) -> bool:
         """Whether a driver that was asked back has given up that flavour, in time."""
@@ -292,7 +306,8 @@ class Switch:
         became = await self.host.changes.wait_for(
             device.address, is_so, self._limit(self.settings.bind_timeout)
         )
-        self._add_step("wait for its driver", start, time.monotonic(), "" if became else "it has not changed")
+        failed = "" if became else "it has not changed"
+        self._add_step(StepAction.WAIT, "wait for its driver", start, failed)
         return became
 
     @staticmethod
@@ -312,17 +327,17 @@ class Switch:
     ) -> Observed:
         self._aim = aim
         self.enter(Phase.SWITCHING)
-        self._read_from = time.monotonic()
         limit = self._limit(self.settings.bind_timeout)
         after = await self._move_on_record(device, plan(now), limit, expected=expected)
         self.enter(Phase.VERIFYING)
-        self._add_step("read back what it has", self._read_from, time.monotonic())
+        self._add_step(StepAction.VERIFY, _READ_BACK, self._read_from)
         return after
 
     async def _move_on_record(
         self, device: Device, steps: tuple[Step, ...], timeout: float, *, expected: Binding | None = None
     ) -> Observed:
         assert self.before is not None
+        self._read_from = time.monotonic()
         self._written |= {step.value for step in steps if step.action is Action.OVERRIDE}
         record = self._make_record(device, self._aim, self.before)
 
@@ -368,8 +383,9 @@ class Switch:
     def _could_not(self, device: Device, cause: FlavourError, why: str) -> FlavourError:
         return FlavourError(
             f"{cause}; and it could not be put back: {why}",
+            code=Code.NOT_PUT_BACK,
             errno=cause.errno,
-            hint=f"flavourctl reset {device.address} tries that again",
+            hint=f"flavourctl reset {device.address} tries again",
         )
 
     def _fail(self) -> None:
@@ -383,17 +399,18 @@ class Switch:
         left = self._began + self.request.timeout - time.monotonic()
         if left <= 0 and not self.touched:
             raise FlavourError(
-                f"{self.request.address}: not done within {self.request.timeout:g} s, and left untouched",
-                errno=errno.ETIMEDOUT,
+                f"{self.request.address}: the time limit of {self.request.timeout:g} s ran out before it was "
+                "touched",
+                code=Code.TIMED_OUT,
+                hint="try again with a longer --timeout",
             )
         return max(min(seconds, left), 0.1)
 
     def _watch(self, step: Step, result: Result) -> None:
         self.delay.pass_on()
         self._read_from = result.end
-        self._add_step(
-            str(step), result.start, result.end, describe_errno(result.errno) if result.errno else ""
-        )
+        failed = describe_errno(result.errno) if result.errno else ""
+        self._add_step(StepAction(step.action), str(step), result.start, failed, end=result.end)
         if not result.errno:
             self._tell_what_it_is_at()
 
@@ -406,8 +423,12 @@ class Switch:
         self._report(StepBegun(what))
         return time.monotonic()
 
-    def _add_step(self, what: str, start: float, end: float, error: str = "") -> None:
-        step = StepReport(self.phase, what, start - self._began, end - start, error)
+    def _add_step(
+        self, action: StepAction, what: str, start: float, error: str = "", *, end: float | None = None
+    ) -> None:
+        """Times are monotonic; a step without an end ends now."""
+        took = (time.monotonic() if end is None else end) - start
+        step = StepReport(self.phase, action, what, start - self._began, took, error, self.candidate)
         self.steps.append(step)
         self._report(step)
 

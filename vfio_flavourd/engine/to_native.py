@@ -4,6 +4,7 @@ import errno
 from dataclasses import replace
 
 from ..kernel.modules import NotLoaded
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
@@ -28,7 +29,7 @@ async def to_native(switch: Switch, device: Device) -> Outcome:
         return await _ask_back(switch, device, record)
     if record is not None and record.origin_flavour == Flavour.NATIVE:
         return await _give_back(switch, device, record)
-    return await _release(switch, device, "nothing is on record of what the device had before")
+    return await _release(switch, device, "what the device had before is not recorded")
 
 
 async def _has_placeholder(switch: Switch, device: Device) -> bool:
@@ -55,7 +56,7 @@ async def restore(switch: Switch, device: Device) -> Outcome:
     """What was there before the first switch, whatever flavour that was."""
     record = find_record(switch.host.ledger, device)
     if record is None:
-        return switch.unchanged(device, "nothing is on record for this device")
+        return switch.unchanged(device, "nothing is recorded for this device")
     if record.personality is not None:
         return await to_native(switch, device)
     return await _give_back(switch, device, record)
@@ -65,9 +66,11 @@ async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Ou
     personality = record.personality if record is not None and record.personality else device.personality
     if personality is None:
         raise FlavourError(
-            f"{device.address}: {device.driver} made it a VFIO device by itself, and there is no attribute "
-            "to ask it back with",
+            f"{device.address}: {device.driver} made it a VFIO device itself, and no attribute is known to "
+            "take that back",
+            code=Code.DRIVER_STAYS_BOUND,
             errno=errno.EIO,
+            hint="if the driver has such an attribute, describe it under `personalities` in the policy",
         )
     return await ask(switch, device, personality, wanted=False)
 
@@ -87,7 +90,8 @@ async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
         wrong = FlavourError(
             f"{device.address}: it should have {goal.driver or 'no driver'} again, but has "
             f"{after.binding.driver or 'none'}",
-            errno=errno.EIO,
+            code=Code.NO_DRIVER_TOOK_IT,
+            hint="the end of dmesg may say why",
         )
         raise await switch.undo(device, wrong)
     switch.settle(device, after)
@@ -97,7 +101,7 @@ async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:
 
 async def _let_go(switch: Switch, device: Device) -> Outcome:
     """What it gets now is what it would have had at first, and what a later switch goes back to."""
-    outcome = await _release(switch, device, "the policy has kept its native driver from it since the boot")
+    outcome = await _release(switch, device, "the policy kept its native driver away since boot")
     record = find_record(switch.host.ledger, device)
     if record is not None:
         switch.keep(replace(record, origin=record.binding, origin_flavour=record.flavour))
@@ -115,12 +119,13 @@ async def _release(switch: Switch, device: Device, why: str) -> Outcome:
     flavour = switch.host.find_flavour_of(after.binding.driver, after.vfio_device)
     if flavour != Flavour.NATIVE:
         still = FlavourError(
-            f"{device.address}: the kernel's own choice is {after.binding.driver}, so it is still {flavour}",
-            errno=errno.EIO,
+            f"{device.address}: the kernel chose {after.binding.driver}, so it is still {flavour}",
+            code=Code.STILL_NOT_NATIVE,
+            hint="see whether `vfio-pci ids=` in modprobe.d or on the kernel command line claims it",
         )
         raise await switch.undo(device, still)
     switch.settle(device, after)
-    return switch.outcome(device, after, f"the kernel's own choice: {why}")
+    return switch.outcome(device, after, f"the kernel chose the driver: {why}")
 
 
 async def _load_driver(switch: Switch, device: Device, record: Record) -> None:
@@ -134,7 +139,7 @@ async def _load_driver(switch: Switch, device: Device, record: Record) -> None:
         await switch.load(module)
     except NotLoaded as error:
         raise FlavourError(
-            f"{device.address}: its driver {driver} is no longer there and {module} can't be loaded: {error}",
-            errno=errno.EIO,
-            hint=f"modprobe {module}",
+            f"{device.address}: its driver {driver} is gone and {module} can't be loaded: {error}",
+            code=Code.MODULE_NOT_LOADED,
+            hint=f"modprobe -v {module} shows why",
         ) from error

@@ -5,6 +5,7 @@ import errno
 
 from ..kernel.modules import NotLoaded
 from ..model.aliases import Candidate, Resolution, Source
+from ..model.codes import Code
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
@@ -14,6 +15,8 @@ from .guards import check_isolation, check_personality
 from .moves import StepError, TakenError, describe_errno
 from .personality import ask
 from .switch import Aim, Switch
+
+_ALL_REJECTED = "every candidate is rejected"
 
 
 async def to_vfio(switch: Switch, device: Device) -> Outcome:
@@ -27,7 +30,7 @@ async def to_vfio(switch: Switch, device: Device) -> Outcome:
         return switch.unchanged(device, "the device had this flavour already")
     check_personality(device, switch.request)
     if flavour == Flavour.VFIO:
-        check_isolation(device, switch.settings)
+        check_isolation(switch.host, device, switch.settings)
         if device.personality is not None:
             return await ask(switch, device, device.personality, wanted=True)
     resolution = switch.host.resolve(device.modalias, kind, named, switch.settings.denied)
@@ -44,6 +47,7 @@ class _Candidates:
         self._flavour = switch.request.flavour
         self._refusals: list[str] = []
         self._errno = errno.EIO
+        self._code = Code.NO_CANDIDATE
 
     async def run(self) -> Outcome:
         for candidate in self._resolution.accepted:
@@ -53,19 +57,22 @@ class _Candidates:
         address = self._device.address
         which = "VFIO" if self._flavour == Flavour.VFIO else self._flavour
         failure = FlavourError(
-            f"{address}: no {which} driver could be had: "
-            + ("; ".join(self._refusals) or "every candidate is rejected"),
+            f"{address}: no {which} driver took it: " + ("; ".join(self._refusals) or _ALL_REJECTED),
+            code=self._code,
             errno=errno.ETIMEDOUT if self._switch.is_out_of_time else self._errno,
             hint=f"flavourctl resolve {address} shows the candidates, dmesg what a driver said",
         )
         raise await self._switch.undo(self._device, failure)
 
     async def _load(self, candidate: Candidate) -> tuple[str, ...]:
+        self._switch.candidate = candidate.module
         self._switch.enter(Phase.LOADING)
         try:
             return await self._switch.load(candidate.module)
         except NotLoaded as error:
             self._refusals.append(f"{candidate.module}: {error}")
+            if self._code is Code.NO_CANDIDATE:
+                self._code = Code.MODULE_NOT_LOADED
             return ()
 
     async def _try(self, candidate: Candidate, driver: str) -> Outcome | None:
@@ -73,6 +80,8 @@ class _Candidates:
         switch, device = self._switch, self._device
         if switch.before is None and device.driver == driver and not self._lacks_vfio(device.vfio_device):
             return switch.unchanged(device, f"{driver} has the device already")
+        if switch.before is None and self._flavour == Flavour.VFIO:
+            check_isolation(switch.host, device, switch.settings)  # its module is there by now
         goal = Binding(driver, driver)
         try:
             after = await switch.carry_out(device, lambda now: plan_move(now, goal), Aim(self._flavour, goal))
@@ -82,10 +91,12 @@ class _Candidates:
             if error.step.action is not Action.BIND:
                 raise await switch.undo(device, error) from error
             self._refusals.append(f"{candidate.module} refused: {describe_errno(error.kernel_errno)}")
+            self._code = Code.NO_DRIVER_TOOK_IT
             self._errno = error.errno
             return None
         if after.binding.driver != driver or self._lacks_vfio(after.vfio_device):
             self._refusals.append(f"{candidate.module} took the device, but no VFIO device appeared")
+            self._code = Code.NO_DRIVER_TOOK_IT
             return None
         switch.settle(device, after)
         reason = f"{candidate.module}: {candidate.reason}"

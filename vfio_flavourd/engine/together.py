@@ -1,6 +1,5 @@
 """A switch that is for several devices of an IOMMU group, or for none of them."""
 
-import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +42,9 @@ async def run_together(
             if len(members) == 1:
                 raise
             story = await _take_back(members[:number], quarantine)
-            raise FlavourError(f"{error}{story}", errno=error.errno, hint=error.hint) from error
+            raise FlavourError(
+                f"{error}{story}", code=error.code, errno=error.errno, hint=error.hint
+            ) from error
     for member in members:
         member.switch.commit()
     return outcomes
@@ -56,13 +57,13 @@ async def _take_back(members: Sequence[Member], quarantine: Callable[[Device, St
         if member.switch.before is None:
             continue  # it had the flavour already
         address = member.device.address
-        cause = FlavourError("", errno=errno.EIO)
+        cause = FlavourError("")
         try:
             said = str(await member.switch.undo(member.device, cause)).removeprefix("; ")
             member.switch.enter(Phase.FAILED)
         except StuckError as stuck:
             quarantine(member.device, stuck)
-            member.switch.enter(Phase.STUCK)
+            member.switch.get_stuck(stuck)
             said = "stuck on its way back"
         except GoneError:
             member.switch.host.ledger.forget(address)

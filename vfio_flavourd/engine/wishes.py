@@ -7,7 +7,6 @@ address.
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import OthersInGroup
 from ..model.udev_header import Ids, find_ids
+from .whole_file import write_whole_file
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ class Wishes:
             return wish
         wish = self._lasting.get(str(device.address))
         return wish if wish is not None and wish.ids == find_ids(device.identity) else None
+
+    def has(self, address: PciAddress) -> bool:
+        return str(address) in self._boot or str(address) in self._lasting
 
     @property
     def lasting(self) -> dict[str, Wish]:
@@ -113,7 +116,7 @@ def _parse(data: dict[str, Any]) -> Wish:
 
 def _warn(path: Path, error: OSError) -> None:
     _log.warning(
-        "what was asked for by hand can't be kept in %r (%s), ignoring",
+        "what was asked for by hand can't be saved in %r (%s), ignoring",
         str(path),
         error.strerror,
         extra=log_fields(MessageId.NOT_KEPT),
@@ -127,12 +130,12 @@ def _read(path: Path) -> dict[str, Wish]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, FlavourError) as error:
-        _log.warning("wishes in %r can't be read (%r), ignoring", str(path), error)
+        _log.warning("what was asked for by hand can't be read from %r (%r), ignoring", str(path), error)
         return {}
 
 
 def _write(path: Path, wishes: dict[str, Wish]) -> None:
-    """Aside, synced and renamed."""
+    """Raises OSError."""
     data = {
         address: {
             "flavour": str(wish.flavour),
@@ -143,9 +146,4 @@ def _write(path: Path, wishes: dict[str, Wish]) -> None:
         }
         for address, wish in wishes.items()
     }
-    aside = path.with_suffix(".new")
-    with aside.open("w", encoding="ascii") as file:
-        json.dump(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_whole_file(path, json.dumps(data))

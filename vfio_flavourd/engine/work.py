@@ -10,7 +10,7 @@ from ..kernel.inventory import DEVICES
 from ..model.address import PciAddress
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, Outcome, Request, StepBegun, StepReport
+from ..model.flavour import Attempt, Ending, Outcome, Request, StepAction, StepBegun, StepReport
 from ..model.policy import Decision
 from ..model.transition import Phase
 from .attempts import Attempts, Report
@@ -22,11 +22,13 @@ from .together import Member
 
 
 class Work:
-    """One request on its way: its switches, and what is known of it by now."""
+    """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
+    for by hand counts no more once it is granted."""
 
-    def __init__(self, request: Request, report: Report, way: Way) -> None:
+    def __init__(self, request: Request, report: Report, way: Way, *, drops_wish: bool = False) -> None:
         self.request = request
         self.way = way
+        self.drops_wish = drops_wish
         self.members: list[Member] = []
         self.is_begun = False
         self.verdict = Verdict()
@@ -41,7 +43,7 @@ class Work:
         return any(member.switch.touched for member in self.members)
 
     @contextmanager
-    def step(self, what: str, failed: str) -> Iterator[None]:
+    def step(self, action: StepAction, what: str, failed: str) -> Iterator[None]:
         """Something that is done before there is a switch, and kept without being told meanwhile: a refusal
         says it all. `failed` is what to call it when it raises."""
         start, error = time.monotonic(), ""
@@ -52,7 +54,7 @@ class Work:
             raise
         finally:
             took = time.monotonic() - start
-            self._steps.append(StepReport(Phase.WAITING, what, start - self._began, took, error))
+            self._steps.append(StepReport(Phase.WAITING, action, what, start - self._began, took, error))
 
     def add(
         self,

@@ -5,10 +5,12 @@ Their time stamp is when what they do last changed: where only their comments di
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import EIO
 from pathlib import Path
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from ..model.udev_rules import RULES_NAME, Compiled
 
@@ -22,6 +24,8 @@ _SOURCES = (
 
 # As initramfs-tools (Debian), dracut (Fedora, and others with initrd-) name them.
 _IMAGE = re.compile(r"(?:initrd\.img|initramfs|initrd)-(.+?)(?:\.img)?", re.ASCII)
+# kernel-install(8) has them in a directory for each kernel, named after it, within one for each system.
+_ENTRIES = ("boot/*/*/initrd*", "boot/efi/*/*/initrd*", "efi/*/*/initrd*")
 _REBUILD = (
     ("usr/sbin/update-initramfs", "update-initramfs -u -k all"),
     ("usr/bin/dracut", "dracut --force --regenerate-all"),
@@ -99,21 +103,27 @@ def find_stale_initramfs(root: Path, release: str) -> tuple[StaleInitramfs, ...]
     """The running kernel's first; only of kernels whose modules are installed."""
     try:
         changed = (root / RULES).stat().st_mtime_ns
-        images = sorted((root / "boot").iterdir())
     except OSError:
         return ()
     stale = []
-    for path in images:
-        named = _IMAGE.fullmatch(path.name)
-        if named is None or not (root / "lib/modules" / named[1]).is_dir():
-            continue
+    for path, kernel in _find_images(root):
         try:
             made = path.stat().st_mtime_ns
         except OSError:
             continue
-        if made < changed:
-            stale.append(StaleInitramfs(path, named[1], running=named[1] == release))
+        if made < changed and (root / "lib/modules" / kernel).is_dir():
+            stale.append(StaleInitramfs(path, kernel, running=kernel == release))
     return tuple(sorted(stale, key=lambda image: not image.running))
+
+
+def _find_images(root: Path) -> Iterator[tuple[Path, str]]:
+    """Each with the release of its kernel."""
+    for path in sorted((root / "boot").glob("*")):
+        if named := _IMAGE.fullmatch(path.name):
+            yield path, named[1]
+    for pattern in _ENTRIES:
+        for path in sorted(root.glob(pattern)):
+            yield path, path.parent.name
 
 
 def find_rebuild_command(root: Path) -> str | None:
@@ -135,7 +145,7 @@ def _sync(directory: Path) -> None:
 
 def _failed(what: str, root: Path, error: OSError) -> FlavourError:
     return FlavourError(
-        f"{what} {str(root / RULES)!r} failed: {os.strerror(error.errno or EIO).lower()}",
-        errno=error.errno or EIO,
-        hint="without it, native drivers bind first at the next boot, and the daemon takes devices from them",
+        f"{what} {str(root / RULES)!r} failed: {os.strerror(error.errno or EIO)}",
+        code=Code.NOT_SAVED,
+        hint="until that works, native drivers bind first at boot and the daemon switches devices later",
     )

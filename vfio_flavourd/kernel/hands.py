@@ -183,7 +183,7 @@ class Hands:
         self._dismiss(hand)
         if finished is not None and not finished.done():
             finished.set_exception(
-                FlavourError(f"the worker process {hand.process.pid} died in the middle of its work", errno=5)
+                FlavourError(f"worker process {hand.process.pid} died before its work was done")
             )
 
     def _dismiss(self, hand: _Hand) -> None:

@@ -54,11 +54,10 @@ class ModuleIndex:
         return not any(os.access(path, os.F_OK) for path in self._absent)
 
     def _read(self, release: str) -> None:
-        places = [self._root / place / release for place in MODULES]
-        chosen = next((number for number, place in enumerate(places) if _read_mode(place)), len(places))
-        modules_dir = places[chosen % len(places)]
+        modules_dir = find_modules_dir(self._root, release)
+        passed_by = [place for place in _places(self._root, release) if not _read_mode(place)]
         index = [modules_dir / name for name in INDEX_FILES]
-        self._watch([*places[:chosen], *index, *self._modprobe_d, *find_conf_files(self._modprobe_d)])
+        self._watch([*passed_by, *index, *self._modprobe_d, *find_conf_files(self._modprobe_d)])
         self._read_for = release
         cmdline, _ = _read_file(self._root / "proc/cmdline")
         self._table = read_alias_table(modules_dir, self._modprobe_d, (cmdline or b"").decode("latin-1"))
@@ -82,6 +81,16 @@ class ModuleIndex:
         self._settled = youngest + SETTLED_NS < time.time_ns()
 
 
+def find_modules_dir(root: Path, release: str) -> Path:
+    """Where a kernel's modules are; where they would be, when they are nowhere."""
+    places = _places(root, release)
+    return next((place for place in places if _read_mode(place)), places[0])
+
+
+def _places(root: Path, release: str) -> list[Path]:
+    return [root / place / release for place in MODULES]
+
+
 def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str) -> AliasTable:
     """What can't be read becomes a warning of the table.
 
@@ -102,21 +111,27 @@ def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str
         contents["modules.dep"],
         contents["modules.builtin"],
     )
-    confs: list[ModprobeConf] = []
-    for path in find_conf_files(modprobe_d):
-        data, problem = _read_file(path)
-        if data is None:
-            warnings.append(f"can't read {str(path)!r}: {problem}, ignoring")
-        else:
-            confs.append(parse_modprobe_conf(data, str(path)))
-    conf = joined((*confs, parse_cmdline(cmdline)))
+    conf, unread = read_modprobe_conf(modprobe_d, cmdline)
 
     def has_file(path: str) -> bool:
         """An index without its tree, such as a copy of one, says nothing about files."""
         tree = modules_dir / Path(path).parts[0]
         return bool(_read_mode(modules_dir / path)) or not stat.S_ISDIR(_read_mode(tree))
 
-    return AliasTable(files, conf, warnings=tuple(warnings), has_file=has_file)
+    return AliasTable(files, conf, warnings=(*warnings, *unread), has_file=has_file)
+
+
+def read_modprobe_conf(modprobe_d: Sequence[Path], cmdline: str) -> tuple[ModprobeConf, tuple[str, ...]]:
+    """What is in force of modprobe.d and the kernel command line, and which files can't be read."""
+    confs: list[ModprobeConf] = []
+    unread = []
+    for path in find_conf_files(modprobe_d):
+        data, problem = _read_file(path)
+        if data is None:
+            unread.append(f"can't read {str(path)!r}: {problem}, ignoring")
+        else:
+            confs.append(parse_modprobe_conf(data, str(path)))
+    return joined((*confs, parse_cmdline(cmdline))), tuple(unread)
 
 
 def find_conf_files(modprobe_d: Sequence[Path]) -> list[Path]:

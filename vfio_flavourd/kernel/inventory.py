@@ -4,11 +4,11 @@ Only files that are safe on a device whose unbind is blocked are read here: `dri
 `uevent` of such a device block their reader in an uninterruptible sleep (seen on 6.12).
 """
 
-import errno
 import logging
 from collections.abc import Sequence
 
 from ..model.address import PciAddress, parse_address
+from ..model.codes import Code
 from ..model.device import ENABLE_VFIO, Device, Identity, Personality
 from ..model.errors import FlavourError
 from ..model.modalias import parse_modalias
@@ -32,7 +32,9 @@ def read_device(
     path = sysfs.follow(link)
     if path is None:
         raise FlavourError(
-            f"{address}: no such PCI device", errno=errno.ENODEV, hint="lspci -D lists the devices there are"
+            f"{address}: no such PCI device",
+            code=Code.NO_SUCH_DEVICE,
+            hint="flavourctl list and lspci -D list the devices",
         )
     # The kernel makes the modalias from the very IDs and class that have files of their own.
     modalias = parse_modalias(sysfs.read(f"{path}/modalias"))
@@ -71,7 +73,7 @@ def read_devices(
         try:
             devices.append(read_device(sysfs, parse_address(name), personalities))
         except FlavourError as error:
-            _log.debug("%s is left out of the list: %s", name, error)
+            _log.debug("%s left out of the list: %s", name, error)
     return tuple(devices)
 
 
@@ -118,6 +120,4 @@ def _read_hex(sysfs: Sysfs, path: str, name: str) -> int:
     try:
         return int(text, 16)
     except ValueError:
-        raise FlavourError(
-            f"{path}/{name} reads {text[:32]!r}, not a hexadecimal number", errno=errno.EIO
-        ) from None
+        raise FlavourError(f"{path}/{name} reads {text[:32]!r}, not a hexadecimal number") from None

@@ -74,7 +74,7 @@ class Modules(Collection[str]):
                 return drivers
             timeout -= time.monotonic() - begun
             if timeout <= 0:
-                raise NotLoaded("not loaded in time, like for another device before")
+                raise NotLoaded("not loaded in time for another device either")
         with self._announced(module):
             return await self._load(module, timeout)
 
@@ -122,13 +122,11 @@ class Modules(Collection[str]):
         except Blocked as blocked:
             self._pending[name] = blocked.finished
             blocked.finished.add_done_callback(lambda _: self._pending.pop(name, None))
-            raise NotLoaded(
-                f"not loaded within {timeout:g} s; its modprobe is still in the kernel"
-            ) from blocked
+            raise NotLoaded(f"not loaded within {timeout:g} s; modprobe is still in the kernel") from blocked
         except FlavourError as error:
             raise NotLoaded(str(error)) from error
         if results[-1].errno:
-            raise NotLoaded("the modprobe program can't be started")
+            raise NotLoaded("modprobe can't be started")
         value = results[-1].value
         assert isinstance(value, list)  # as hand.run returns it
         return int(value[0]), str(value[1])

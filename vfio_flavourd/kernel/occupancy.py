@@ -41,12 +41,15 @@ class Occupancy:
     def find_users(self, device: Device) -> tuple[User, ...]:
         """Everyone who uses the device by the driver that it has now, the worst first.
 
-        Without a driver nobody can, but for a bridge, and a PF whose VFs are there all the same.
+        Without a driver nobody can, but for a bridge, a PF whose VFs are there all the same, and the console
+        on what the firmware has set up.
         """
         if device.is_bridge:
-            return (User(Use.BRIDGE, "all that is behind the bridge"),)
+            return (User(Use.BRIDGE, "everything behind the bridge"),)
         subtree = read_subtree(self._files, device.path)
         users = [*_find_virtual_functions(subtree)]
+        if device.class_code >> 16 == _DISPLAY_CLASS and self._is_boot_display(device, subtree):
+            users.append(User(Use.DISPLAY, "the boot display"))
         if device.driver is not None:
             users += self._find_driver_users(device, subtree)
         return _summarise(users)
@@ -62,10 +65,8 @@ class Occupancy:
         return _summarise(find_open_files(self._files, nodes, paths))
 
     def _find_driver_users(self, device: Device, subtree: Subtree) -> Iterator[User]:
-        if device.class_code >> 16 == _DISPLAY_CLASS and self._is_boot_display(device, subtree):
-            yield User(Use.DISPLAY, "the boot display")
         if subtree.hidden_interfaces:
-            yield User(Use.PORT, "an interface in another network name space")
+            yield User(Use.PORT, "an interface in another network namespace")
         yield from find_network_users(self._files, subtree.interfaces, self._find_route)
         volumes = find_volumes(self._files, subtree)
         yield from find_storage_users(self._files, volumes)

@@ -7,6 +7,7 @@ process of their own (`hands`).
 import errno
 import os
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 
 
@@ -73,5 +74,5 @@ class Sysfs:
         gone = error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO)
         return FlavourError(
             f"reading {path!r} failed: {os.strerror(error.errno or errno.EIO)}",
-            errno=errno.ENODEV if gone else errno.EIO,
+            code=Code.DEVICE_GONE if gone else Code.FAILED,
         )

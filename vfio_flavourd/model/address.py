@@ -1,9 +1,9 @@
 """PCI addresses."""
 
-import errno
 import re
 from dataclasses import dataclass
 
+from .codes import Code
 from .errors import FlavourError
 
 # Domains have four digits, more only where a bridge made a domain of its own (VMD: 10000:e1:00.0).
@@ -32,7 +32,7 @@ def parse_address(text: str) -> PciAddress:
     if match is None:
         raise FlavourError(
             f"{text[:64]!r} is not a PCI address",
-            errno=errno.EINVAL,
+            code=Code.NOT_AN_ADDRESS,
             hint="an address looks like 0000:01:00.0 or 01:00.0; lspci -D lists them",
         )
     domain, bus, device, function = match.groups()

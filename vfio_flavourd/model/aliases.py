@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from errno import EINVAL
 from functools import cached_property
 from typing import NamedTuple
 
+from .codes import Code
 from .errors import FlavourError
 from .modalias import FLAVOUR_PREFIX, flavoured, matches, parse_modalias, specificity
 from .modprobe_conf import AliasLine, ModprobeConf, Skipped, find_module_name
@@ -214,8 +214,8 @@ def _parse_named(name: str) -> str:
     module = find_module_name(name)
     if module is None:
         raise FlavourError(
-            f"naming a driver: {name[:80]!a} can't be one",
-            errno=EINVAL,
-            hint="letters, digits, _ and -, at most 64 of them",
+            f"{name[:80]!a} can't be the name of a driver",
+            code=Code.INVALID_ARGUMENT,
+            hint="allowed: letters, digits, _ and -, at most 64 of them",
         )
     return module

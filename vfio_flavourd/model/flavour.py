@@ -1,6 +1,5 @@
 """Flavours, what is asked for, and what came of it."""
 
-import errno
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,6 +8,7 @@ from typing import ClassVar
 
 from .address import PciAddress
 from .aliases import Resolution
+from .codes import Code
 from .device import Device
 from .errors import FlavourError
 from .occupancy import User
@@ -38,7 +38,7 @@ def parse_flavour(text: str, known: Collection[str] = (Flavour.NATIVE, Flavour.V
     question = f"; did you mean {near[0]}?" if near else ""
     raise FlavourError(
         f"no flavour is called {text[:64]!r}",
-        errno=errno.EINVAL,
+        code=Code.NO_SUCH_FLAVOUR,
         hint=f"allowed: {', '.join(names[:-1])} or {names[-1]}{question}",
     )
 
@@ -82,6 +82,21 @@ class Request:
     persist: bool = False
 
 
+class StepAction(StrEnum):
+    """What a step of a switch is about; those that write are called as in the plan."""
+
+    TURN = "turn"
+    GUARD = "guard"
+    LOAD = "load"
+    OVERRIDE = "override"
+    UNBIND = "unbind"
+    BIND = "bind"
+    PROBE = "probe"
+    ASK = "ask"
+    WAIT = "wait"
+    VERIFY = "verify"
+
+
 @dataclass(frozen=True, slots=True)
 class StepBegun:
     """What a switch is at from now on."""
@@ -94,14 +109,16 @@ class StepReport:
     """One step of a switch as it happened.
 
     `started` and `duration` are in seconds, `started` from when the switch was asked for. `error` is
-    empty when the step did what it says.
+    empty when the step did what it says. `candidate` is the module that is tried meanwhile, or empty.
     """
 
     phase: Phase
+    action: StepAction
     what: str
     started: float
     duration: float
     error: str = ""
+    candidate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +186,6 @@ class Attempt:
     hint: str
     code: str
     steps: tuple[StepReport, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupMember:
-    """Another device of a device's IOMMU group; one that `blocks` has a host driver, so that no guest can
-    have any of them."""
-
-    device: Device
-    flavour: Flavour
-    blocks: bool
 
 
 @dataclass(frozen=True, slots=True)

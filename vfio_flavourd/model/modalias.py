@@ -1,10 +1,10 @@
 """A PCI device's modalias, its flavoured form, and how narrowly a pattern describes it."""
 
-import errno
 import re
 from dataclasses import dataclass
 
 from .alias_pattern import STAR, Bracket, Token, matches, normalised, tokens
+from .codes import Code
 from .errors import FlavourError
 
 __all__ = [
@@ -47,9 +47,9 @@ def parse_modalias(text: str) -> Modalias:
     match = _MODALIAS.fullmatch(stripped)
     if match is None:
         raise FlavourError(
-            f"reading modalias {_shown(text)}: not that of a PCI device",
-            errno=errno.EINVAL,
-            hint="expected pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00",
+            f"{_shown(text)} is not the modalias of a PCI device",
+            code=Code.INVALID_ARGUMENT,
+            hint="one looks like pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00",
         )
     vendor, device, subvendor, subdevice, base_class, subclass, interface = match.groups()
     return Modalias(vendor, device, subvendor, subdevice, base_class, subclass, interface, stripped)
@@ -62,7 +62,9 @@ def flavoured(modalias: str, prefix: str = FLAVOUR_PREFIX) -> str:
     """
     if re.fullmatch(r"[\w-]{1,64}", prefix, re.ASCII) is None:
         raise FlavourError(
-            f"flavouring a modalias: {_shown(prefix)} can't be an alias prefix", errno=errno.EINVAL
+            f"{_shown(prefix)} can't be an alias prefix",
+            code=Code.INVALID_ARGUMENT,
+            hint="allowed: letters, digits, _ and -, at most 64 of them",
         )
     scheme = prefix.replace("-", "_")
     stripped = modalias.strip()

@@ -34,6 +34,24 @@ class InstallLine:
 
 
 @dataclass(frozen=True, slots=True)
+class OptionsLine:
+    """What a module is given when it is loaded: `parameters` as they are written, for the kernel to parse."""
+
+    module: str
+    parameters: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class SoftdepLine:
+    """Modules to be loaded before or after another one; `rest` is as it is written."""
+
+    module: str
+    rest: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """How many malformed lines there were, and where the first few of them stand."""
 
@@ -46,11 +64,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class ModprobeConf:
-    """`blacklist` maps a module to the place that blacklists it."""
+    """`blacklist` maps a module to the place that blacklists it; of `options` the last one counts."""
 
     aliases: tuple[AliasLine, ...] = ()
     blacklist: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     installs: tuple[InstallLine, ...] = ()
+    options: tuple[OptionsLine, ...] = ()
+    softdeps: tuple[SoftdepLine, ...] = ()
     skipped: Skipped = Skipped()
 
 
@@ -64,14 +84,25 @@ def joined(confs: Iterable[ModprobeConf]) -> ModprobeConf:
     """All of them as one; what comes first is also looked at first."""
     aliases: list[AliasLine] = []
     installs: list[InstallLine] = []
+    options: list[OptionsLine] = []
+    softdeps: list[SoftdepLine] = []
     blacklist: dict[str, str] = {}
     skipped = Skipped()
     for conf in confs:
         aliases += conf.aliases
         installs += conf.installs
+        options += conf.options
+        softdeps += conf.softdeps
         blacklist = {**conf.blacklist, **blacklist}
         skipped = skipped.joined(conf.skipped)
-    return ModprobeConf(tuple(aliases), MappingProxyType(blacklist), tuple(installs), skipped)
+    return ModprobeConf(
+        tuple(aliases),
+        MappingProxyType(blacklist),
+        tuple(installs),
+        tuple(options),
+        tuple(softdeps),
+        skipped,
+    )
 
 
 def parse_modprobe_conf(data: bytes, origin: str) -> ModprobeConf:
@@ -83,6 +114,8 @@ def parse_modprobe_conf(data: bytes, origin: str) -> ModprobeConf:
     """
     aliases: list[AliasLine] = []
     installs: list[InstallLine] = []
+    options: list[OptionsLine] = []
+    softdeps: list[SoftdepLine] = []
     blacklist: dict[str, str] = {}
     bad: list[str] = []
     for number, line in _logical_lines(data):
@@ -99,25 +132,40 @@ def parse_modprobe_conf(data: bytes, origin: str) -> ModprobeConf:
                 blacklist.setdefault(name, place)
             case ["install", modules, *command] if command and (normal := normalised(modules)):
                 installs.append(InstallLine(normal, " ".join(command), place))
+            case ["options", module, *rest] if rest and (name := find_module_name(module)):
+                options.append(OptionsLine(name, " ".join(rest), place))
+            case ["softdep", module, *rest] if rest and (name := find_module_name(module)):
+                softdeps.append(SoftdepLine(name, " ".join(rest), place))
             case [verb, *_] if verb in _IGNORED:
                 continue
             case _:
                 bad.append(place)
-    skipped = Skipped(len(bad), tuple(bad[:SHOWN_ORIGINS]))
-    return ModprobeConf(tuple(aliases), MappingProxyType(blacklist), tuple(installs), skipped)
+    return ModprobeConf(
+        tuple(aliases),
+        MappingProxyType(blacklist),
+        tuple(installs),
+        tuple(options),
+        tuple(softdeps),
+        Skipped(len(bad), tuple(bad[:SHOWN_ORIGINS])),
+    )
 
 
 def parse_cmdline(text: str) -> ModprobeConf:
-    """`module_blacklist=` (the kernel's, which ends at ` -- `) and `modprobe.blacklist=` (kmod's).
+    """`module_blacklist=` (the kernel's, which ends at ` -- `), `modprobe.blacklist=` (kmod's), and modules'
+    parameters, which kmod takes as options after all of modprobe.d's (kmod_config_new()).
 
     The kernel keeps only the last `module_blacklist=`, and kmod takes the names as they are written.
     Here each one counts and `-` is `_`: somebody wanted that module kept out.
     """
     blacklist: dict[str, str] = {}
+    options: list[OptionsLine] = []
     for_kernel = True
-    for word in re.findall(r'(?:"[^"]*"?|[^\s"])+', text):
+    for word in split_parameters(text):
         parameter, equals, value = word.replace('"', "").partition("=")
         for_kernel = for_kernel and word != "--"
+        owner, dot, own = parameter.partition(".")
+        if for_kernel and dot and equals and owner != "modprobe" and (name := find_module_name(owner)):
+            options.append(OptionsLine(name, f'{own}="{value}"', "the kernel command line"))
         ours = parameter == "modprobe.blacklist" or (
             for_kernel and parameter.replace("-", "_") == "module_blacklist"
         )
@@ -125,7 +173,12 @@ def parse_cmdline(text: str) -> ModprobeConf:
             continue
         for module in filter(None, map(find_module_name, value.split(","))):
             blacklist.setdefault(module, f"the kernel command line ({parameter}=)")
-    return ModprobeConf(blacklist=MappingProxyType(blacklist))
+    return ModprobeConf(blacklist=MappingProxyType(blacklist), options=tuple(options))
+
+
+def split_parameters(text: str) -> list[str]:
+    """As next_arg() in lib/cmdline.c does: blanks within quotes are part of a value."""
+    return re.findall(r'(?:"[^"]*"?|[^\s"])+', text)
 
 
 def _logical_lines(data: bytes) -> Iterator[tuple[int, str]]:

@@ -41,7 +41,7 @@ def render_node_files(
     for group, wanted in sorted(groups.items(), key=lambda item: item[0]):
         if len(wanted) > 1:
             notes.append(
-                f"IOMMU group {group}: the policy says different things of who may open its devices, "
+                f"IOMMU group {group}: the policy's rules disagree on who may open its devices, "
                 f"so /dev/vfio/{group} stays root's"
             )
             continue

@@ -242,7 +242,7 @@ def _as_rule(kept: Kept, policy: Policy) -> Rule:
         subsystem_device=(subsystem_device,),
     )
     name = f"{kept.address} by hand"
-    return Rule(name, match, kept.flavour, kept.drivers, policy.defaults, None, "a wish that lasts")
+    return Rule(name, match, kept.flavour, kept.drivers, policy.defaults, None, "set --persist")
 
 
 def _notes_on_spared(policy: Policy, header: Header, present: tuple[Facts, ...]) -> Iterator[str]:
@@ -256,4 +256,4 @@ def _notes_on_spared(policy: Policy, header: Header, present: tuple[Facts, ...])
         if each.needed:
             yield f"{would}, which needs it: {each.why}"
         elif decision.settings.in_use is InUse.REFUSE:
-            yield f"{would}, which uses it: {each.why}; with `in_use: force` it does"
+            yield f"{would}, which uses it: {each.why}; `in_use: force` would take it"

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if os.geteuid() != 0:
         print(
-            "vfio-flavour-fs: mounting is for root; start it with systemctl start vfio-flavour-fs",
+            "vfio-flavour-fs: only root may mount it\n  systemctl start vfio-flavour-fs",
             file=sys.stderr,
         )
         return 77

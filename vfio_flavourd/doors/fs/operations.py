@@ -15,6 +15,7 @@ import pyfuse3
 from ...kernel.inventory import DEVICES
 from ...kernel.sysfs import Sysfs
 from ...model.address import PciAddress, parse_address
+from ...model.codes import Code
 from ...model.errors import FlavourError
 from ...model.flavour import Flavour
 from ..client import Client, connect
@@ -171,12 +172,12 @@ class FlavourFs(pyfuse3.Operations):
             flavour = _parse_written(place.node, bytes(buf))
             await self._interrupts.run(file.opener, self._set_flavour(place.address, flavour))
         except FlavourError as error:
-            self._errors[place.address] = f"{error}; {error.hint}" if error.hint else str(error)
+            self._errors[place.address] = f"{error}; {error.advice}"
             raise pyfuse3.FUSEError(error.errno) from error
         except InterruptedError:
             self._errors[place.address] = (
                 f"{place.address}: the write was interrupted; "
-                f"flavourctl show {place.address} tells what became of it"
+                f"flavourctl show {place.address} says what became of it (flavourctl explain interrupted)"
             )
             raise pyfuse3.FUSEError(errno.EINTR) from None
         self._errors.pop(place.address, None)
@@ -215,4 +216,4 @@ def _parse_written(node: Node, data: bytes) -> str:
         return text
     if text in ("0", "1"):
         return Flavour.VFIO if text == "1" else Flavour.NATIVE
-    raise FlavourError(f"use_vfio can't be {text[:64]!r}", errno=errno.EINVAL, hint="allowed: 0 or 1")
+    raise FlavourError(f"use_vfio can't be {text[:64]!r}", code=Code.INVALID_ARGUMENT, hint="allowed: 0 or 1")

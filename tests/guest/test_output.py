@@ -1,0 +1,64 @@
+"""What flavourctl says of the guest's real devices, word for word: golden/<release>.txt.
+
+`GOLDEN=write` writes it anew; look at the difference then.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from .conftest import Host
+from .devices import ROLES
+
+GOOD = ROLES["good"]
+COMMANDS = (
+    ("list",),
+    ("list", "--columns", "device,ids,class,slot", "--noheadings"),
+    ("set", GOOD.bdf, "vfio"),
+    ("show", GOOD.bdf),
+    ("set", GOOD.bdf, "native", "--dry-run"),
+    ("reset", GOOD.bdf),
+    ("show", GOOD.bdf),
+    ("resolve", GOOD.bdf),
+    ("check",),
+)
+# As journalctl prints it.
+LOG_LINE = re.compile(r"^[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d .*\n", re.MULTILINE)
+
+
+def test_it_says_what_is_written_down(host: Host) -> None:
+    said, logged = "", ""
+    for command in COMMANDS:
+        done = host.ctl(*command)
+        marked = "".join(f"! {line}\n" for line in done.stderr.splitlines())
+        text = f"{done.stdout}{marked}"
+        logged += "".join(LOG_LINE.findall(text))
+        said += normalise(f"$ flavourctl {' '.join(command)}\n{text}[exit status {done.rc}]\n\n")
+    path = Path(__file__).parent / f"golden/{host.release}.txt"
+    if os.environ.get("GOLDEN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(said, encoding="utf-8")
+    assert said == path.read_text(encoding="utf-8")
+    assert f"{GOOD.bdf}: e1000e -> vft-good-vfio-pci in " in logged
+
+
+def test_a_terminal_of_80_columns_gets_colours_and_no_line_that_wraps(host: Host) -> None:
+    # The guest's commands have no terminal: script(1) makes one.
+    shown = host.run(
+        "script --quiet --return --command 'stty cols 80; TERM=xterm flavourctl list' /dev/null", check=True
+    ).stdout
+    assert "\x1b[" in shown
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert len(lines) == len(host.look().devices) + 1
+    assert max(map(len, lines)) <= 80
+
+
+def normalise(text: str) -> str:
+    """Without what differs from run to run."""
+    text = LOG_LINE.sub("", text)
+    text = re.sub(r"^ {12} *\d+\.\d ms", " " * 16 + "1.0 ms", text, flags=re.MULTILINE)
+    text = re.sub(r"\d+\.\d ms", "1.0 ms", text)
+    text = re.sub(r"(?<![.\d])\d+ ms", "1 ms", text)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-25 19:00:00", text)
+    text = re.sub(r"\bvfio\d+\b", "vfio0", text)
+    return re.sub(r"uid \d+ pid \d+", "uid 0 pid 812", text)

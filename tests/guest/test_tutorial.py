@@ -1,0 +1,53 @@
+"""docs/tutorial.md, followed to the letter: each command is run and what it prints is what the page says."""
+
+from pathlib import Path
+
+from .conftest import Host
+from .devices import ROLES
+from .test_policy import forget_wishes
+from .transcript import PROMPT, Exchange, clean, read_transcript
+
+PAGE = Path(__file__).parents[2] / "docs/tutorial.md"
+TYPED = "/run/typed"
+RECORD = f"/run/vfio-flavourd/devices/{ROLES['nvme'].bdf}.json"
+# A virtual machine in the virtual machine boots a kernel.
+SLOWEST_COMMAND = 300
+
+
+def test_the_tutorial_does_what_it_says(host: Host, deb: Path) -> None:
+    if host.release == "bookworm":  # where the guest has no room for QEMU
+        assert host.run("command -v qemu-system-x86_64", check=False).rc == 1
+        return
+    before, initrd = host.look(), host.guest.initrd
+    host.guest.push(deb, f"/root/{deb.name}")
+    forget_wishes(host)
+    for exchange in read_transcript(PAGE.read_text(encoding="utf-8")):
+        output = follow(host, exchange)
+        assert exchange.matches(output), f"# {exchange.command}\n{clean(output)}"
+    assert host.look().changed(before) == set()
+    host.guest.initrd = initrd
+    # As after a boot: in this one the device was VFIO's at first, and that is on record.
+    host.run(f"systemctl stop vfio-flavourd; rm {RECORD}")
+    forget_wishes(host)
+
+
+def follow(host: Host, exchange: Exchange) -> str:
+    if exchange.command == "reboot":
+        host.guest.reboot()
+        return ""
+    if exchange.command == "update-initramfs -u":
+        host.guest.update_initramfs()
+        return ""
+    command = f"cd /root; exec 2>&1\n{exchange.command}"
+    if not exchange.typed:
+        return host.run(command, timeout=SLOWEST_COMMAND, check=False).stdout
+    host.run(f"mkfifo {TYPED}")
+    keyboard = host.guest.start(f"exec sleep infinity > {TYPED}")
+    running = host.guest.start(f"exec < {TYPED}; {command}")
+    for number, line in enumerate(exchange.typed, 1):
+        running.wait_for(PROMPT, SLOWEST_COMMAND, times=number)
+        host.run(f"echo '{line}' > {TYPED}")
+    output = running.wait(SLOWEST_COMMAND).stdout
+    keyboard.kill()
+    host.run(f"rm {TYPED}")
+    return output

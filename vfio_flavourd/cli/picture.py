@@ -1,0 +1,28 @@
+"""Where a picture goes."""
+
+import errno
+import sys
+from pathlib import Path
+
+from ..model.errors import FlavourError
+
+
+def refuse_terminal(hint: str) -> None:
+    """Raises FlavourError (EINVAL) where the picture would go to one."""
+    if sys.stdout.isatty():
+        raise FlavourError("a terminal can't show a picture (SVG)", errno=errno.EINVAL, hint=hint)
+
+
+def write_picture(picture: str, file: Path | None = None) -> None:
+    """Raises FlavourError."""
+    if file is None:
+        # Whatever the locale is: that is what the picture says of itself.
+        sys.stdout.buffer.write(picture.encode())
+        return
+    try:
+        file.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise FlavourError(
+            f"the picture can't be written to {str(file)!r}: {error.strerror}",
+            errno=errno.EIO,
+        ) from error
