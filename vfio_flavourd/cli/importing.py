@@ -31,7 +31,7 @@ def import_policy(arguments: argparse.Namespace) -> int:
         print(f"flavourctl: {printable(remark)}", file=sys.stderr)
     if not draft.rules:
         raise FlavourError(
-            f"importing from {draft.source}: nothing that a policy could say", code=Code.NOTHING_TO_IMPORT
+            f"importing from {draft.source}: found nothing that a policy can say", code=Code.NOTHING_TO_IMPORT
         )
     rebuild = find_rebuild_command(Path(ROOT)) or ""
     if arguments.json:
