@@ -245,7 +245,7 @@ def test_a_variant_that_this_kernel_was_built_without_is_told(host: FakeKernel) 
     assert finding.state is State.NOTE
     assert finding.what == (
         "0000:03:00.1: Linux has had the variant driver mlx5_vfio_pci for it since 5.18, but kernel "
-        f"{RELEASE} has CONFIG_MLX5_VFIO_PCI=n; vfio-pci serves instead, without what the variant adds"
+        f"{RELEASE} has CONFIG_MLX5_VFIO_PCI=n; vfio-pci serves instead, without what that adds"
     )
     assert "CONFIG_MLX5_VFIO_PCI=m" in finding.advice
     put(host, f"boot/config-{RELEASE}", "CONFIG_MLX5_VFIO_PCI=m\n")

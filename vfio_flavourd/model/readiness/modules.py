@@ -141,7 +141,7 @@ def _tell_missing(
         "variant",
         State.WARNING if wanted else State.NOTE,
         f"{name_some(present.address for present in devices)}: Linux has had the variant driver "
-        f"{variant.module} for it since {since}, but {why}; vfio-pci serves instead, without what the variant adds",
+        f"{variant.module} for it since {since}, but {why}; vfio-pci serves instead, without what that adds",
         advice,
     )
 
