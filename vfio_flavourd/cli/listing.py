@@ -71,7 +71,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
 
 
 def _parse_columns(text: str) -> tuple[str, ...]:
-    """Raises FlavourError that names what is allowed."""
+    """Raises FlavourError (INVALID_ARGUMENT) that names what is allowed."""
     names = tuple(name.strip().lower() for name in text.split(","))
     for name in names:
         if name not in COLUMNS:
