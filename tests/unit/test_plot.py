@@ -325,8 +325,9 @@ def test_plot_takes_several_by_their_numbers_and_writes_a_file(host: Host, tmp_p
 @pytest.mark.parametrize(
     ("wanted", "status", "start"),
     [
-        ("7", 1, "attempt 7 is not known"),
-        ("02:00.0", 1, "0000:02:00.0: no switch of it is known"),
+        ("7", 1, "no switch 7 is remembered"),
+        ("02:00.0", 1, "0000:02:00.0: no switch is remembered"),
+        ("9" * 5000, 1, "no switch 99999999999999999999 is remembered"),
         ("gpu", 2, "'gpu' is not a PCI address"),
     ],
 )
