@@ -14,6 +14,12 @@ _flavourctl_devices() {
     __ltrim_colon_completions "$cur"
 }
 
+# By number, which only root can read, or by device.
+_flavourctl_attempts() {
+    _flavourctl_devices
+    COMPREPLY+=($(compgen -W "$(sed -n 's/^{"id": \([0-9]*\).*/\1/p' /run/vfio-flavourd/history.jsonl 2> /dev/null)" -- "$cur"))
+}
+
 _flavourctl_drivers() {
     local drivers=(/sys/bus/pci/drivers/*)
     _flavourctl_words auto "${drivers[@]##*/}"
@@ -34,12 +40,14 @@ _flavourctl_files() { _filedir; }
 _flavourctl_directories() { _filedir -d; }
 
 _flavourctl_takes_value() {
-    [[ $1 == @(--output|--modules-dir|--modprobe-d|--driver|--group|--timeout) ]]
+    [[ $1 == @(--columns|--output|--number|--modules-dir|--modprobe-d|--driver|--group|--timeout) ]]
 }
 
 _flavourctl_value() {
     case $1 in
+        --columns) _flavourctl_nothing ;;
         --output) _flavourctl_files ;;
+        --number) _flavourctl_nothing ;;
         --modules-dir) _flavourctl_directories ;;
         --modprobe-d) _flavourctl_directories ;;
         --driver) _flavourctl_drivers ;;
@@ -50,10 +58,12 @@ _flavourctl_value() {
 
 _flavourctl_options() {
     case $1 in
-        list) _flavourctl_words --help --json --no-color ;;
+        list) _flavourctl_words --help --json --no-color --columns --noheadings ;;
         show) _flavourctl_words --help --json --no-color ;;
+        monitor) _flavourctl_words --help --json --no-color ;;
         groups) _flavourctl_words --help --json --no-color --tree --dot --svg ;;
         plot) _flavourctl_words --help --json --no-color --output ;;
+        history) _flavourctl_words --help --json --no-color --number ;;
         resolve) _flavourctl_words --help --json --no-color --modules-dir --modprobe-d ;;
         set) _flavourctl_words --help --json --no-color --driver --dry-run --strict --persist --force --group --timeout --no-wait ;;
         reset) _flavourctl_words --help --json --no-color --force --group --timeout --no-wait ;;
@@ -69,16 +79,17 @@ _flavourctl_options() {
 
 _flavourctl_argument() {
     case $1:$2 in
-        :1) _flavourctl_words list show groups plot resolve set reset check cat-config reload doctor import explain ;;
+        :1) _flavourctl_words list show monitor groups plot history resolve set reset check cat-config reload doctor import explain ;;
         show:1) _flavourctl_devices ;;
-        plot:*) _flavourctl_devices ;;
+        plot:*) _flavourctl_attempts ;;
+        history:1) _flavourctl_devices ;;
         resolve:1) _flavourctl_devices ;;
         set:1) _flavourctl_devices ;;
         set:2) _flavourctl_flavours ;;
         reset:1) _flavourctl_devices ;;
         check:*) _flavourctl_files ;;
         import:1) _flavourctl_words driverctl modprobe ;;
-        explain:1) _flavourctl_words no-such-device device-gone not-an-address no-such-flavour invalid-argument driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed ;;
+        explain:1) _flavourctl_words no-such-device device-gone not-an-address no-such-flavour invalid-argument nothing-found driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy nothing-to-import interrupted fell-back failed ;;
     esac
 }
 

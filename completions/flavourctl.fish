@@ -44,6 +44,12 @@ function __flavourctl_devices
     end
 end
 
+# By number, which only root can read, or by device.
+function __flavourctl_attempts
+    sed -n 's/^{"id": \([0-9]*\).*/\1/p' /run/vfio-flavourd/history.jsonl 2> /dev/null
+    __flavourctl_devices
+end
+
 function __flavourctl_drivers
     echo auto
     path basename /sys/bus/pci/drivers/*
@@ -63,7 +69,7 @@ end
 
 complete -c flavourctl -f
 
-set -g __flavourctl_valued --output --modules-dir --modprobe-d --driver --group --timeout
+set -g __flavourctl_valued --columns --output --number --modules-dir --modprobe-d --driver --group --timeout
 
 complete -c flavourctl -n "__flavourctl_at '' 1" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_at '' 1" -l json -d 'print one JSON object'
@@ -71,26 +77,34 @@ complete -c flavourctl -n "__flavourctl_at '' 1" -l no-color -d 'no colours (as 
 complete -c flavourctl -n "__flavourctl_at '' 1" -l version -d 'show program\'s version number and exit'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a list -d 'all devices (the default)'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a show -d 'all about one device'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a monitor -d 'what is being switched, as it happens, until Ctrl-C'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a groups -d 'the IOMMU groups: could a guest have them, and what it takes'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a plot -d 'a timeline of one or more switches, as a picture (SVG)'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a history -d 'what has been tried since the boot'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a resolve -d 'which drivers could serve it; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a set -d 'give a device a flavour'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a reset -d 'back to what the policy says, or to what was there before'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a check -d 'is the policy valid, and what is wrong with it; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a cat-config -d 'the merged policy and where it comes from; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a reload -d 'have the daemon read the policy and the index again'
-complete -c flavourctl -n "__flavourctl_at '' 1" -a doctor -d 'is this host ready, what stands in the way, what to do; needs no daemon'
-complete -c flavourctl -n "__flavourctl_at '' 1" -a import -d 'print a policy made of what driverctl or modprobe.d say; needs no daemon'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a doctor -d 'is this host ready, and what stands in the way; needs no daemon'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a import -d 'print a policy made of what driverctl or modprobe.d say'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a explain -d 'what an error code means, and what to do; needs no daemon'
 
 complete -c flavourctl -n "__flavourctl_in list" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in list" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in list" -l no-color -d 'no colours (as NO_COLOR)'
+complete -c flavourctl -n "__flavourctl_in list" -l columns -x -d 'these columns, in this order'
+complete -c flavourctl -n "__flavourctl_in list" -l noheadings -d 'no line with the columns\' names'
 
 complete -c flavourctl -n "__flavourctl_in show" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in show" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in show" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n '__flavourctl_at show 1' -xa '(__flavourctl_devices)'
+
+complete -c flavourctl -n "__flavourctl_in monitor" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in monitor" -l json -d 'print one JSON object'
+complete -c flavourctl -n "__flavourctl_in monitor" -l no-color -d 'no colours (as NO_COLOR)'
 
 complete -c flavourctl -n "__flavourctl_in groups" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in groups" -l json -d 'print one JSON object'
@@ -103,7 +117,13 @@ complete -c flavourctl -n "__flavourctl_in plot" -l help -d 'show this help mess
 complete -c flavourctl -n "__flavourctl_in plot" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in plot" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in plot" -l output -rF -d 'write it there instead of to stdout'
-complete -c flavourctl -n '__flavourctl_in plot' -xa '(__flavourctl_devices)'
+complete -c flavourctl -n '__flavourctl_in plot' -xa '(__flavourctl_attempts)'
+
+complete -c flavourctl -n "__flavourctl_in history" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in history" -l json -d 'print one JSON object'
+complete -c flavourctl -n "__flavourctl_in history" -l no-color -d 'no colours (as NO_COLOR)'
+complete -c flavourctl -n "__flavourctl_in history" -l number -x -d 'show the last N attempts only'
+complete -c flavourctl -n '__flavourctl_at history 1' -xa '(__flavourctl_devices)'
 
 complete -c flavourctl -n "__flavourctl_in resolve" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in resolve" -l json -d 'print one JSON object'
@@ -115,24 +135,24 @@ complete -c flavourctl -n '__flavourctl_at resolve 1' -xa '(__flavourctl_devices
 complete -c flavourctl -n "__flavourctl_in set" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in set" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in set" -l no-color -d 'no colours (as NO_COLOR)'
-complete -c flavourctl -n "__flavourctl_in set" -l driver -xa '(__flavourctl_drivers)' -d 'this driver (or module) instead of the best; again for a next one'
+complete -c flavourctl -n "__flavourctl_in set" -l driver -xa '(__flavourctl_drivers)' -d 'this driver or module instead of the best; repeat it to name the next to try'
 complete -c flavourctl -n "__flavourctl_in set" -l dry-run -d 'say what would be done, step by step'
-complete -c flavourctl -n "__flavourctl_in set" -l strict -d 'exit with 4 when the generic driver had to do'
-complete -c flavourctl -n "__flavourctl_in set" -l persist -d 'also after the next boot, until reset (root)'
-complete -c flavourctl -n "__flavourctl_in set" -l force -d 'take it though it is in use (root)'
+complete -c flavourctl -n "__flavourctl_in set" -l strict -d 'exit with 4 if only the generic driver took it'
+complete -c flavourctl -n "__flavourctl_in set" -l persist -d 'keep it across reboots, until reset (root)'
+complete -c flavourctl -n "__flavourctl_in set" -l force -d 'take it even though it is in use (root)'
 complete -c flavourctl -n "__flavourctl_in set" -l group -xa 'refuse together ignore' -d 'when others in its IOMMU group aren\'t on VFIO: refuse, switch all together, or ignore them'
-complete -c flavourctl -n "__flavourctl_in set" -l timeout -x -d 'give up after so many seconds'
-complete -c flavourctl -n "__flavourctl_in set" -l no-wait -d 'return when the daemon has taken it up'
+complete -c flavourctl -n "__flavourctl_in set" -l timeout -x -d 'give up after S seconds'
+complete -c flavourctl -n "__flavourctl_in set" -l no-wait -d 'return as soon as the daemon has begun'
 complete -c flavourctl -n '__flavourctl_at set 1' -xa '(__flavourctl_devices)'
 complete -c flavourctl -n '__flavourctl_at set 2' -xa '(__flavourctl_flavours)'
 
 complete -c flavourctl -n "__flavourctl_in reset" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in reset" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in reset" -l no-color -d 'no colours (as NO_COLOR)'
-complete -c flavourctl -n "__flavourctl_in reset" -l force -d 'take it though it is in use (root)'
+complete -c flavourctl -n "__flavourctl_in reset" -l force -d 'take it even though it is in use (root)'
 complete -c flavourctl -n "__flavourctl_in reset" -l group -xa 'refuse together ignore' -d 'when others in its IOMMU group aren\'t on VFIO: refuse, switch all together, or ignore them'
-complete -c flavourctl -n "__flavourctl_in reset" -l timeout -x -d 'give up after so many seconds'
-complete -c flavourctl -n "__flavourctl_in reset" -l no-wait -d 'return when the daemon has taken it up'
+complete -c flavourctl -n "__flavourctl_in reset" -l timeout -x -d 'give up after S seconds'
+complete -c flavourctl -n "__flavourctl_in reset" -l no-wait -d 'return as soon as the daemon has begun'
 complete -c flavourctl -n '__flavourctl_at reset 1' -xa '(__flavourctl_devices)'
 
 complete -c flavourctl -n "__flavourctl_in check" -l help -d 'show this help message and exit'
@@ -160,4 +180,4 @@ complete -c flavourctl -n '__flavourctl_at import 1' -xa 'driverctl modprobe'
 complete -c flavourctl -n "__flavourctl_in explain" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in explain" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in explain" -l no-color -d 'no colours (as NO_COLOR)'
-complete -c flavourctl -n '__flavourctl_at explain 1' -xa 'no-such-device device-gone not-an-address no-such-flavour invalid-argument driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed'
+complete -c flavourctl -n '__flavourctl_at explain 1' -xa 'no-such-device device-gone not-an-address no-such-flavour invalid-argument nothing-found driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy nothing-to-import interrupted fell-back failed'

@@ -13,6 +13,13 @@ _flavourctl_devices() {
     compadd -l -d drivers -a devices || { devices=(${devices#0000:}); compadd -l -d drivers -a devices }
 }
 
+# By number, which only root can read, or by device.
+_flavourctl_attempts() {
+    local -a ids=(${(f)"$(sed -n 's/^{"id": \([0-9]*\).*/\1/p' /run/vfio-flavourd/history.jsonl 2> /dev/null)"})
+    compadd -a ids
+    _flavourctl_devices
+}
+
 _flavourctl_drivers() {
     local -a drivers=(auto /sys/bus/pci/drivers/*(N:t))
     compadd -a drivers
@@ -34,16 +41,18 @@ _flavourctl_verbs() {
     local -a verbs=(
         'list:all devices (the default)'
         'show:all about one device'
+        'monitor:what is being switched, as it happens, until Ctrl-C'
         'groups:the IOMMU groups: could a guest have them, and what it takes'
         'plot:a timeline of one or more switches, as a picture (SVG)'
+        'history:what has been tried since the boot'
         'resolve:which drivers could serve it; needs no daemon'
         'set:give a device a flavour'
         'reset:back to what the policy says, or to what was there before'
         'check:is the policy valid, and what is wrong with it; needs no daemon'
         'cat-config:the merged policy and where it comes from; needs no daemon'
         'reload:have the daemon read the policy and the index again'
-        'doctor:is this host ready, what stands in the way, what to do; needs no daemon'
-        'import:print a policy made of what driverctl or modprobe.d say; needs no daemon'
+        'doctor:is this host ready, and what stands in the way; needs no daemon'
+        'import:print a policy made of what driverctl or modprobe.d say'
         'explain:what an error code means, and what to do; needs no daemon'
     )
     _describe -t verbs verb verbs
@@ -51,19 +60,21 @@ _flavourctl_verbs() {
 
 _flavourctl_of_verb() {
     case $1 in
-        list) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
+        list) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--columns[these columns, in this order]:NAME,...: ' '*--noheadings[no line with the columns'\'' names]' ;;
         show) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ':DEV:_flavourctl_devices' ;;
+        monitor) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
         groups) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--tree[as text (the default)]' '*--dot[for Graphviz]' '*--svg[as a picture]' ;;
-        plot) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--output[write it there instead of to stdout]:FILE:_flavourctl_files' '*:ID|DEV:_flavourctl_devices' ;;
+        plot) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--output[write it there instead of to stdout]:FILE:_flavourctl_files' '*:ID|DEV:_flavourctl_attempts' ;;
+        history) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--number[show the last N attempts only]:N: ' ':DEV:_flavourctl_devices' ;;
         resolve) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--modules-dir[read this instead of /lib/modules/RELEASE]:DIR:_flavourctl_directories' '*--modprobe-d[read this instead of the system'\''s modprobe.d]:DIR:_flavourctl_directories' ':DEV|MODALIAS:_flavourctl_devices' ;;
-        set) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--driver[this driver (or module) instead of the best; again for a next one]:D:_flavourctl_drivers' '*--dry-run[say what would be done, step by step]' '*--strict[exit with 4 when the generic driver had to do]' '*--persist[also after the next boot, until reset (root)]' '*--force[take it though it is in use (root)]' '*--group[when others in its IOMMU group aren'\''t on VFIO\: refuse, switch all together, or ignore them]:group:(refuse together ignore)' '*--timeout[give up after so many seconds]:S: ' '*--no-wait[return when the daemon has taken it up]' ':DEV:_flavourctl_devices' ':FLAVOUR:_flavourctl_flavours' ;;
-        reset) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--force[take it though it is in use (root)]' '*--group[when others in its IOMMU group aren'\''t on VFIO\: refuse, switch all together, or ignore them]:group:(refuse together ignore)' '*--timeout[give up after so many seconds]:S: ' '*--no-wait[return when the daemon has taken it up]' ':DEV:_flavourctl_devices' ;;
+        set) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--driver[this driver or module instead of the best; repeat it to name the next to try]:D:_flavourctl_drivers' '*--dry-run[say what would be done, step by step]' '*--strict[exit with 4 if only the generic driver took it]' '*--persist[keep it across reboots, until reset (root)]' '*--force[take it even though it is in use (root)]' '*--group[when others in its IOMMU group aren'\''t on VFIO\: refuse, switch all together, or ignore them]:group:(refuse together ignore)' '*--timeout[give up after S seconds]:S: ' '*--no-wait[return as soon as the daemon has begun]' ':DEV:_flavourctl_devices' ':FLAVOUR:_flavourctl_flavours' ;;
+        reset) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--force[take it even though it is in use (root)]' '*--group[when others in its IOMMU group aren'\''t on VFIO\: refuse, switch all together, or ignore them]:group:(refuse together ignore)' '*--timeout[give up after S seconds]:S: ' '*--no-wait[return as soon as the daemon has begun]' ':DEV:_flavourctl_devices' ;;
         check) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*:FILE:_flavourctl_files' ;;
         cat-config) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
         reload) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
         doctor) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
         import) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ':source:(driverctl modprobe)' ;;
-        explain) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ':CODE:(no-such-device device-gone not-an-address no-such-flavour invalid-argument driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed)' ;;
+        explain) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ':CODE:(no-such-device device-gone not-an-address no-such-flavour invalid-argument nothing-found driver-stays-bound in-use needed-by-host is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy nothing-to-import interrupted fell-back failed)' ;;
     esac
 }
 

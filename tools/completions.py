@@ -18,12 +18,14 @@ COMPLETIONS = Path("completions")
 VALUES = {
     "DEV": "devices",
     "DEV|MODALIAS": "devices",
-    "ID|DEV": "devices",
+    "ID|DEV": "attempts",
     "FLAVOUR": "flavours",
     "D": "drivers",
     "DIR": "directories",
     "FILE": "files",
     "S": "",
+    "N": "",
+    "NAME,...": "",
 }
 
 

@@ -59,10 +59,12 @@ def _describe_command(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
 
 
 def _argument(action: argparse.Action) -> str:
+    if action.choices is not None:
+        return f"Cm {' | '.join(map(str, action.choices))}"
     name = f"Ar {action.metavar}".replace("|", " | ")
     if action.nargs == "?":
         return f"Op {name}"
-    return f"Op {name} ..." if action.nargs == "*" else name
+    return {"*": f"Op {name} ...", "+": f"{name} ..."}.get(str(action.nargs), name)
 
 
 def _value(action: argparse.Action) -> str:
@@ -79,7 +81,8 @@ def _synopsis(action: argparse.Action) -> str:
 
 def _entry(action: argparse.Action) -> list[str]:
     if action.option_strings:
-        head = f".It Fl -{action.option_strings[-1].removeprefix('--')}{_value(action)}"
+        names = " , ".join(f"Fl {name.removeprefix('-')}" for name in action.option_strings)
+        head = f".It {names}{_value(action)}"
     else:
         head = f".It {_argument(action)}"
     return [head, *prose(str(action.help))]

@@ -20,7 +20,7 @@ TIMEOUT = 20
 LISTS = {
     "bash": "flavourctl set \t\t\t",
     "zsh": "flavourctl set \t\t",
-    "fish": "complete -C 'flavourctl set '; flavourctl",
+    "fish": "complete -C 'flavourctl set '; flavourctl set",
 }
 STARTS = {
     "bash": ["bash", "--noprofile", "--rcfile", "{rc}", "-i"],
@@ -108,7 +108,9 @@ def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         (mounted / address).mkdir(parents=True)
         (mounted / address / "driver_flavour").write_text("[native] vfio uio\n")
     text = (ROOT / f"completions/flavourctl.{request.param}").read_text(encoding="ascii")
-    text = text.replace("/sys/bus/pci", str(sysfs)).replace("/run/vfio-flavour", str(mounted))
+    (tmp_path / "history.jsonl").write_text('{"id": 1, "address": "0000:01:00.0"}\n{"id": 27}\n')
+    text = text.replace("/sys/bus/pci", str(sysfs)).replace("/run/vfio-flavourd", str(tmp_path))
+    text = text.replace("/run/vfio-flavour", str(mounted))
     script = tmp_path / ("_flavourctl" if request.param == "zsh" else "flavourctl")
     script.write_text(text)
     with terminal(request.param, script) as this:
@@ -131,6 +133,9 @@ def test_a_verb_is_completed(shell: Terminal) -> None:
         ("set 0000:01:00.0 u", ["set", "0000:01:00.0", "uio"]),
         ("set 01:00.0 vfio --dry", ["set", "01:00.0", "vfio", "--dry-run"]),
         ("set --group to", ["set", "--group", "together"]),
+        ("plot 2", ["plot", "27"]),
+        ("plot 27 0000:01", ["plot", "27", "0000:01:00.0"]),
+        ("explain in-u", ["explain", "in-use"]),
         ("set 01:00.0 vfio --driver nv", ["set", "01:00.0", "vfio", "--driver", "nvme"]),
     ],
 )

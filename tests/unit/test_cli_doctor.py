@@ -16,12 +16,12 @@ from test_doctor import host, put, rule, switch_off
 from vfio_flavourd.cli import doctor
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.doors import blocking_client
-from vfio_flavourd.doors.blocking_client import connect
 from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 
 __all__ = ["host"]
 
+CONNECT = blocking_client.connect
 MOUNT = "200 26 0:50 / /run/vfio-flavour rw,relatime shared:9 - fuse vfio-flavour rw,user_id=0\n"
 
 
@@ -205,12 +205,12 @@ def test_why_the_policy_is_not_in_force_is_told_once(
 def test_a_daemon_that_says_nothing_is_not_waited_for(
     say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking_client, "connect", connect)
-    monkeypatch.setattr(blocking_client, "READ_ONLY_SOCKET", str(tmp_path / "silent"))
+    monkeypatch.setattr(blocking_client, "connect", CONNECT)
+    monkeypatch.setattr(blocking_client, "READ_ONLY_SOCKET", str(tmp_path / "s"))
     monkeypatch.setattr(doctor, "_PATIENCE", 0.01)
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(tmp_path / "silent"))
-        sock.listen()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
         said = say()
     assert said.status == 1
     assert "problem: the daemon has not answered for 0.01 s\n" in said.out

@@ -530,7 +530,7 @@ def test_a_policy_that_changed_before_a_restart_is_told_and_applied_at_a_reload(
             engine.reconciler.consider_all()
             await asyncio.sleep(LONG)
             assert kernel.writes == []
-            assert caplog.text.count("flavourctl reload applies it") == 1
+            assert caplog.text.count("flavourctl reload applies the present one") == 1
             if not _:
                 await stop(engine)
         await reload(engine, TO_VFIO)
@@ -1270,7 +1270,7 @@ def test_a_spoilt_file_of_what_was_applied_is_told_and_changes_no_device(
         await asyncio.sleep(LONG)
         assert kernel.writes == []
         assert (has(device), has(changed)) == (VFIO, NATIVE)
-        assert caplog.text.count("what was applied before, can't be read") == 1
+        assert caplog.text.count("so the policy is not applied until a reload") == 1
         # It is whole again afterwards.
         await stop(engine)
         caplog.clear()

@@ -83,34 +83,34 @@ DESCRIPTIONS = {
         "What has been tried since the boot, the last 256 attempts, the latest last: its number (for"
         " flavourctl plot), when, which device, what came of it and why not, how long it took, who asked."
     ),
+    "doctor": (
+        "Is this host ready, what stands in the way, and what to do about it. The exit status is 0 when"
+        " nothing stands in the way, with notes and warnings too, and 1 when there is a problem. What this"
+        " user may not read is said. Needs no daemon."
+    ),
+    "import": (
+        "Print a policy that gives the same devices to the same VFIO drivers as driverctl's saved overrides"
+        " or vfio-pci's ids= do, and say what to do with it; nothing is changed. What a policy can't say goes"
+        " to standard error as well. The exit status is 1, with nothing printed, when there is"
+        " nothing to make"
+        " a policy of. Needs no daemon."
+    ),
     "explain": (
         "What an error code means, why it happens and what to do about it. Every error names its code in its"
         ' second line, and as "code" with --json. An exit status or the name of an errno lists the codes'
         " that lead to it; without any, all codes are listed. Needs no daemon."
-    ),
-    "doctor": (
-        "Is this host ready, what stands in the way, and what to do about it. The exit status is 0"
-        " when nothing"
-        " stands in the way, with notes and warnings too, and 1 when there is a problem. What this user may"
-        " not read is said. Needs no daemon."
-    ),
-    "import": (
-        "Print a policy that gives the same devices to the same VFIO drivers as driverctl's saved"
-        " overrides or"
-        " vfio-pci's ids= do, and say what to do with it; nothing is changed. What a policy can't say goes to"
-        " standard error as well. The exit status is 1, with nothing printed, when there is nothing to make a"
-        " policy of. Needs no daemon."
     ),
 }
 
 # By verb, a command and what it is for; with no verb those of the program.
 EXAMPLES = {
     "": (
-        ("flavourctl", "what each device is, what could serve it"),
+        ("flavourctl", "what each device is"),
         ("flavourctl set 01:00.0 vfio", "give it to VFIO, by the best driver"),
         ("flavourctl set 01:00.0 vfio --dry-run", "what that would do"),
         ("flavourctl set 01:00.0 native", "give it back to the host"),
         ("flavourctl resolve 01:00.0", "which drivers could serve it, and why"),
+        ("flavourctl doctor", "is this host ready for it"),
     ),
     "list": (
         ("flavourctl", "all devices"),
@@ -150,15 +150,15 @@ EXAMPLES = {
         ("flavourctl history", "what has been tried, and what came of it"),
         ("flavourctl history 01:00.0 -n 5", "the last five times for one device"),
     ),
-    "explain": (
-        ("flavourctl explain in-use", "what to do about it"),
-        ("flavourctl explain 75", "what a script may have run into"),
-        ("flavourctl explain", "all there are"),
-    ),
     "doctor": (("flavourctl doctor", "before the first passthrough, or when one fails"),),
     "import": (
         ("flavourctl import driverctl > 10-guests.yaml", "from driverctl's overrides"),
         ("flavourctl import modprobe > 10-guests.yaml", "from vfio-pci.ids="),
+    ),
+    "explain": (
+        ("flavourctl explain in-use", "what to do about it"),
+        ("flavourctl explain 75", "what a script may have run into"),
+        ("flavourctl explain", "all there are"),
     ),
 }
 
