@@ -51,7 +51,7 @@ def add_each_kind(engine: Engine) -> None:
     add(engine, fallback=True, forced=("QEMU",), duration=12.34)
     add(engine, Ending.UNCHANGED, "0000:02:00.0")
     add(engine, Ending.REFUSED, error=f"{DEVICE}: in use", code="in-use", driver=None)
-    add(engine, Ending.GIVEN_UP, error=f"{DEVICE}: given up", code="given-up", previous_driver=None)
+    add(engine, Ending.GIVEN_UP, error=f"{DEVICE}: given up", code="interrupted", previous_driver=None)
     add(engine, Ending.STUCK, error=f"{DEVICE}: stuck", code="stuck", requester="\x1b[31mme")
 
 

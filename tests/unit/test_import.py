@@ -146,22 +146,17 @@ def test_only_what_can_not_be_said_is_1_and_no_policy(say: Say, kernel: FakeKern
     put(kernel, "etc/driverctl.d/pci-0000:02:00.0", "igb\n")
     said = say("driverctl")
     assert (said.status, said.out) == (1, "")
-<<<<<<< HEAD
-    assert said.err.splitlines()[-2:] == [
-        "flavourctl: importing from driverctl: nothing that a policy could say",
-        "  flavourctl explain nothing-to-import",
-    ]
+    error = "flavourctl: importing from driverctl: found nothing that a policy could say"
+    assert said.err.splitlines()[-2] == error
 
 
 @pytest.mark.parametrize("source", ["driverctl", "modprobe"])
-def test_nothing_to_import_is_1_and_no_policy(say: Say, source: str) -> None:
+def test_nothing_to_import_is_1_and_no_policy_and_the_other_source_is_named(say: Say, source: str) -> None:
     said = say(source)
-    assert said == Said(
-        1,
-        "",
-        f"flavourctl: importing from {source}: nothing that a policy could say\n"
-        "  flavourctl explain nothing-to-import\n",
-    )
+    assert (said.status, said.out) == (1, "")
+    error, hint = said.err.splitlines()
+    assert error == f"flavourctl: importing from {source}: found nothing that a policy could say"
+    assert f"flavourctl import {({'driverctl', 'modprobe'} - {source}).pop()}" in hint
 
 
 def test_what_can_not_be_read_of_modprobe_d_is_no_half_policy(say: Say, kernel: FakeKernel) -> None:
@@ -180,19 +175,6 @@ def test_overrides_that_this_user_may_not_read_are_77(
     said = say("driverctl")
     assert (said.status, said.out) == (77, "")
     assert "/etc/driverctl.d/pci-0000:01:00.0 can't be read by this user" in said.err
-=======
-    error = "flavourctl: importing from driverctl: found nothing that a policy could say"
-    assert said.err.splitlines()[-2] == error
-
-
-@pytest.mark.parametrize("source", ["driverctl", "modprobe"])
-def test_nothing_to_import_is_1_and_no_policy_and_the_other_source_is_named(say: Say, source: str) -> None:
-    said = say(source)
-    assert (said.status, said.out) == (1, "")
-    error, hint = said.err.splitlines()
-    assert error == f"flavourctl: importing from {source}: found nothing that a policy could say"
-    assert f"flavourctl import {({'driverctl', 'modprobe'} - {source}).pop()}" in hint
->>>>>>> words
 
 
 def test_an_override_for_a_device_that_is_not_there_is_taken_and_told(say: Say, kernel: FakeKernel) -> None:

@@ -30,16 +30,11 @@ def import_policy(arguments: argparse.Namespace) -> int:
     for remark in draft.remarks:
         print(f"flavourctl: {printable(remark)}", file=sys.stderr)
     if not draft.rules:
-<<<<<<< HEAD
-        raise FlavourError(
-            f"importing from {draft.source}: nothing that a policy could say", code=Code.NOTHING_TO_IMPORT
-=======
         other = "modprobe" if draft.source == "driverctl" else "driverctl"
         raise FlavourError(
             f"importing from {draft.source}: found nothing that a policy could say",
             code=Code.NOTHING_FOUND,
             hint=f"flavourctl import {other} looks at the other place",
->>>>>>> words
         )
     rebuild = find_rebuild_command(Path(ROOT)) or ""
     if arguments.json:
@@ -69,14 +64,6 @@ def _from_modprobe(root: Path) -> Draft:
     cmdline = (root / "proc/cmdline").read_text(encoding="latin-1")
     conf, unread = read_modprobe_conf([root / parent / "modprobe.d" for parent in MODPROBE_D], cmdline)
     if unread:
-<<<<<<< HEAD
         hint = "mend or remove it" if os.geteuid() == 0 else "sudo flavourctl import modprobe"
         raise FlavourError(f"importing from modprobe: {unread[0].removesuffix(', ignoring')}", hint=hint)
-=======
-        raise FlavourError(
-            f"importing from modprobe: {unread[0].removesuffix(', ignoring')}",
-            code=Code.NOT_PERMITTED,
-            hint="sudo flavourctl import modprobe",
-        )
->>>>>>> words
     return draft_from_modprobe(conf)

@@ -37,7 +37,6 @@ class Code(StrEnum):
     DAEMON_NOT_RUNNING = "daemon-not-running"
     DAEMON_WENT_AWAY = "daemon-went-away"
     INVALID_POLICY = "invalid-policy"
-    NOTHING_TO_IMPORT = "nothing-to-import"
     INTERRUPTED = "interrupted"
     FELL_BACK = "fell-back"
     FAILED = "failed"
@@ -75,7 +74,6 @@ ERRNOS: dict[Code, tuple[int, ...]] = {
     Code.DAEMON_NOT_RUNNING: (errno.EIO,),
     Code.DAEMON_WENT_AWAY: (errno.EIO, errno.EINTR),
     Code.INVALID_POLICY: (errno.EINVAL,),
-    Code.NOTHING_TO_IMPORT: (errno.EIO,),
     Code.INTERRUPTED: (errno.EINTR,),
     Code.FELL_BACK: (),
     Code.FAILED: (errno.EIO,),

@@ -266,17 +266,6 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ),
         ("flavourctl check shows every mistake and its place.", "Then: flavourctl reload."),
     ),
-    Code.NOTHING_TO_IMPORT: Explanation(
-        "there is nothing that a policy could be made of",
-        (
-            "driverctl has no override saved, or only such as name native drivers or other buses.",
-            "vfio-pci has no ids=, neither in modprobe.d nor on the kernel command line, or none that count.",
-        ),
-        (
-            "Look at what there is: ls /etc/driverctl.d; modprobe -c | grep vfio; cat /proc/cmdline.",
-            "What was found and can't be said in a policy is told before this message.",
-        ),
-    ),
     Code.INTERRUPTED: Explanation(
         "whoever asked gave up before the switch was done",
         ("Ctrl-C, a signal, or a connection that was closed.",),
