@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from vfio_flavourd.model.errors import FlavourError
 
 __all__ = ["host"]
 
+CONNECT = blocking_client.connect
 MOUNT = "200 26 0:50 / /run/vfio-flavour rw,relatime shared:9 - fuse vfio-flavour rw,user_id=0\n"
 
 
@@ -200,17 +202,16 @@ def test_why_the_policy_is_not_in_force_is_told_once(
     assert out.count("the policy is ") == 1
 
 
-def test_a_daemon_that_says_nothing_is_not_waited_for(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent(FakeDaemon):
-        async def call(self, method: str) -> dict[str, Any]:
-            import asyncio
-
-            await asyncio.get_running_loop().create_future()
-            return await super().call(method)
-
-    answers(monkeypatch, Silent())
+def test_a_daemon_that_says_nothing_is_not_waited_for(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking_client, "connect", CONNECT)
+    monkeypatch.setattr(blocking_client, "READ_ONLY_SOCKET", str(tmp_path / "s"))
     monkeypatch.setattr(doctor, "_PATIENCE", 0.01)
-    said = say()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        said = say()
     assert said.status == 1
     assert "problem: the daemon has not answered for 0.01 s\n" in said.out
 

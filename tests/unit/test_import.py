@@ -1,6 +1,7 @@
 """import: the policy it prints is valid, and decides each device as what it was made from does."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,15 +146,35 @@ def test_only_what_can_not_be_said_is_1_and_no_policy(say: Say, kernel: FakeKern
     put(kernel, "etc/driverctl.d/pci-0000:02:00.0", "igb\n")
     said = say("driverctl")
     assert (said.status, said.out) == (1, "")
-    assert (
-        said.err.splitlines()[-1] == "flavourctl: importing from driverctl: nothing that a policy could say"
-    )
+    error = "flavourctl: importing from driverctl: found nothing that a policy could say"
+    assert said.err.splitlines()[-2] == error
 
 
 @pytest.mark.parametrize("source", ["driverctl", "modprobe"])
-def test_nothing_to_import_is_1_one_line_and_no_policy(say: Say, source: str) -> None:
+def test_nothing_to_import_is_1_and_no_policy_and_the_other_source_is_named(say: Say, source: str) -> None:
     said = say(source)
-    assert said == Said(1, "", f"flavourctl: importing from {source}: nothing that a policy could say\n")
+    assert (said.status, said.out) == (1, "")
+    error, hint = said.err.splitlines()
+    assert error == f"flavourctl: importing from {source}: found nothing that a policy could say"
+    assert f"flavourctl import {({'driverctl', 'modprobe'} - {source}).pop()}" in hint
+
+
+def test_what_can_not_be_read_of_modprobe_d_is_no_half_policy(say: Say, kernel: FakeKernel) -> None:
+    put(kernel, "etc/modprobe.d/a.conf", "options vfio-pci ids=1:2\n")
+    (kernel.root / "etc/modprobe.d/b.conf").symlink_to("b.conf")
+    said = say("modprobe")
+    assert (said.status, said.out) == (1, "")
+    assert "b.conf': too many levels of symbolic links" in said.err
+
+
+def test_overrides_that_this_user_may_not_read_are_77(
+    say: Say, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = put(kernel, "etc/driverctl.d/pci-0000:01:00.0", "vfio-pci\n")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file)
+    said = say("driverctl")
+    assert (said.status, said.out) == (77, "")
+    assert "/etc/driverctl.d/pci-0000:01:00.0 can't be read by this user" in said.err
 
 
 def test_an_override_for_a_device_that_is_not_there_is_taken_and_told(say: Say, kernel: FakeKernel) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from errno import ENOENT
 from pathlib import Path
 
 from ..config.draft import render_draft, render_draft_data
@@ -13,6 +12,7 @@ from ..kernel.index import MODPROBE_D, ModuleIndex, read_modprobe_conf
 from ..kernel.inventory import read_devices
 from ..kernel.readiness import find_unreadable
 from ..kernel.sysfs import Sysfs
+from ..model.codes import Code
 from ..model.draft import Draft
 from ..model.errors import FlavourError
 from ..model.from_driverctl import draft_from_driverctl
@@ -30,7 +30,12 @@ def import_policy(arguments: argparse.Namespace) -> int:
     for remark in draft.remarks:
         print(f"flavourctl: {printable(remark)}", file=sys.stderr)
     if not draft.rules:
-        raise FlavourError(f"importing from {draft.source}: nothing that a policy could say", errno=ENOENT)
+        other = "modprobe" if draft.source == "driverctl" else "driverctl"
+        raise FlavourError(
+            f"importing from {draft.source}: found nothing that a policy could say",
+            code=Code.NOTHING_FOUND,
+            hint=f"flavourctl import {other} looks at the other place",
+        )
     rebuild = find_rebuild_command(Path(ROOT)) or ""
     if arguments.json:
         print_json(render_draft_data(draft, rebuild))
@@ -43,7 +48,7 @@ def _from_driverctl(root: Path) -> Draft:
     if unreadable := find_unreadable(root, [DRIVERCTL]):
         raise FlavourError(
             f"importing from driverctl: {', '.join(unreadable)} can't be read by this user",
-            errno=ENOENT,
+            code=Code.NOT_PERMITTED,
             hint="sudo flavourctl import driverctl",
         )
     table = ModuleIndex(root, os.uname().release).table()
@@ -59,5 +64,6 @@ def _from_modprobe(root: Path) -> Draft:
     cmdline = (root / "proc/cmdline").read_text(encoding="latin-1")
     conf, unread = read_modprobe_conf([root / parent / "modprobe.d" for parent in MODPROBE_D], cmdline)
     if unread:
-        raise FlavourError(f"importing from modprobe: {unread[0].removesuffix(', ignoring')}", errno=ENOENT)
+        hint = "mend or remove it" if os.geteuid() == 0 else "sudo flavourctl import modprobe"
+        raise FlavourError(f"importing from modprobe: {unread[0].removesuffix(', ignoring')}", hint=hint)
     return draft_from_modprobe(conf)

@@ -151,7 +151,7 @@ class Engine:
                 raise
             await self._drop_wishes((request.address,))
             raise FlavourError(
-                f"{error}; what was asked for by hand is forgotten", errno=errno.ENODEV, code=error.code
+                f"{error}; what was asked for by hand is forgotten", code=error.code, hint=error.hint
             ) from error
         decision = self._host.decide(device)
         way: Way = restore
@@ -232,7 +232,7 @@ class Engine:
             raise FlavourError(
                 f"{address}: another device in its IOMMU group is stuck",
                 code=Code.GROUP_BUSY,
-                hint="it is switched when that one is done; flavourctl list shows which one it is",
+                hint="try again when that one is done; flavourctl list shows it",
             )  # the policy has others to see to
         await self._wait_for_turn(turn, work)
         stuck: list[tuple[Device, StuckError]] = []

@@ -15,6 +15,7 @@ class Code(StrEnum):
     NOT_AN_ADDRESS = "not-an-address"
     NO_SUCH_FLAVOUR = "no-such-flavour"
     INVALID_ARGUMENT = "invalid-argument"
+    NOTHING_FOUND = "nothing-found"
     DRIVER_STAYS_BOUND = "driver-stays-bound"
     IN_USE = "in-use"
     NEEDED_BY_HOST = "needed-by-host"
@@ -51,6 +52,7 @@ ERRNOS: dict[Code, tuple[int, ...]] = {
     Code.NOT_AN_ADDRESS: (errno.EINVAL,),
     Code.NO_SUCH_FLAVOUR: (errno.EINVAL,),
     Code.INVALID_ARGUMENT: (errno.EINVAL,),
+    Code.NOTHING_FOUND: (errno.ENOENT,),
     Code.DRIVER_STAYS_BOUND: (errno.EINVAL, errno.EIO),
     Code.IN_USE: (errno.EBUSY,),
     Code.NEEDED_BY_HOST: (errno.EBUSY,),
