@@ -65,5 +65,7 @@ def _from_modprobe(root: Path) -> Draft:
     conf, unread = read_modprobe_conf([root / parent / "modprobe.d" for parent in MODPROBE_D], cmdline)
     if unread:
         hint = "mend or remove it" if os.geteuid() == 0 else "sudo flavourctl import modprobe"
-        raise FlavourError(f"importing from modprobe: {unread[0].removesuffix(', ignoring')}", hint=hint)
+        raise FlavourError(
+            f"importing from modprobe: {unread[0].removesuffix(', ignoring')}", code=Code.FAILED, hint=hint
+        )
     return draft_from_modprobe(conf)
