@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(run())
     except OSError as error:
-        _log.critical("can't run: %s; see whether %r is full or read-only", error, str(STATE))
+        _log.critical("can't run: %s; see whether %r is full or read-only", error.strerror, str(STATE))
         return 1
     return 0
 

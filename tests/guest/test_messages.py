@@ -62,7 +62,8 @@ def test_every_exit_status_is_reached_and_says_why(host: Host, tmp_path: Path) -
     host.switch(REFUSE, "native")
 
     host.run(f"mkdir -p /run/modprobe.d; echo 'blacklist vfio_pci' > {NO_VFIO_PCI}; rmmod vfio_pci")
-    check(host, 1, "every candidate is rejected", "set", "00:0d.0", "vfio", code="no-candidate")
+    rejected = f"vfio_pci is rejected: blacklisted by {NO_VFIO_PCI}"
+    check(host, 1, rejected, "set", "00:0d.0", "vfio", code="no-candidate")
     host.run(f"rm {NO_VFIO_PCI}")
 
     (tmp_path / "draft.yaml").write_text("version: 1\nrulse: []\n")

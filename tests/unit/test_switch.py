@@ -8,6 +8,7 @@ from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 from vfio_flavourd.model.policy import OthersInGroup
@@ -559,4 +560,26 @@ def test_what_cannot_be_recorded_is_not_touched(kernel: FakeKernel) -> None:
     directory.write_text("not a directory", encoding="ascii")
     error = refuse(engine, Flavour.VFIO)
     assert "can't be recorded" in str(error)
+    assert kernel.writes == []
+
+
+def test_what_is_rejected_before_the_driver_that_takes_the_device_is_told_with_it(kernel: FakeKernel) -> None:
+    kernel.add_native(kernel.add_device())
+    kernel.add_module(FakeDriver("good-vfio-pci", "good_vfio", vfio=True), alias=VARIANT_ALIAS)
+    conf = kernel.root / "etc/modprobe.d/no.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text("blacklist good_vfio\n", encoding="ascii")
+    outcome = switch(make_engine(kernel), Flavour.VFIO)
+    assert (outcome.driver, outcome.fallback) == ("vfio-pci", True)
+    assert f"good_vfio is rejected: blacklisted by {conf}:1" in outcome.reason
+
+
+def test_where_all_are_rejected_each_is_told_and_nothing_is_touched(kernel: FakeKernel) -> None:
+    kernel.add_native(kernel.add_device())
+    conf = kernel.root / "etc/modprobe.d/no.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text("blacklist vfio_pci\n", encoding="ascii")
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert error.code == Code.NO_CANDIDATE
+    assert f"no VFIO driver took it: vfio_pci is rejected: blacklisted by {conf}:1" in str(error)
     assert kernel.writes == []

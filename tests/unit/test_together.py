@@ -197,7 +197,7 @@ def test_ignored_others_stay_as_they_are_and_the_outcome_says_that_the_group_is_
     before = state(kernel)
     outcome = run_at_once(ask(make_engine(kernel), GPU, Flavour.VFIO, OthersInGroup.IGNORE))
     assert (outcome.driver, outcome.others) == ("nvgrace", ())
-    assert "IOMMU group 7 is not usable: 0000:01:00.1 (snd_hda), 0000:01:00.2 (xhci_hcd)" in outcome.reason
+    assert "IOMMU group 7 is not usable: 0000:01:00.1 (snd_hda) and 0000:01:00.2 (xhci_hcd)" in outcome.reason
     assert state(kernel) == {**before, GPU: GPU_VFIO}
 
 

@@ -104,7 +104,7 @@ def _log_end(attempt: Attempt) -> None:
     if attempt.error:
         said = attempt.error.removeprefix(f"{attempt.address}: ")
         level = _LEVELS.get(attempt.ending, logging.ERROR)
-        _log.log(level, "%s: to %s: %s", attempt.address, attempt.flavour, said, extra=fields)
+        _log.log(level, "%s: could not be made %s: %s", attempt.address, attempt.flavour, said, extra=fields)
     elif attempt.ending is Ending.DONE:
         forced = "; ".join(attempt.forced)
         _log.log(
@@ -119,7 +119,7 @@ def _log_end(attempt: Attempt) -> None:
             extra=fields,
         )
     else:
-        _log.info("%s: to %s: %s", attempt.address, attempt.flavour, attempt.reason, extra=fields)
+        _log.info("%s: stays %s: %s", attempt.address, attempt.flavour, attempt.reason, extra=fields)
 
 
 def _find_kind(attempt: Attempt) -> MessageId:

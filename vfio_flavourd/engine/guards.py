@@ -191,8 +191,8 @@ def _find_others(host: Host, device: Device, flavour: Flavour) -> tuple[Device, 
 
 def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourError:
     return FlavourError(
-        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group}, "
-        f"{_tell(in_the_way)}",
+        f"{device.address}: no guest could use it: "
+        f"{_tell(in_the_way)} in its IOMMU group {device.iommu_group}",
         code=Code.GROUP_NOT_VIABLE,
         hint="--group together (or `group: together` in the policy) switches all devices of the group or "
         "none, --group ignore only this one",
@@ -202,7 +202,7 @@ def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourErro
 def _refuse_bridges(device: Device, staying: tuple[Device, ...]) -> FlavourError:
     """They are never switched, so the others' going would not help."""
     return FlavourError(
-        f"{device.address}: no guest could use it: in its IOMMU group {device.iommu_group} {_tell(staying)}",
+        f"{device.address}: no guest could use it: {_tell(staying)} in its IOMMU group {device.iommu_group}",
         code=Code.GROUP_NOT_VIABLE,
         hint=f"a bridge is not switched: {tell_unbinding(staying[0])} "
         "frees the group where the host can do without that driver",
@@ -210,5 +210,5 @@ def _refuse_bridges(device: Device, staying: tuple[Device, ...]) -> FlavourError
 
 
 def _tell(devices: tuple[Device, ...]) -> str:
-    each = [f"{device.address} ({device.driver})" for device in devices]
-    return f"{', '.join(each)} {'has a host driver' if len(each) == 1 else 'have host drivers'}"
+    *more, last = [f"{device.address} ({device.driver})" for device in devices]
+    return f"{', '.join(more)} and {last} have host drivers" if more else f"{last} has a host driver"

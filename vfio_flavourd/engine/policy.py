@@ -94,7 +94,7 @@ class PolicyInForce:
         except OSError as error:
             _log.warning(
                 "the policy can't be saved as the last good one (%s), ignoring",
-                error,
+                error.strerror,
                 extra=log_fields(MessageId.NOT_KEPT),
             )
 

@@ -2,6 +2,7 @@
 that takes the device."""
 
 import errno
+from itertools import takewhile
 
 from ..kernel.modules import NotLoaded
 from ..model.aliases import Candidate, Resolution, Source
@@ -15,8 +16,6 @@ from .guards import check_isolation, check_personality
 from .moves import StepError, TakenError, describe_errno
 from .personality import ask
 from .switch import Aim, Switch
-
-_ALL_REJECTED = "every candidate is rejected"
 
 
 async def to_vfio(switch: Switch, device: Device) -> Outcome:
@@ -57,7 +56,8 @@ class _Candidates:
         address = self._device.address
         which = "VFIO" if self._flavour == Flavour.VFIO else self._flavour
         failure = FlavourError(
-            f"{address}: no {which} driver took it: " + ("; ".join(self._refusals) or _ALL_REJECTED),
+            f"{address}: no {which} driver took it: "
+            + ("; ".join([*self._tell_rejected(), *self._refusals])),
             code=self._code,
             errno=errno.ETIMEDOUT if self._switch.is_out_of_time else self._errno,
             hint=f"flavourctl resolve {address} shows the candidates, dmesg what a driver said",
@@ -100,9 +100,16 @@ class _Candidates:
             return None
         switch.settle(device, after)
         reason = f"{candidate.module}: {candidate.reason}"
+        if rejected := self._tell_rejected(before=candidate):
+            reason = f"{reason}; {'; '.join(rejected)}"
         if self._refusals:
             reason = f"{reason}; tried before: {'; '.join(self._refusals)}"
         return switch.outcome(device, after, reason, fallback=self._is_fallback(candidate))
+
+    def _tell_rejected(self, before: Candidate | None = None) -> list[str]:
+        """Why those that go first were not even tried: one may be a typo, or somebody's forgotten line."""
+        first = takewhile(lambda each: each is not before, self._resolution.candidates)
+        return [f"{each.module} is rejected: {each.reason}" for each in first if not each.accepted]
 
     def _lacks_vfio(self, vfio_device: str | None) -> bool:
         return self._flavour == Flavour.VFIO and vfio_device is None

@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.mount_point.mkdir(mode=0o755, exist_ok=True)
         asyncio.run(_serve(arguments.mount_point))
     except (RuntimeError, OSError) as error:
-        print(f"vfio-flavour-fs: mounting on {str(arguments.mount_point)!r} failed: {error}", file=sys.stderr)
+        why = error.strerror if isinstance(error, OSError) else error
+        print(f"vfio-flavour-fs: mounting on {str(arguments.mount_point)!r} failed: {why}", file=sys.stderr)
+        print("  see whether the directory above it is there, and modprobe fuse works", file=sys.stderr)
         return 1
     return 0
 
