@@ -26,12 +26,12 @@ def test_the_tutorial_does_what_it_says(host: Host, deb: Path) -> None:
         output = follow(host, exchange)
         if not exchange.matches(output):
             wrong.append(f"# {exchange.command}\n{clean(output)}")
-    assert not wrong, "\n".join(wrong)
-    assert host.look().changed(before) == set()
     host.guest.initrd = initrd
     # As after a boot: in this one the device was VFIO's at first, and that is on record.
     host.run(f"systemctl stop vfio-flavourd; rm {RECORD}")
     forget_wishes(host)
+    assert not wrong, "\n".join(wrong)
+    assert host.look().changed(before) == set()
 
 
 def follow(host: Host, exchange: Exchange) -> str:
