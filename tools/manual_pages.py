@@ -5,7 +5,16 @@ from pathlib import Path
 
 from vfio_flavourd.cli.manual import DESCRIPTION, DESCRIPTIONS, DEVICE, EXAMPLES, EXIT_STATUS
 from vfio_flavourd.cli.parser import build_parser
-from vfio_flavourd.config.definitions import FILE, FLAVOUR, MATCH, NODES, PERSONALITY, RULE, SETTINGS
+from vfio_flavourd.config.definitions import (
+    FILE,
+    FLAVOUR,
+    MATCH,
+    METRICS,
+    NODES,
+    PERSONALITY,
+    RULE,
+    SETTINGS,
+)
 from vfio_flavourd.config.kinds import Choice
 from vfio_flavourd.config.tables import Key
 
@@ -97,7 +106,7 @@ def _examples(examples: tuple[tuple[str, str], ...]) -> list[str]:
 
 def _describe_policy() -> dict[str, list[str]]:
     tables = {"file": FILE, "rules": RULE, "match": MATCH, "nodes": NODES, "flavours": FLAVOUR,
-              "personalities": PERSONALITY}  # fmt: skip
+              "personalities": PERSONALITY, "metrics": METRICS}  # fmt: skip
     settings = {key.name for key in SETTINGS}
     parts = {
         name: _keys([key for key in table.keys if name != "rules" or key.name not in settings])

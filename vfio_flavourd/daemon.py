@@ -94,6 +94,7 @@ class Daemon:
         self._report_index()
         self._read_policy_at_start()
         await self._engine.recover()
+        self._engine.metrics.refresh()
         service = ManagerService(
             self._engine, lambda device: self._database.find_name(device.address), self._reload
         )
@@ -151,6 +152,7 @@ class Daemon:
             _log_invalid(error)
             raise
         finally:
+            self._engine.metrics.refresh()
             journal.notify("READY=1")
         await self._compile(asked=True)
 

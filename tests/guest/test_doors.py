@@ -112,7 +112,7 @@ def test_the_exit_status_says_what_came_of_it(host: Host) -> None:
 
     for arguments, status, says in (
         (["set", GOOD.bdf, "vfoi"], 2, "no flavour is called 'vfoi'"),
-        (["set", GOOD.bdf], 2, "usage:"),
+        (["set", GOOD.bdf], 2, "FLAVOUR is missing"),
         (["show", "00:1e.0"], 3, "0000:00:1e.0"),
         (["set", "00:1e.0", "vfio"], 3, "0000:00:1e.0"),
         (["set", "00:10.0", "vfio"], 75, "it is a bridge"),

@@ -343,3 +343,30 @@ def test_a_failing_switch_is_tried_again_a_few_times_only(host: Host) -> None:
         host.run(f"rm {NO_VFIO_PCI}")
         host.run("systemctl reload vfio-flavourd")
         wait_for(host, refuse.bdf, Seen("vfio-pci", "vfio-pci", vfio=True))
+
+
+def test_metrics_are_where_the_policy_says(host: Host) -> None:
+    directory = "/var/lib/prometheus/node-exporter"
+    file = f"{directory}/vfio-flavourd.prom"
+    # The service has seen it when it starts, as it does on a host that has the node exporter.
+    host.run(f"mkdir -p {directory}")
+    with policy(host, rule("one", f"address: {GOOD.bdf}"), more=f"metrics: {{ file: {file} }}\n"):
+        wait_for(host, GOOD.bdf, TAKEN)
+        host.switch(NVME, "vfio")
+        host.switch(NVME, "native")
+        host.write(ROLES["bridge"], "vfio")
+        host.run(f"until grep -q 'refused\"}} 1$' {file}; do sleep 0.5; done", timeout=30)
+        said = host.run(f"cat {file}; stat -c %a {file}; ls -A {directory}").stdout
+    lines = said.splitlines()
+    for expected in (
+        'vfio_flavour_switches_total{flavour="vfio",outcome="done"} 2',
+        'vfio_flavour_switches_total{flavour="native",outcome="done"} 1',
+        'vfio_flavour_switches_total{flavour="vfio",outcome="refused"} 1',
+        'vfio_flavour_switch_duration_seconds_count{flavour="vfio"} 2',
+        'vfio_flavour_devices{flavour="vfio",driver="vft-good-vfio-pci"} 1',
+        "vfio_flavour_devices_stuck 0",
+        "vfio_flavour_policy_refused 0",
+    ):
+        assert expected in lines, said
+    assert lines[-2:] == ["644", "vfio-flavourd.prom"]
+    assert host.run(f"ls -A {directory}").stdout == ""

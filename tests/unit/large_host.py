@@ -102,6 +102,14 @@ class LargeHost:
         self.kernel.write_index([make_alias(kind) for kind in KINDS if kind.variant])
         self.kernel.users["10000:81:00.0"] = (User(Use.MOUNT, "/srv/data on nvme0n1p1"),)
         write(root, POLICY)
+        self._put("proc/cmdline", "root=/dev/nvme24n1p2 ro intel_iommu=on vfio-pci.ids=10de:2230\n")
+        self._put("proc/self/mountinfo", "36 25 0:31 / /run/vfio-flavour rw - fuse vfio-flavour rw\n")
+        self._put("etc/driverctl.d/pci-0000:42:00.0", "vfio-pci\n")
+
+    def _put(self, name: str, text: str) -> None:
+        path = self.kernel.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="ascii")
 
     @staticmethod
     def find_name(device: Device) -> str:

@@ -524,6 +524,7 @@ def test_an_error_as_json_is_an_object_as_well(host: Host) -> None:
     said = host.say("show", "0f:00.0", "--json")
     assert said.status == 3
     error = said.data["error"]
+    assert error["code"] == "no-such-device"
     assert error["errno"] == errno.ENODEV
     assert error["message"] == "0000:0f:00.0: no such PCI device"
     assert "lspci" in error["hint"]
@@ -550,11 +551,7 @@ def test_an_error_as_json_is_an_object_as_well(host: Host) -> None:
     ],
 )
 def test_a_wrong_command_line_is_2_and_reaches_nobody(host: Host, argv: list[str]) -> None:
-    said = host.say_alone(*argv)
-    assert said.status == 2
-    assert said.out == ""
-    assert said.err.splitlines()[-1].startswith("flavourctl")
-    assert "Traceback" not in said.err
+    check_error(host.say_alone(*argv), 2, "")
 
 
 BAD_DEVICES = [
@@ -708,7 +705,7 @@ def test_an_interrupt_is_130_without_a_traceback(host: Host) -> None:
 
     host.monkeypatch.setattr(resolve, "ModuleIndex", interrupt)
     said = host.say_alone("resolve", MODALIAS)
-    assert said == Said(130, "", "flavourctl: interrupted\n  flavourctl explain interrupted\n")
+    assert said == Said(130, "", "flavourctl: interrupted\n")
 
 
 def test_the_address_in_an_answer_is_the_kernels_form(host: Host) -> None:

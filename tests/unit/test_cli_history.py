@@ -13,7 +13,7 @@ from test_cli import DEVICE, Host, host  # noqa: F401 - the fixture
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.history import MOST
 from vfio_flavourd.model.address import parse_address
-from vfio_flavourd.model.flavour import Attempt, Ending, Flavour, StepReport
+from vfio_flavourd.model.flavour import Attempt, Ending, Flavour, StepAction, StepReport
 from vfio_flavourd.model.transition import Phase
 
 HEADER = ["ID", "WHEN", "DEVICE", "WHAT", "OUTCOME", "DURATION", "REQUESTER"]
@@ -34,7 +34,7 @@ def add(engine: Engine, ending: Ending = Ending.DONE, device: str = DEVICE, **mo
         "error": "",
         "hint": "",
         "code": "",
-        "steps": (StepReport(Phase.LOADING, "load vfio_pci", 0.1, 0.2),),
+        "steps": (StepReport(Phase.LOADING, StepAction.LOAD, "load vfio_pci", 0.1, 0.2),),
     }
     engine.attempts.history.add(
         Attempt(
@@ -51,7 +51,7 @@ def add_each_kind(engine: Engine) -> None:
     add(engine, fallback=True, forced=("QEMU",), duration=12.34)
     add(engine, Ending.UNCHANGED, "0000:02:00.0")
     add(engine, Ending.REFUSED, error=f"{DEVICE}: in use", code="in-use", driver=None)
-    add(engine, Ending.GIVEN_UP, error=f"{DEVICE}: given up", code="given-up", previous_driver=None)
+    add(engine, Ending.GIVEN_UP, error=f"{DEVICE}: given up", code="interrupted", previous_driver=None)
     add(engine, Ending.STUCK, error=f"{DEVICE}: stuck", code="stuck", requester="\x1b[31mme")
 
 
@@ -152,7 +152,7 @@ def test_a_narrow_terminal_shows_less_and_wraps_nothing(
 
 
 def test_a_full_history_is_no_trouble(host: Host) -> None:  # noqa: F811
-    step = StepReport(Phase.LOADING, "load vfio_pci", 0.1, 0.2, "x" * 200)
+    step = StepReport(Phase.LOADING, StepAction.LOAD, "load vfio_pci", 0.1, 0.2, "x" * 200)
 
     def fill(engine: Engine) -> None:
         for _ in range(MOST + 10):

@@ -62,7 +62,7 @@ def test_an_invalid_policy_is_78_with_every_place_and_a_caret(say: Say, tmp_path
     path = write(tmp_path, BAD)
     said = say(verb)
     assert (said.status, said.out) == (78, "")
-    keys = "version, defaults, flavours, personalities, rules"
+    keys = "version, defaults, flavours, personalities, metrics, rules"
     assert said.err.splitlines() == [
         f"{path}:3:10: group: 'togehter' is not one of refuse, together, ignore",
         "    group: togehter",

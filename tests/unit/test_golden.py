@@ -1,4 +1,4 @@
-"""What flavourctl says on a host with 300 devices, word for word: golden/*.txt.
+"""What flavourctl says on a host with 300 devices, word for word: golden/large-host/*.txt.
 
 `GOLDEN=write .venv/bin/pytest tests/unit/test_golden.py` writes them anew; look at the difference then.
 """
@@ -21,14 +21,14 @@ from policies import load
 from served import listened_to, serve, start_piped
 
 from tests.outputs import validate_output
-from vfio_flavourd.cli import policy, resolve
+from vfio_flavourd.cli import doctor, importing, policy, resolve
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.config.load import load_policy
 from vfio_flavourd.doors import blocking_client
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.sysfs import Sysfs
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden/large-host"
 
 GPU, VF, DISK, NIC, UNKNOWN = "10:00.0", "20:01.0", "10000:81:00.0", "40:00.0", "70:00.0"
 
@@ -51,10 +51,23 @@ SESSION = {
         "set 40:00.0 vfoi",
         "set 00:01.0 vfio",
     ],
-    "show": [f"show {GPU}", f"show {VF}", f"show {DISK}", f"show {NIC}", f"show {UNKNOWN}", "show 00:01.0"],
-    "reset": [f"reset {VF}", "reset 40:01.0"],
+    "show": [
+        f"show {GPU}",
+        f"show {VF}",
+        f"show {DISK}",
+        f"show {NIC}",
+        f"show {UNKNOWN}",
+        "show 42:00.0",
+        "show 00:01.0",
+    ],
+    "reset": [f"reset {VF}", "reset 42:00.0"],
     "resolve": [f"resolve {GPU}", f"resolve {VF}", "resolve pci:x"],
     "policy": ["check", "cat-config", "reload"],
+    "history": ["history"],
+    "groups": ["groups"],
+    "doctor": ["doctor"],
+    "explain": ["explain", "explain in-use", "explain EBUSY", "explain in-sue"],
+    "import": ["import driverctl", "import modprobe"],
 }
 JSON = [
     "list",
@@ -67,6 +80,13 @@ JSON = [
     "cat-config",
     "reload",
     "show 0f:00.0",
+    "history",
+    f"plot {VF}",
+    "groups",
+    "doctor",
+    "explain",
+    "explain in-use",
+    "import driverctl",
 ]
 
 JOURNAL = """\
@@ -125,6 +145,7 @@ def normalise(text: str, root: Path) -> str:
     text = re.sub(r"^ {12} *\d+\.\d ms", " " * 16 + "1.0 ms", text, flags=re.MULTILINE)
     text = re.sub(r"\d+\.\d ms", "1.0 ms", text)
     text = re.sub(r"(?<![.\d])\d+ ms", "1 ms", text)
+    text = re.sub(r"(?<=\d ms) {2,}", "  ", text)  # padded to the longest
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-25 19:00:00", text)
     text = re.sub(r"^\d\d:\d\d:\d\d", "19:00:00", text, flags=re.MULTILINE)
     return re.sub(r"uid \d+ pid \d+", "uid 0 pid 812", text)
@@ -150,7 +171,13 @@ def session(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterato
         patch.setattr(blocking_client, "READ_ONLY_SOCKET", str(root / "readonly"))
         patch.setattr(resolve, "Sysfs", lambda: Sysfs(str(root)))
         patch.setattr(resolve, "ModuleIndex", lambda: ModuleIndex(root, RELEASE))
-        patch.setattr(policy, "ROOT", str(root))
+        uname = os.uname()
+        patch.setattr(
+            os, "uname", lambda: type(uname)((uname.sysname, "host", RELEASE, uname.version, "x86_64"))
+        )
+        for module in (policy, doctor, importing):
+            patch.setattr(module, "ROOT", str(root))
+        patch.setattr(doctor, "OWNER", os.getuid())
         patch.setattr(policy, "load_policy", lambda where: load_policy(where, owner=os.getuid()))
         session = Session(root)
         session.hold()

@@ -65,9 +65,18 @@ def render_picture(data: dict[str, Any]) -> str:
 
 
 def test_the_tree_says_of_each_group_whether_a_guest_can_have_it_and_what_it_takes() -> None:
-    tree = render_tree(answer(MEMBERS, NAMES), color=False)
+    tree = render_tree(answer(MEMBERS, NAMES))
     check_golden("groups.txt", "\n".join(tree) + "\n")
     assert all(line.isprintable() for line in tree)
+
+
+def test_in_a_narrow_terminal_names_give_way_and_what_is_to_be_typed_does_not() -> None:
+    data = answer(MEMBERS, NAMES)
+    tree = render_tree(data, width=60)
+    assert all(len(line) <= 60 for line in tree if line[0] in "├└")
+    assert [line for line in tree if "for a guest: " in line] == [
+        line for line in render_tree(data) if "for a guest: " in line
+    ]
 
 
 def test_the_graph_is_one_that_graphviz_takes() -> None:
@@ -108,13 +117,13 @@ def test_many_devices_are_in_columns_about_as_wide_as_a_screen_is(groups: int, d
     if groups > 1:
         assert 1 < float(root.attrib["width"]) / float(root.attrib["height"]) < 2.4
     assert sum(label.endswith(".0") for label in find_labels(root)) >= devices
-    assert len(render_tree(data, color=False)) >= groups + devices
+    assert len(render_tree(data)) >= groups + devices
     assert render_dot(data, TITLE).count("fillcolor=") == devices
 
 
 def test_a_host_without_an_iommu_is_told_what_to_turn_on() -> None:
     data = answer([make_member(DEVICE, None, "e1000e")])
-    assert render_tree(data, color=False)[0] == "in no IOMMU group: nothing isolates them"
+    assert render_tree(data)[0] == "in no IOMMU group: nothing isolates them"
     labels = " ".join(find_labels(check_picture(render_picture(data))))
     assert "turn the IOMMU on" in labels
     assert DEVICE in render_dot(data, TITLE)
@@ -122,7 +131,7 @@ def test_a_host_without_an_iommu_is_told_what_to_turn_on() -> None:
 
 def test_an_empty_host_has_an_empty_picture_that_says_so() -> None:
     data = answer([])
-    assert render_tree(data, color=False) == ["no PCI devices on this host"]
+    assert render_tree(data) == ["no PCI devices on this host"]
     assert "no PCI devices on this host" in find_labels(check_picture(render_picture(data)))
     assert "no PCI devices on this host" in render_dot(data, TITLE)
 
@@ -139,7 +148,7 @@ def test_whatever_a_device_is_called_no_label_is_cut_or_over_another(
     members = [make_member(DEVICE, 7, driver, flavour), make_member("0000:01:00.1", 7)]
     data = answer(members, {DEVICE: name})
     check_picture(render_picture(data))
-    assert all(line.isprintable() for line in render_tree(data, color=False))
+    assert all(line.isprintable() for line in render_tree(data))
 
 
 # as somebody at a terminal sees it

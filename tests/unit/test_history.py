@@ -196,7 +196,7 @@ def test_one_who_gives_up_before_anything_is_touched_has_given_up(
 
     run_at_once(run())
     (attempt,) = engine.attempts.history
-    assert (attempt.ending, attempt.code, attempt.driver) == (Ending.GIVEN_UP, "given-up", "e1000e")
+    assert (attempt.ending, attempt.code, attempt.driver) == (Ending.GIVEN_UP, "interrupted", "e1000e")
 
 
 # the file

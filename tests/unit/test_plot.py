@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import test_cli
-from fake_kernel import FakeDriver
+from fake_kernel import FakeDriver, pending
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import SVG, check_golden, check_picture, find_labels
@@ -158,6 +158,11 @@ def test_a_step_of_a_millisecond_can_be_seen_beside_one_of_half_a_minute() -> No
     assert "30.0 s" in find_labels(root)
 
 
+def test_what_is_alone_is_not_cut_short() -> None:
+    assert "are cut short here" in render(STUCK)
+    assert "are cut short here" not in render(make_attempt(("guard", "look", 30.0, "refused")))
+
+
 def test_several_switches_share_one_scale() -> None:
     root = check_picture(render(ONE, STUCK))
     bars = find_bars(root)
@@ -205,7 +210,7 @@ def test_whatever_the_steps_take_the_picture_stays_readable(durations: list[list
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(0, 1e6, allow_subnormal=False) | st.floats(0, 1e-2), max_size=12))
 def test_a_scale_keeps_the_order_and_has_round_ticks_that_do_not_overlap(times: list[float]) -> None:
-    scale = Scale(times, 660, 11)
+    scale = Scale(pairwise(sorted(times)), 660, 11)
     places = [scale.place(time) for time in sorted(times)]
     assert places == sorted(places)
     assert all(0 <= place <= 660.01 for place in places)
@@ -229,7 +234,7 @@ def test_a_scale_keeps_the_order_and_has_round_ticks_that_do_not_overlap(times: 
     ],
 )
 def test_ticks_are_at_1_2_or_5_of_a_unit_that_fits(longest: float, labels: list[str]) -> None:
-    assert [tick.label for tick in Scale([longest], 660, 11).ticks()][:3] == labels
+    assert [tick.label for tick in Scale([(0, longest)], 660, 11).ticks()][:3] == labels
 
 
 @pytest.mark.parametrize(
@@ -296,7 +301,7 @@ def test_plot_of_a_stuck_switch_shows_what_has_not_come_back(host: Host) -> None
             host.capsys.readouterr()
             status = await asyncio.to_thread(call, ["plot", DEVICE])
             native.remove_blocks.set()
-            await asyncio.gather(*test_cli.pending(engine))
+            await asyncio.gather(*pending(engine))
             return status
 
     assert asyncio.run(run()) == 0

@@ -407,7 +407,7 @@ def test_a_driver_that_someone_binds_while_the_policy_is_applied_is_told_and_not
         await asyncio.sleep(2000)
         assert device.driver is intruder
         assert len(found) == 1
-        assert "(intruder) by someone else" in remarks(engine, device)[0]
+        assert "someone else made it native (intruder)" in remarks(engine, device)[0]
         kernel.write = real  # type: ignore[method-assign]
         assert (await reset(engine, device)).flavour == Flavour.VFIO
 
@@ -530,7 +530,7 @@ def test_a_policy_that_changed_before_a_restart_is_told_and_applied_at_a_reload(
             engine.reconciler.consider_all()
             await asyncio.sleep(LONG)
             assert kernel.writes == []
-            assert caplog.text.count("flavourctl reload applies it") == 1
+            assert caplog.text.count("flavourctl reload applies the present one") == 1
             if not _:
                 await stop(engine)
         await reload(engine, TO_VFIO)
@@ -962,7 +962,7 @@ def test_what_someone_else_changed_is_told_after_a_restart_too(kernel: FakeKerne
         for _ in range(2):
             engine = await start(kernel, TO_VFIO)
             assert device.driver is native
-            assert remarks(engine, device) == ("it was vfio, and was made native (e1000e) by someone else",)
+            assert remarks(engine, device) == ("someone else made it native (e1000e), it was vfio",)
             await stop(engine)
 
     run_at_once(run())
@@ -1270,7 +1270,7 @@ def test_a_spoilt_file_of_what_was_applied_is_told_and_changes_no_device(
         await asyncio.sleep(LONG)
         assert kernel.writes == []
         assert (has(device), has(changed)) == (VFIO, NATIVE)
-        assert caplog.text.count("what was applied before, can't be read") == 1
+        assert caplog.text.count("so the policy is not applied until a reload") == 1
         # It is whole again afterwards.
         await stop(engine)
         caplog.clear()

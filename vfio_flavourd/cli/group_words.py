@@ -35,7 +35,7 @@ def tell_standing(member: dict[str, Any], group: dict[str, Any] | None) -> str:
     """What there is to say of a member; empty where that goes without saying."""
     if member["standing"] == "stuck":
         return "stuck"
-    if group is None:
+    if group is None or group["state"] == "bridges":
         return ""
     if member["device"] in group["in_the_way"]:
         return "in the way" if member["bridge"] or group["state"] == "mixed" else ""

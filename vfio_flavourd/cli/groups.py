@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from typing import Any
 
 from ..doors import blocking_client
@@ -18,7 +19,7 @@ from .group_words import (
 )
 from .output import print_json
 from .picture import refuse_terminal, write_picture
-from .terminal import BOLD, GREEN, OFF, RED
+from .terminal import BOLD, GREEN, RED, find_width, measure, pad, paint, shorten
 
 
 def show_groups(arguments: argparse.Namespace) -> int:
@@ -39,7 +40,7 @@ def show_groups(arguments: argparse.Namespace) -> int:
 
         print(render_dot(answer, title), end="")
     else:
-        print("\n".join(render_tree(answer, color=arguments.color)))
+        print("\n".join(render_tree(answer, width=find_width(sys.stdout), color=arguments.color)))
     return 0
 
 
@@ -49,7 +50,8 @@ def _count(answer: dict[str, Any]) -> str:
     return f"{len(groups)} group{'s' * (len(groups) != 1)}, {devices} device{'s' * (devices != 1)}"
 
 
-def render_tree(answer: dict[str, Any], *, color: bool) -> list[str]:
+def render_tree(answer: dict[str, Any], *, width: int | None = None, color: bool = False) -> list[str]:
+    """Where a line is wider than `width`, the device's name gives way; what is to be typed never does."""
     blocks = [
         (f"IOMMU group {group['group']}: {tell_state(group)}", group, group["members"], tell_takes(group))
         for group in answer["groups"]
@@ -59,16 +61,16 @@ def render_tree(answer: dict[str, Any], *, color: bool) -> list[str]:
     if not blocks:
         return [NO_DEVICES]
     rows = [[_make_cells(member, group) for member in members] for _, group, members, _ in blocks]
-    every = [row for block in rows for row in block]
-    widths = [max(len(row[column]) for row in every) for column in range(4)]
+    columns = zip(*(row[:-1] for block in rows for row in block), strict=True)
+    widths = [max(map(measure, column)) for column in columns]
     lines = []
     for (title, group, _, takes), block in zip(blocks, rows, strict=True):
-        paint = _find_paint(group) if color else ""
-        lines.append(f"{BOLD}{paint}{title}{OFF}" if color else title)
+        lines.append(paint(title, BOLD, _choose_color(group), color=color))
         for number, row in enumerate(block, 1):
             branch = "└─" if number == len(block) else "├─"
-            cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-            lines.append(f"{branch} {cells}  {row[4]}".rstrip())
+            line = "  ".join((*map(pad, row[:-1], widths), row[-1]))
+            line = f"{branch} {line}"
+            lines.append((line if width is None else shorten(line, width)).rstrip())
         lines += [f"   {line}" for line in takes]
     return lines
 
@@ -83,7 +85,7 @@ def _make_cells(member: dict[str, Any], group: dict[str, Any] | None) -> tuple[s
     )
 
 
-def _find_paint(group: dict[str, Any] | None) -> str:
+def _choose_color(group: dict[str, Any] | None) -> str:
     if group is None or group["state"] in ("mixed", "unprotected"):
         return RED
     return GREEN if group["state"] == "ready" else ""

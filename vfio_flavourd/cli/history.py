@@ -71,8 +71,9 @@ def _tell_outcome(attempt: Attempt) -> str:
     if attempt["outcome"] == "done":
         remarks = ["fell back"] * attempt["fallback"] + ["by force"] * bool(attempt["forced"])
         return ", ".join(["done", *remarks])
-    code = attempt["code"]
-    return printable(attempt["outcome"] + (f": {code}" if code not in ("", attempt["outcome"]) else ""))
+    if attempt["outcome"] in ("refused", "failed") and attempt["code"] != "failed":
+        return printable(f"{attempt['outcome']}: {attempt['code']}")
+    return str(attempt["outcome"])
 
 
 _COLUMNS: dict[str, Callable[[Attempt], str]] = {

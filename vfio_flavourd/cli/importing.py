@@ -30,8 +30,11 @@ def import_policy(arguments: argparse.Namespace) -> int:
     for remark in draft.remarks:
         print(f"flavourctl: {printable(remark)}", file=sys.stderr)
     if not draft.rules:
+        other = "modprobe" if draft.source == "driverctl" else "driverctl"
         raise FlavourError(
-            f"importing from {draft.source}: found nothing that a policy can say", code=Code.NOTHING_TO_IMPORT
+            f"importing from {draft.source}: found nothing that a policy could say",
+            code=Code.NOTHING_FOUND,
+            hint=f"flavourctl import {other} looks at the other place",
         )
     rebuild = find_rebuild_command(Path(ROOT)) or ""
     if arguments.json:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Callable
 
 from ..doors import blocking_client
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from ..model.printable import printable
 from .output import print_json, tell_policy_trouble
@@ -71,7 +71,7 @@ def list_devices(arguments: argparse.Namespace) -> int:
 
 
 def _parse_columns(text: str) -> tuple[str, ...]:
-    """Raises FlavourError (EINVAL) that names what is allowed."""
+    """Raises FlavourError (INVALID_ARGUMENT) that names what is allowed."""
     names = tuple(name.strip().lower() for name in text.split(","))
     for name in names:
         if name not in COLUMNS:
@@ -80,7 +80,7 @@ def _parse_columns(text: str) -> tuple[str, ...]:
             near = get_close_matches(name[:64], COLUMNS, n=1)
             raise FlavourError(
                 f"no column is called {name[:64]!r}",
-                errno=errno.EINVAL,
+                code=Code.INVALID_ARGUMENT,
                 hint=f"allowed: {', '.join(COLUMNS)}" + (f"; did you mean {near[0]}?" if near else ""),
             )
     return names

@@ -110,7 +110,7 @@ EXAMPLES = {
         ("flavourctl set 01:00.0 vfio --dry-run", "what that would do"),
         ("flavourctl set 01:00.0 native", "give it back to the host"),
         ("flavourctl resolve 01:00.0", "which drivers could serve it, and why"),
-        ("flavourctl doctor", "is this host ready, what stands in the way"),
+        ("flavourctl doctor", "is this host ready for it"),
     ),
     "list": (
         ("flavourctl", "all devices"),

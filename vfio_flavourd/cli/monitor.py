@@ -6,24 +6,36 @@ import time
 from typing import Any
 
 from ..doors import blocking_client
+from ..model.codes import Code, find_exit_status
+from ..model.errors import FlavourError
 from ..model.printable import printable
 from .output import print_json_line
 from .terminal import BOLD, DIM, GREEN, RED, paint
 
 
 def monitor(arguments: argparse.Namespace) -> int:
-    """Ctrl-C is how it ends. Raises FlavourError (daemon-went-away) when the daemon goes."""
+    """Ctrl-C is how it ends, or the daemon's end."""
     try:
         with blocking_client.connect(writes=False) as daemon:
-            for event in daemon.follow("Monitor"):
-                if arguments.json:
-                    print_json_line(event)
-                else:
-                    print(_tell(event, color=arguments.color), flush=True)
+            return _follow(daemon, arguments)
     except KeyboardInterrupt:
         if sys.stdout.isatty():
             print()  # the terminal has written ^C
-    return 0
+        return 0
+
+
+def _follow(daemon: blocking_client.Connection, arguments: argparse.Namespace) -> int:
+    try:
+        for event in daemon.follow("Monitor"):
+            if arguments.json:
+                print_json_line(event)
+            else:
+                print(_tell(event, color=arguments.color), flush=True)
+    except FlavourError as error:
+        if error.code != Code.DAEMON_WENT_AWAY:
+            raise
+    print("flavourctl: the daemon has gone", file=sys.stderr)
+    return find_exit_status(Code.DAEMON_WENT_AWAY, 0)
 
 
 def _tell(event: dict[str, Any], *, color: bool) -> str:

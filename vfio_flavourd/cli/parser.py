@@ -91,11 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--driver",
         action="append",
         metavar="D",
-        help="this driver (or module) instead of the best; again for a next one",
+        help="this driver or module instead of the best; repeat it to name the next to try",
     )
     switch.add_argument("--dry-run", action="store_true", help="say what would be done, step by step")
-    switch.add_argument("--strict", action="store_true", help="exit with 4 when the generic driver had to do")
-    switch.add_argument("--persist", action="store_true", help="also after the next boot, until reset (root)")
+    switch.add_argument(
+        "--strict", action="store_true", help="exit with 4 if only the generic driver took it"
+    )
+    switch.add_argument("--persist", action="store_true", help="keep it across reboots, until reset (root)")
     _add_waiting(switch)
 
     reset = verbs.add_parser(
@@ -108,7 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
         "check", parents=[common], help="is the policy valid, and what is wrong with it; needs no daemon"
     )
     check.add_argument(
-        "files", type=_parse_path, nargs="*", metavar="FILE", help="these instead of the installed files"
+        "files",
+        type=_parse_path,
+        nargs="*",
+        metavar="FILE",
+        help="check these, not the installed files",
     )
     verbs.add_parser(
         "cat-config", parents=[common], help="the merged policy and where it comes from; needs no daemon"
@@ -142,14 +148,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_waiting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="take it though it is in use (root)")
+    parser.add_argument("--force", action="store_true", help="take it even though it is in use (root)")
     parser.add_argument(
         "--group",
         choices=("refuse", "together", "ignore"),
         help="when others in its IOMMU group aren't on VFIO: refuse, switch all together, or ignore them",
     )
-    parser.add_argument("--timeout", type=_parse_seconds, metavar="S", help="give up after so many seconds")
-    parser.add_argument("--no-wait", action="store_true", help="return when the daemon has taken it up")
+    parser.add_argument("--timeout", type=_parse_seconds, metavar="S", help="give up after S seconds")
+    parser.add_argument("--no-wait", action="store_true", help="return as soon as the daemon has begun")
 
 
 def _parse_path(text: str) -> Path:

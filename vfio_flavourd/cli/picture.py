@@ -1,16 +1,16 @@
 """Where a picture goes."""
 
-import errno
 import sys
 from pathlib import Path
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 
 
 def refuse_terminal(hint: str) -> None:
-    """Raises FlavourError (EINVAL) where the picture would go to one."""
+    """Raises FlavourError where the picture would go to one."""
     if sys.stdout.isatty():
-        raise FlavourError("a terminal can't show a picture (SVG)", errno=errno.EINVAL, hint=hint)
+        raise FlavourError("a terminal can't show a picture (SVG)", code=Code.INVALID_ARGUMENT, hint=hint)
 
 
 def write_picture(picture: str, file: Path | None = None) -> None:
@@ -24,5 +24,6 @@ def write_picture(picture: str, file: Path | None = None) -> None:
     except OSError as error:
         raise FlavourError(
             f"the picture can't be written to {str(file)!r}: {error.strerror}",
-            errno=errno.EIO,
+            code=Code.NOT_SAVED,
+            hint="name another file, or see whether the disk is full",
         ) from error

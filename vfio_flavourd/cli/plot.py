@@ -1,7 +1,6 @@
 """plot: a timeline of one or more switches, as a picture."""
 
 import argparse
-import errno
 import os
 import time
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 from ..doors import blocking_client
 from ..model.address import parse_address
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from .output import print_json
 from .picture import refuse_terminal, write_picture
@@ -42,14 +42,14 @@ def find_attempt(history: Sequence[dict[str, Any]], text: str) -> dict[str, Any]
     """The one with this number, or the last one on this device. Raises FlavourError."""
     if text.isascii() and text.isdecimal():
         found = [attempt for attempt in history if attempt["id"] == int(text)]
-        what = f"attempt {text[:20]} is not known"
+        what = f"no switch {text[:20]} is remembered"
     else:
         device = str(parse_address(text))
         found = [attempt for attempt in history if attempt["device"] == device]
-        what = f"{device}: no switch of it is known"
+        what = f"{device}: no switch is remembered"
     if not found:
         raise FlavourError(
-            what, errno=errno.ENOENT, hint="flavourctl history lists those of this boot that are kept"
+            what, code=Code.NOTHING_FOUND, hint="flavourctl history lists those that are remembered"
         )
     return found[-1]
 

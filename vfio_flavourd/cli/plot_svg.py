@@ -7,7 +7,7 @@ from typing import Any
 from .glyphs import wrap
 from .palette import BLACK, BLUE, DARK_RED, GREEN, GREY, LIGHT, ORANGE, PALE, PURPLE, SKY, VERMILION, YELLOW
 from .svg import Svg
-from .timeline import Row, Section, find_sections, find_times
+from .timeline import Row, Section, find_sections, find_spans
 from .timescale import Scale, tell_duration
 
 _MARGIN, _PAD = 24.0, 10.0
@@ -70,8 +70,8 @@ class _Block:
 
 def render_plot(attempts: Sequence[dict[str, Any]], title: str, subtitle: str) -> str:
     """One below another, on a common scale that begins where each was asked for."""
-    times = [time for attempt in attempts for time in find_times(attempt)]
-    drawing = _Drawing(title, Scale(times, _PLOT_WIDTH, _SMALL))
+    spans = [span for attempt in attempts for span in find_spans(attempt)]
+    drawing = _Drawing(title, Scale(spans, _PLOT_WIDTH, _SMALL))
     drawing.draw_head(title, subtitle)
     for attempt in attempts:
         drawing.draw_attempt(attempt)

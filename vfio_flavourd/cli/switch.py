@@ -80,7 +80,7 @@ def _tell_what_goes_on(device: str) -> str:
     except FlavourError as error:
         return str(error)
     if now["phase"]:
-        return f"{device}: the daemon carries it to its end: flavourctl show {device}"
+        return f"{device}: the daemon carries the switch to its end"
     return f"{device}: it is {now['flavour']} by {now['driver'] or 'no driver'}, and nothing goes on"
 
 

@@ -63,9 +63,8 @@ def _make_row(step: dict[str, Any]) -> Row:
     return Row(lane, step["what"], step["started"], step["started"] + step["duration"], step["error"])
 
 
-def find_times(attempt: dict[str, Any]) -> Iterator[float]:
-    """At which something begins or ends."""
-    yield attempt["duration"]
+def find_spans(attempt: dict[str, Any]) -> Iterator[tuple[float, float]]:
+    """When something begins and ends."""
+    yield 0.0, attempt["duration"]
     for step in attempt["steps"]:
-        yield step["started"]
-        yield step["started"] + step["duration"]
+        yield step["started"], step["started"] + step["duration"]

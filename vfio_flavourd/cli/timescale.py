@@ -1,7 +1,7 @@
 """From seconds to places in a picture.
 
-The scale is linear but for breaks: a stretch in which nothing begins or ends, and beside which all else would
-be too small to be seen, is cut short.
+The scale is linear but for breaks: a stretch in which nothing begins or ends, and beside which something else
+would be too small to be seen, is cut short.
 """
 
 import math
@@ -18,6 +18,9 @@ _BREAK_WIDTH = 70.0
 # Digits of a second: what is nearer to another than a microsecond is drawn at the same place.
 _FINEST = 6
 _BETWEEN_LABELS = 14.0
+
+
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +41,16 @@ class Tick:
 
 
 class Scale:
-    """Of the times from 0 on at which something begins or ends, drawn from 0 to `width`."""
+    """Of what lasts from one time to another, from 0 on, drawn from 0 to `width`."""
 
-    def __init__(self, times: Iterable[float], width: float, label_size: float) -> None:
+    def __init__(self, spans: Iterable[Span], width: float, label_size: float) -> None:
         self._label_size = label_size
-        points = sorted({0.0, *(round(max(0.0, time), _FINEST) for time in times)})
+        rounded = [(_round(start), _round(end)) for start, end in spans]
+        points = sorted({0.0, *(time for span in rounded for time in span)})
         if len(points) == 1:
             points.append(1e-3)
         pieces = list(pairwise(points))
-        breaks = _find_breaks([end - start for start, end in pieces])
+        breaks = _find_breaks(pieces, rounded)
         linear = sum(end - start for number, (start, end) in enumerate(pieces) if number not in breaks)
         broken = min(_BREAK_WIDTH, width / 2 / max(len(breaks), 1))
         self._density = (width - len(breaks) * broken) / linear
@@ -91,15 +95,24 @@ class Scale:
         return ticks
 
 
-def _find_breaks(lengths: list[float]) -> set[int]:
+def _round(seconds: float) -> float:
+    return round(max(0.0, seconds), _FINEST)
+
+
+def _find_breaks(pieces: list[Span], spans: list[Span]) -> set[int]:
+    """Their numbers. Where all that there is lasts over a piece, nothing would be seen better without it."""
     breaks: set[int] = set()
+    left = {number: end - start for number, (start, end) in enumerate(pieces)}
     while len(breaks) < _MOST_BREAKS:
-        left = {number: length for number, length in enumerate(lengths) if number not in breaks}
         longest = max(left, key=lambda number: left[number])
+        start, end = pieces[longest]
         rest = sum(left.values()) - left[longest]
         if rest <= 0 or rest >= sum(left.values()) * _TOO_LITTLE:
             return breaks
+        if all(span[0] <= start and end <= span[1] for span in spans):
+            return breaks
         breaks.add(longest)
+        del left[longest]
     return breaks
 
 

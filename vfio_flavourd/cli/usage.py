@@ -1,15 +1,21 @@
 """A command line that can't be understood: one line says what is wrong with it, a second one what to do."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
 
 from ..model.codes import ERRNOS, Code, find_exit_status
 from ..model.errors import FlavourError
 from ..model.printable import printable
 from .terminal import find_width
+
+# `typing` takes longer to import than this module; only mypy needs it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 _STATUS = find_exit_status(Code.INVALID_ARGUMENT, ERRNOS[Code.INVALID_ARGUMENT][0])
 

@@ -20,6 +20,7 @@ class Merged:
     defaults: dict[str, Value] = field(default_factory=dict)
     flavours: dict[str, Value] = field(default_factory=dict)
     personalities: list[Value] = field(default_factory=list)
+    metrics: Value | None = None
     rules: list[Value] = field(default_factory=list)
 
 
@@ -32,6 +33,7 @@ def merge(files: Sequence[Value], report: Report) -> Merged:
             if key in given:
                 _add(getattr(merged, key), given[key].value, report, once=key == "flavours")
         merged.personalities += given["personalities"].value if "personalities" in given else ()
+        merged.metrics = given.get("metrics", merged.metrics)
         merged.rules += given["rules"].value if "rules" in given else ()
     return merged
 
@@ -60,6 +62,7 @@ def build_policy(merged: Merged, report: Report, *, complete: bool = True) -> Po
         rules=_build_rules(merged.rules, defaults, (_NATIVE, *flavours) if complete else (), report),
         flavours=flavours,
         personalities=(ENABLE_VFIO, *_build_personalities(merged.personalities, report)),
+        metrics=_find_metrics(merged),
     )
 
 
@@ -69,6 +72,11 @@ def _check_flavour(name: str, value: Value, report: Report) -> None:
     prefix = value.value.get("alias_prefix")
     if prefix is not None and prefix.value == "pci":
         report.error(prefix.place, "alias_prefix: 'pci' is what the native drivers' aliases begin with")
+
+
+def _find_metrics(merged: Merged) -> str | None:
+    given = {} if merged.metrics is None else merged.metrics.plain
+    return given.get("file")
 
 
 def _build_personalities(values: Sequence[Value], report: Report) -> list[Personality]:

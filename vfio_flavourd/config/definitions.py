@@ -189,6 +189,19 @@ RULE = Table(
     ),
 )
 
+METRICS = Table(
+    "metrics",
+    (
+        Key(
+            "file",
+            scalars.METRICS_FILE,
+            "Where they are written for the node exporter's textfile collector, which Debian has look in"
+            " /var/lib/prometheus/node-exporter. For another directory the service needs a ReadWritePaths=.",
+            required=True,
+        ),
+    ),
+)
+
 FILE = Table(
     "a policy",
     (
@@ -208,6 +221,12 @@ FILE = Table(
             ListOf(PERSONALITY),
             "Drivers that become VFIO drivers by an attribute of their own. The attribute enable_vfio is"
             " built in and comes first.",
+        ),
+        Key(
+            "metrics",
+            METRICS,
+            "Has metrics for Prometheus written to a file; without it there are none. Where several of the"
+            " policy's files have this key, the last one counts.",
         ),
         Key("rules", ListOf(RULE), "The first one that matches a device decides, and no other is looked at."),
     ),

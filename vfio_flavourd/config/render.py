@@ -25,6 +25,9 @@ def render_yaml(merged: Merged) -> str:
     for name, flavour in merged.flavours.items():
         lines.append(f"  {render_scalar(name)}:  # {_one_line(str(flavour.place))}")
         lines += _mapping(flavour.value, "    ")
+    if merged.metrics is not None:
+        lines.append(f"metrics:  # {_one_line(str(merged.metrics.place))}")
+        lines += _mapping(merged.metrics.value, "  ")
     for section in ("personalities", "rules"):
         values: list[Value] = getattr(merged, section)
         lines += [f"{section}:"] if values else []
@@ -42,6 +45,7 @@ def render_data(merged: Merged) -> dict[str, Any]:
             for key, text, origin in effective_defaults(merged)
         },
         "flavours": {name: _with_origin(value) for name, value in merged.flavours.items()},
+        **({} if merged.metrics is None else {"metrics": _with_origin(merged.metrics)}),
         "personalities": [_with_origin(value) for value in merged.personalities],
         "rules": [_with_origin(value) for value in merged.rules],
     }

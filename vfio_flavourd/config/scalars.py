@@ -73,6 +73,11 @@ ALIAS_PREFIX = Text("the beginning of an alias, such as vfio_pci, or none", _NAM
 FLAVOUR = Text("the name of a flavour", _NAME)
 OWN_FLAVOUR = Text("a flavour's name: small letters, digits, _ and -", "[a-z][a-z0-9_-]{0,31}")
 NAME = Text("a line of up to 100 characters", ".{1,100}", _printable)
+METRICS_FILE = Text(
+    "an absolute path that ends in .prom, such as /var/lib/prometheus/node-exporter/vfio-flavourd.prom",
+    "(?:/[A-Za-z0-9_.@+-]{1,64}){1,15}[.]prom",
+    _path,
+)
 ATTRIBUTE = Text(
     "a path below the device's directory, such as nvidia/current_vgpu_type",
     "[A-Za-z0-9_.-]{1,64}(?:/[A-Za-z0-9_.-]{1,64}){0,7}",

@@ -42,8 +42,9 @@ class ResolutionInfo:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """action is turn, guard, load, override, unbind, bind, probe, ask, wait or verify; candidate the module
-    that is tried meanwhile, empty where none is. started is in seconds from when the switch was asked for."""
+    """A step of a switch. action is turn, guard, load, override, unbind, bind, probe, ask, wait or verify;
+    candidate the module that is tried meanwhile, empty where none is. started counts from when the switch was
+    asked for; error is empty where it went well."""
 
     phase: str
     action: str

@@ -31,6 +31,7 @@ from .guards import has_it_already, judge
 from .history import History
 from .host import Host
 from .ledger import Record, find_record
+from .metrics import Metrics
 from .moves import StuckError
 from .nodes import update_nodes
 from .quarantine import Quarantine, describe_holders
@@ -55,7 +56,9 @@ class Engine:
         self._releases: set[asyncio.Task[None]] = set()
         self.attempts = Attempts(History(host.state / "history.jsonl"))
         self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
-        self._quarantine = Quarantine(host, self._find_turn, self.reconciler.consider)
+        self._quarantine = Quarantine(host, self._find_turn, self._take_back)
+        self.metrics = Metrics(host, self._quarantine.count)
+        self.attempts.listeners.add(self.metrics.count)
 
     # looking
 
@@ -102,10 +105,12 @@ class Engine:
     def notice(self, address: PciAddress) -> None:
         """A uevent of this device has come."""
         self._host.changes.notice(address)
+        self.metrics.touch()
 
     def notice_all(self) -> None:
         """Events were lost: whoever waits for a device looks again."""
         self._host.changes.notice_all()
+        self.metrics.touch()
         self.reconciler.consider_all()
 
     def needs_no_events(self) -> bool:
@@ -146,7 +151,7 @@ class Engine:
                 raise
             await self._drop_wishes((request.address,))
             raise FlavourError(
-                f"{error}; what was asked for by hand is forgotten", errno=errno.ENODEV, code=error.code
+                f"{error}; what was asked for by hand is forgotten", code=error.code, hint=error.hint
             ) from error
         decision = self._host.decide(device)
         way: Way = restore
@@ -227,7 +232,7 @@ class Engine:
             raise FlavourError(
                 f"{address}: another device in its IOMMU group is stuck",
                 code=Code.GROUP_BUSY,
-                hint="it is switched when that one is done; flavourctl list shows which one it is",
+                hint="try again when that one is done; flavourctl list shows it",
             )  # the policy has others to see to
         await self._wait_for_turn(turn, work)
         stuck: list[tuple[Device, StuckError]] = []
@@ -298,6 +303,11 @@ class Engine:
             return find_record(self._host.ledger, device) is None
         return has_it_already(self._host, device, work.request, decision.settings)
 
+    def _take_back(self, address: PciAddress) -> None:
+        """The kernel has let go of it."""
+        self.metrics.touch()
+        self.reconciler.consider(address)
+
     def _is_in_work(self, address: PciAddress) -> bool:
         return address in self._running or bool(self._quarantine.find(address))
 
@@ -338,6 +348,7 @@ class Engine:
             if left:
                 await asyncio.wait(left)
         self.attempts.log()
+        await self.metrics.settle()
 
     async def recover(self) -> None:
         """Take up what an earlier daemon of this boot left."""

@@ -43,7 +43,7 @@ class StuckError(FlavourError):
             code=Code.STUCK,
             errno=errno.ETIMEDOUT,
             hint="somebody holds the device, or its driver does not let go; the switch is finished or undone "
-            "when the kernel returns, and other devices are not affected",
+            "when the kernel returns",
         )
         self.blocked = blocked
         self.seconds = seconds
@@ -165,7 +165,8 @@ async def move(
         stuck = steps[at] if 0 <= at < len(steps) else None
         what = READING if stuck is None else str(stuck)
         raise StuckError(
-            f"{device.address}: '{what}' has not returned for {timeout:g} s (process {blocked.pid})",
+            f"{device.address}: '{what}' has not returned for {round(timeout, 2):g} s "
+            f"(process {blocked.pid})",
             blocked,
             timeout,
             stuck,

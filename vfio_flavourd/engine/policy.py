@@ -1,6 +1,7 @@
 """The policy that is in force: the last good set of files."""
 
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,10 +44,12 @@ def has_files(root: Path) -> bool:
 
 class PolicyInForce:
     """The last good set. `serials` are those that devices told (by address and inode): an NVMe drive tells
-    none while VFIO has it. `trouble` says why a newer one is not in force, and is empty otherwise."""
+    none while VFIO has it. `read_at` (seconds since the epoch) is when it was read from its files. `trouble`
+    says why a newer one is not in force, and is empty otherwise."""
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.trouble = ""
+        self.read_at = time.time()
         self.policy = policy or Policy()
         self.serials: dict[tuple[PciAddress, int], tuple[str, ...]] = {}
         self._modules: tuple[AliasTable, ModulesOfFlavours] | None = None
@@ -102,10 +105,12 @@ class PolicyInForce:
             from ..config.load import load_rendered
 
             self._replace(load_rendered(last_good).policy)
+            self.read_at = last_good.stat().st_mtime
         self.trouble = trouble
 
     def _replace(self, policy: Policy) -> None:
         self.policy = policy
+        self.read_at = time.time()
         self.trouble = ""
         self._modules = None
 

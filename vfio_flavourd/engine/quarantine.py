@@ -49,6 +49,9 @@ class Quarantine:
             said += f", since {time.strftime('%H:%M:%S', when)}"
         return said
 
+    def count(self) -> int:
+        return len(self._stuck)
+
     def holds(self, turn: asyncio.Lock) -> bool:
         """Whether a turn won't come for as long as the kernel likes."""
         return any(self._find_turn(address) is turn for address in self._stuck)

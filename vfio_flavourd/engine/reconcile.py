@@ -142,7 +142,7 @@ class Reconciler:
             self._applied = read_applied(self._file)
         except SPOILT as error:
             _log.warning(
-                "%r, what was applied before, can't be read (%r): nothing is applied until a reload",
+                "%r can't be read (%r), so the policy is not applied until a reload",
                 str(self._file),
                 error,
             )
@@ -169,8 +169,7 @@ class Reconciler:
                 self._compare(device, applied)
         if self._held_back:
             _log.warning(
-                "%d devices are to be something else than when the policy was last applied: "
-                "flavourctl reload applies it",
+                "devices left as an earlier policy said: %d; flavourctl reload applies the present one",
                 len(self._held_back),
                 extra=log_fields(MessageId.HELD_BACK),
             )

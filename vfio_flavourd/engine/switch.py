@@ -124,7 +124,7 @@ class Switch:
         action, what = StepAction.VERIFY, _READ_BACK
         if error.step is not None:
             action, what = StepAction(error.step.action), str(error.step)
-        waited = f"has not returned for {error.seconds:g} s (process {error.blocked.pid})"
+        waited = f"has not returned for {round(error.seconds, 2):g} s (process {error.blocked.pid})"
         self._add_step(action, what, self._read_from, waited)
         self.enter(Phase.STUCK)
 

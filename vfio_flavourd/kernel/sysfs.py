@@ -75,4 +75,5 @@ class Sysfs:
         return FlavourError(
             f"reading {path!r} failed: {os.strerror(error.errno or errno.EIO)}",
             code=Code.DEVICE_GONE if gone else Code.FAILED,
+            hint="flavourctl list shows whether the device is still there" if gone else "",
         )

@@ -15,6 +15,7 @@ class Code(StrEnum):
     NOT_AN_ADDRESS = "not-an-address"
     NO_SUCH_FLAVOUR = "no-such-flavour"
     INVALID_ARGUMENT = "invalid-argument"
+    NOTHING_FOUND = "nothing-found"
     DRIVER_STAYS_BOUND = "driver-stays-bound"
     IN_USE = "in-use"
     NEEDED_BY_HOST = "needed-by-host"
@@ -36,7 +37,6 @@ class Code(StrEnum):
     DAEMON_NOT_RUNNING = "daemon-not-running"
     DAEMON_WENT_AWAY = "daemon-went-away"
     INVALID_POLICY = "invalid-policy"
-    NOTHING_TO_IMPORT = "nothing-to-import"
     INTERRUPTED = "interrupted"
     FELL_BACK = "fell-back"
     FAILED = "failed"
@@ -52,6 +52,7 @@ ERRNOS: dict[Code, tuple[int, ...]] = {
     Code.NOT_AN_ADDRESS: (errno.EINVAL,),
     Code.NO_SUCH_FLAVOUR: (errno.EINVAL,),
     Code.INVALID_ARGUMENT: (errno.EINVAL,),
+    Code.NOTHING_FOUND: (errno.ENOENT,),
     Code.DRIVER_STAYS_BOUND: (errno.EINVAL, errno.EIO),
     Code.IN_USE: (errno.EBUSY,),
     Code.NEEDED_BY_HOST: (errno.EBUSY,),
@@ -73,7 +74,6 @@ ERRNOS: dict[Code, tuple[int, ...]] = {
     Code.DAEMON_NOT_RUNNING: (errno.EIO,),
     Code.DAEMON_WENT_AWAY: (errno.EIO, errno.EINTR),
     Code.INVALID_POLICY: (errno.EINVAL,),
-    Code.NOTHING_TO_IMPORT: (errno.EIO,),
     Code.INTERRUPTED: (errno.EINTR,),
     Code.FELL_BACK: (),
     Code.FAILED: (errno.EIO,),

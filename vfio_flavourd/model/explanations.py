@@ -28,7 +28,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ),
     ),
     Code.DEVICE_GONE: Explanation(
-        "the device went away during the switch",
+        "the device went away while it was being read or switched",
         (
             "It was unplugged, or its power was cut.",
             "Its virtual functions were disabled, or it was removed through sysfs and found anew.",
@@ -58,6 +58,17 @@ EXPLANATIONS: dict[Code, Explanation] = {
         "an argument is not what it has to be",
         ("A driver's name, a modalias, an error code or an option's value has a typo.",),
         ("The second line of the message says what is allowed; so does flavourctl VERB --help.",),
+    ),
+    Code.NOTHING_FOUND: Explanation(
+        "there is nothing of what was asked for",
+        (
+            "plot: no switch with this number, or of this device, is remembered from this boot.",
+            "import: driverctl has saved nothing, or modprobe.d claims nothing for vfio-pci.",
+        ),
+        (
+            "flavourctl history lists the switches that are remembered.",
+            "ls /etc/driverctl.d and grep -r vfio /etc/modprobe.d show what there is to import.",
+        ),
     ),
     Code.DRIVER_STAYS_BOUND: Explanation(
         "the device's driver turns it into a VFIO device itself, and is never unbound",
@@ -254,17 +265,6 @@ EXPLANATIONS: dict[Code, Explanation] = {
             "A file or directory does not belong to root, or others can write to it.",
         ),
         ("flavourctl check shows every mistake and its place.", "Then: flavourctl reload."),
-    ),
-    Code.NOTHING_TO_IMPORT: Explanation(
-        "there is nothing that a policy could be made of",
-        (
-            "driverctl has no override saved, or only such as name native drivers or other buses.",
-            "vfio-pci has no ids=, neither in modprobe.d nor on the kernel command line, or none that count.",
-        ),
-        (
-            "Look at what there is: ls /etc/driverctl.d; modprobe -c | grep vfio; cat /proc/cmdline.",
-            "What was found and can't be said in a policy is told before this message.",
-        ),
     ),
     Code.INTERRUPTED: Explanation(
         "whoever asked gave up before the switch was done",

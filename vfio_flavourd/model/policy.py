@@ -141,12 +141,14 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One valid set of policy files. `flavours` holds `vfio` too; `native` is no kind of its own."""
+    """One valid set of policy files. `flavours` holds `vfio` too; `native` is no kind of its own. `metrics`
+    is the path of the file for Prometheus, None for none."""
 
     defaults: Settings = Settings()
     rules: tuple[Rule, ...] = ()
     flavours: dict[str, FlavourKind] = field(default_factory=lambda: {VFIO.name: VFIO})
     personalities: tuple[Personality, ...] = (ENABLE_VFIO,)
+    metrics: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
