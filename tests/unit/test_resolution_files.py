@@ -364,6 +364,16 @@ def test_a_change_is_seen_by_the_next_look(root: Path, name: str, content: str, 
 
 
 @pytest.mark.usefixtures("settled")
+def test_a_batch_has_one_table_and_a_change_is_seen_after_it(root: Path) -> None:
+    write_index(root, GENERIC + ALIAS)
+    modules = ModuleIndex(root, RELEASE)
+    with modules.held():
+        write_conf(root, "etc/modprobe.d/a.conf", "blacklist mlx5_vfio_pci\n")
+        assert modules.table().resolve(MLX5).winner == "mlx5_vfio_pci"
+    assert modules.table().resolve(MLX5).winner == "vfio_pci"
+
+
+@pytest.mark.usefixtures("settled")
 def test_a_tree_that_appears_or_goes_is_seen(tmp_path: Path) -> None:
     modules = ModuleIndex(tmp_path, RELEASE)
     assert modules.table().resolve(MLX5).winner == "vfio_pci"

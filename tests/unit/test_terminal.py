@@ -136,6 +136,13 @@ def test_a_long_row_of_show_goes_on_below_itself(large: LargeHost) -> None:
     assert lines[at + 1].startswith(" " * 12 + "(/")
 
 
+def test_at_80_columns_no_line_of_show_is_wider(large: LargeHost) -> None:
+    for device in ("10:00.1", "20:01.0", "10000:81:00.0"):
+        lines = see(large, 80, "show", device).lines
+        # A word stays whole, and the rule's file is deep down here.
+        assert max(measure(line) for line in lines if str(large.kernel.root) not in line) <= 80
+
+
 # set
 
 

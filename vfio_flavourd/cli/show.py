@@ -11,7 +11,7 @@ from ..model.printable import printable
 from .group_words import find_kind, tell_driver
 from .log_lines import read_log_lines
 from .output import print_json, tell_candidates, tell_policy_trouble
-from .terminal import BOLD, DIM, GREEN, RED, YELLOW, find_width, measure, paint
+from .terminal import BOLD, DIM, GREEN, RED, YELLOW, find_width, measure, paint, shorten
 
 Answer = dict[str, Any]
 
@@ -81,8 +81,11 @@ class _Page:
             sign, code = "↻", YELLOW
         elif device["flavour"] != "native":
             sign, code = "●", GREEN
-        title = f"{self._paint(sign, code)} {self._paint(device['device'], BOLD)}"
-        self.lines.append(" ".join(filter(None, (title, printable(device["name"]), f"[{device['ids']}]"))))
+        ids = f"[{device['ids']}]"
+        # The name gives way, as in a list.
+        name = self._shorten(printable(device["name"]), len(f"{sign} {device['device']}  {ids}"))
+        title = (self._paint(sign, code), self._paint(device["device"], BOLD), name, ids)
+        self.lines.append(" ".join(filter(None, title)))
 
     def row(self, label: str, text: str, code: str = "") -> None:
         """`code` paints what the first word says."""
@@ -141,10 +144,11 @@ class _Page:
             them = f"{', '.join(blocking)} {'is' if len(blocking) == 1 else 'are'} in the way"
             self.row("group", f"{number}, not viable: no guest can have it while {them}")
         for place, other in enumerate(others, start=1):
-            branch = "└─" if place == len(others) else "├─"
+            branch = f"{' ' * _MARGIN} {'└─' if place == len(others) else '├─'}"
             mark = "in the way" if other["device"] in blocking else ""
-            what = (other["device"], find_kind(other), tell_driver(other), mark, printable(other["name"]))
-            self.lines.append(f"{' ' * _MARGIN} {branch}{' '.join(filter(None, what))}")
+            what = " ".join(filter(None, (other["device"], find_kind(other), tell_driver(other), mark)))
+            name = self._shorten(printable(other["name"]), len(f"{branch}{what} "))
+            self.lines.append(f"{branch}{what} {name}".rstrip())
 
     def tell_users(self, device: Answer) -> None:
         self.rows("used by", [printable(user["what"]) for user in device["users"]])
@@ -182,6 +186,10 @@ class _Page:
 
     def _paint(self, text: str, code: str) -> str:
         return paint(text, code, color=self._color)
+
+    def _shorten(self, name: str, taken: int) -> str:
+        """To what is left of a line besides so many columns."""
+        return name if self._width is None else shorten(name, max(self._width - taken, 0))
 
     def _wrap(self, text: str) -> list[str]:
         """At spaces. A word that is wider than the line stays whole: an address is to be copied."""

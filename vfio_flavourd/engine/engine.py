@@ -72,11 +72,13 @@ class Engine:
         return self._host.policy.trouble
 
     def devices(self) -> list[DeviceStatus]:
-        return [self._status(device) for device in self._host.read_devices()]
+        with self._host.index.held():
+            return [self._status(device) for device in self._host.read_devices()]
 
     def group_members(self) -> list[GroupMember]:
         """Every device, and what it means for its IOMMU group."""
-        return [self._make_member(device) for device in self._host.read_devices()]
+        with self._host.index.held():
+            return [self._make_member(device) for device in self._host.read_devices()]
 
     def find_group(self, device: Device) -> IommuGroup | None:
         """The IOMMU group that it is in."""
