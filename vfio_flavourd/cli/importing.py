@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config.draft import render_draft, render_draft_data
 from ..kernel.claims import DRIVERCTL, read_driverctl_overrides
 from ..kernel.early_rules import find_rebuild_command
+from ..kernel.host_files import HostFiles
 from ..kernel.index import MODPROBE_D, ModuleIndex, read_modprobe_conf
 from ..kernel.inventory import read_devices
 from ..kernel.readiness import find_unreadable
@@ -61,13 +62,13 @@ def _from_driverctl(root: Path) -> Draft:
 
 
 def _from_modprobe(root: Path) -> Draft:
-    cmdline = (root / "proc/cmdline").read_text(encoding="latin-1")
+    cmdline = HostFiles(str(root).rstrip("/")).read("/proc/cmdline")
     conf, unread = read_modprobe_conf([root / parent / "modprobe.d" for parent in MODPROBE_D], cmdline)
     if unread:
-        as_root = os.geteuid() == 0
+        by_root = os.geteuid() == 0
         raise FlavourError(
             f"importing from modprobe: {unread[0].removesuffix(', ignoring')}",
-            code=Code.FAILED if as_root else Code.NOT_PERMITTED,
-            hint="mend or remove it" if as_root else "sudo flavourctl import modprobe",
+            code=Code.FAILED if by_root else Code.NOT_PERMITTED,
+            hint="mend or remove that file" if by_root else "sudo flavourctl import modprobe",
         )
     return draft_from_modprobe(conf)
