@@ -48,11 +48,14 @@ def test_a_group_is_viable_as_long_as_no_member_has_a_driver_that_does_dma(
     assert (group.state, group.is_viable) == (state, viable)
 
 
-def test_a_bridge_whose_driver_does_dma_counts_as_any_other_device_does() -> None:
-    bridge = make_member("0000:00:1f.0", 7, "lpc_ich", class_code=ISA_BRIDGE)
+@pytest.mark.parametrize(("driver", "class_code"), [("lpc_ich", ISA_BRIDGE), ("shpchp", PCI_BRIDGE)])
+def test_a_bridge_whose_driver_may_do_dma_counts_as_any_other_device_does(
+    driver: str, class_code: int
+) -> None:
+    bridge = make_member("0000:00:1f.0", 7, driver, class_code=class_code)
     group = make_group(bridge, on_vfio(GPU))
     assert (group.state, group.in_the_way) == (GroupState.MIXED, (bridge,))
-    assert group.takes == ("echo 0000:00:1f.0 > /sys/bus/pci/drivers/lpc_ich/unbind",)
+    assert group.takes == (f"echo 0000:00:1f.0 > /sys/bus/pci/drivers/{driver}/unbind",)
 
 
 def test_what_is_stuck_is_in_the_way_though_it_shows_no_driver() -> None:

@@ -7,9 +7,6 @@ from .address import PciAddress
 # Base class 06h of the PCI code and ID assignment: host, ISA, PCI-to-PCI and other bridges.
 _BRIDGE_CLASS = 0x06
 
-# Of those the ones with a bus behind them: PCI-to-PCI, CardBus, semi-transparent PCI-to-PCI.
-_BUS_BRIDGES = frozenset({0x0604, 0x0607, 0x0609})
-
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -78,10 +75,6 @@ class Device:
     @property
     def is_bridge(self) -> bool:
         return self.class_code >> 16 == _BRIDGE_CLASS
-
-    @property
-    def is_bus_bridge(self) -> bool:
-        return self.class_code >> 8 in _BUS_BRIDGES
 
 
 @dataclass(frozen=True, slots=True)

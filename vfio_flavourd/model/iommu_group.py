@@ -1,7 +1,8 @@
 """IOMMU groups: VFIO gives a group away as a whole, or not at all.
 
 The kernel's rule is iommu_group_claim_dma_owner() in drivers/iommu/iommu.c: nobody can have a group while a
-member has a host driver that does DMA of its own.
+member has a host driver that does DMA of its own. What kind of device it is does not matter: a bridge with a
+driver other than pcieport makes its group unusable (seen on 6.12).
 """
 
 from collections.abc import Iterable
@@ -11,15 +12,15 @@ from enum import StrEnum
 from .device import Device
 from .flavour import Flavour
 
-# Drivers that do no DMA of their own (driver_managed_dma, 5.19).
-_HARMLESS = frozenset({"pci-stub"})
+# Drivers that do no DMA of their own (driver_managed_dma, 5.19); pcieport has the PCIe bridges.
+_HARMLESS = frozenset({"pci-stub", "pcieport"})
 
 
 class Standing(StrEnum):
     """What a member means for its group."""
 
     VFIO = "vfio"
-    HARMLESS = "harmless"  # no driver, or one that does no DMA, as that of a bridge to another bus
+    HARMLESS = "harmless"  # no driver, or one that does no DMA
     HOST_DRIVER = "host driver"
     STUCK = "stuck"  # its driver has not let go of it, though the link to it is gone
 
@@ -39,13 +40,11 @@ class GroupState(StrEnum):
 
 
 def find_standing(device: Device, flavour: Flavour, *, is_stuck: bool = False) -> Standing:
-    """A bridge to another bus is told by its class, as before 5.19 by the type of its header
-    (vfio_dev_driver_allowed()); one to ISA or from the host is a function like any."""
     if is_stuck:
         return Standing.STUCK
     if flavour == Flavour.VFIO:
         return Standing.VFIO
-    if device.driver is None or device.driver in _HARMLESS or device.is_bus_bridge:
+    if device.driver is None or device.driver in _HARMLESS:
         return Standing.HARMLESS
     return Standing.HOST_DRIVER
 
