@@ -35,6 +35,14 @@ _flavourctl_flavours() {
     _flavourctl_words "${flavours//[][]/}"
 }
 
+# A list with commas: what is being typed is its last word.
+_flavourctl_columns() {
+    local before=
+    [[ $cur != *,* ]] || before=${cur%,*},
+    COMPREPLY=($(compgen -P "$before" -W "device flavour driver candidate group rule name ids class node before policy slot" -- "${cur##*,}"))
+    compopt -o nospace
+}
+
 _flavourctl_files() { _filedir; }
 
 _flavourctl_directories() { _filedir -d; }
@@ -45,7 +53,7 @@ _flavourctl_takes_value() {
 
 _flavourctl_value() {
     case $1 in
-        --columns) _flavourctl_nothing ;;
+        --columns) _flavourctl_columns ;;
         --output) _flavourctl_files ;;
         --number) _flavourctl_nothing ;;
         --modules-dir) _flavourctl_directories ;;

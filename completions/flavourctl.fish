@@ -67,6 +67,12 @@ function __flavourctl_flavours
     end
 end
 
+# A list with commas: what is being typed is its last word.
+function __flavourctl_columns
+    set -l before (string match -r '.*,' -- (commandline -ct))
+    printf "$before%s\n" device flavour driver candidate group rule name ids class node before policy slot
+end
+
 complete -c flavourctl -f
 
 set -g __flavourctl_valued --columns --output --number --modules-dir --modprobe-d --driver --group --timeout
@@ -94,7 +100,7 @@ complete -c flavourctl -n "__flavourctl_at '' 1" -a explain -d 'what an error co
 complete -c flavourctl -n "__flavourctl_in list" -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in list" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in list" -l no-color -d 'no colours (as NO_COLOR)'
-complete -c flavourctl -n "__flavourctl_in list" -l columns -x -d 'these columns, in this order'
+complete -c flavourctl -n "__flavourctl_in list" -l columns -xa '(__flavourctl_columns)' -d 'these columns, in this order'
 complete -c flavourctl -n "__flavourctl_in list" -l noheadings -d 'no line with the columns\' names'
 
 complete -c flavourctl -n "__flavourctl_in show" -l help -d 'show this help message and exit'

@@ -33,6 +33,8 @@ _flavourctl_flavours() {
     compadd -- ${=flavours//[\[\]]/}
 }
 
+_flavourctl_columns() { _values -s , column device flavour driver candidate group rule name ids class node before policy slot }
+
 _flavourctl_files() { _files }
 
 _flavourctl_directories() { _files -/ }
@@ -60,7 +62,7 @@ _flavourctl_verbs() {
 
 _flavourctl_of_verb() {
     case $1 in
-        list) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--columns[these columns, in this order]:NAME,...: ' '*--noheadings[no line with the columns'\'' names]' ;;
+        list) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--columns[these columns, in this order]:NAME,...:_flavourctl_columns' '*--noheadings[no line with the columns'\'' names]' ;;
         show) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ':DEV:_flavourctl_devices' ;;
         monitor) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' ;;
         groups) _arguments '*--help[show this help message and exit]' '*--json[print one JSON object]' '*--no-color[no colours (as NO_COLOR)]' '*--tree[as text (the default)]' '*--dot[for Graphviz]' '*--svg[as a picture]' ;;

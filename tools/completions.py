@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from vfio_flavourd.cli.listing import COLUMNS
 from vfio_flavourd.cli.parser import build_parser
 from vfio_flavourd.model.codes import Code
 
@@ -25,7 +26,7 @@ VALUES = {
     "FILE": "files",
     "S": "",
     "N": "",
-    "NAME,...": "",
+    "NAME,...": "columns",
 }
 
 
@@ -63,6 +64,7 @@ def render_completions() -> dict[Path, str]:
         COMPLETIONS / f"flavourctl.{shell}": (HERE / f"flavourctl.{shell}.in")
         .read_text(encoding="ascii")
         .replace("@MADE@", made)
+        .replace("@COLUMNS@", " ".join(COLUMNS))
         for shell, made in parts.items()
     }
 

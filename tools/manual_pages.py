@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from vfio_flavourd.cli.listing import COLUMNS
 from vfio_flavourd.cli.manual import DESCRIPTION, DESCRIPTIONS, DEVICE, EXAMPLES, EXIT_STATUS
 from vfio_flavourd.cli.parser import build_parser
 from vfio_flavourd.config.definitions import (
@@ -94,7 +95,11 @@ def _entry(action: argparse.Action) -> list[str]:
         head = f".It {names}{_value(action)}"
     else:
         head = f".It {_argument(action)}"
-    return [head, *prose(str(action.help))]
+    lines = [head, *prose(str(action.help))]
+    if action.dest == "columns":
+        lines[-1] += ", of:"
+        lines.append(", ".join(COLUMNS))
+    return lines
 
 
 def _examples(examples: tuple[tuple[str, str], ...]) -> list[str]:

@@ -26,6 +26,8 @@ class Role:
     bus: str = "pcie.0"
     group_of: str = ""
     """The role whose IOMMU group it shares, if any."""
+    isolated: bool = True
+    """Whether it is in an IOMMU group at all."""
 
     @property
     def sysfs(self) -> str:
@@ -77,6 +79,8 @@ ROLES = {
         Role("hotplug2_port", "0000:00:12.0", "1b36:000c", "pcieport", "pcie-root-port,chassis=3,slot=3"),
         # A bridge to conventional PCI has no ACS: everything behind it is one group with it.
         Role("pair_bridge", "0000:00:14.0", "1b36:000e", None, "pcie-pci-bridge"),
+        # A root bus of its own that the IOMMU leaves out: what is behind it is in no IOMMU group.
+        Role("apart", "0000:00:15.0", "1b36:000b", None, "pxb-pcie,bus_nr=128,bypass_iommu=on"),
         Role("nvme_pf", "0000:01:00.0", "1b36:0010", "nvme", f"nvme,serial=pf,{_SRIOV}", bus="bridge"),
         Role(
             "pair0",
@@ -106,6 +110,25 @@ ROLES = {
             ("vft-good-vfio-pci",),
             bus="pair_bridge",
             group_of="pair_bridge",
+        ),
+        Role(
+            "apart_port",
+            "0000:80:00.0",
+            "1b36:000c",
+            "pcieport",
+            "pcie-root-port,chassis=4,slot=4",
+            bus="apart",
+            isolated=False,
+        ),
+        Role(
+            "unisolated",
+            "0000:81:00.0",
+            "8086:10d3",
+            "e1000e",
+            "e1000e",
+            ("vft-good-vfio-pci",),
+            bus="apart_port",
+            isolated=False,
         ),
     )
 }

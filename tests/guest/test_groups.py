@@ -7,9 +7,11 @@ from pictures import check_picture, find_labels
 
 from .conftest import NO_VFIO_PCI, Host, Seen
 from .devices import ROLES
+from .test_policy import policy, rule
 
 # pair2 has a variant of its own, pair0 and pair1 have none; all are one group with their bridge.
 PAIR0, PAIR1, PAIR2, BRIDGE = (ROLES[name] for name in ("pair0", "pair1", "pair2", "pair_bridge"))
+UNISOLATED = ROLES["unisolated"]
 GROUP = (PAIR0, PAIR1, PAIR2)
 GENERIC = Seen("vfio-pci", "vfio-pci", vfio=True)
 VARIANT = Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
@@ -165,3 +167,35 @@ def test_plot_draws_a_real_switch_with_the_candidate_that_refused(host: Host) ->
         *("guard", "load", "override", "unbind", "bind"),
         *("load", "override", "bind", "verify"),
     ]
+
+
+def test_a_device_that_no_iommu_isolates_is_refused_in_words_that_say_so(host: Host) -> None:
+    before = host.look()
+    for more in ([], ["--force"], ["--dry-run"]):
+        refused = host.ctl("set", UNISOLATED.bdf, "vfio", *more)
+        assert refused.rc == 1
+        first, hint = refused.stderr.splitlines()
+        assert "in no IOMMU group, so VFIO can't isolate it" in first
+        assert "intel_iommu=on" in hint
+        assert "noiommu: allow" in hint
+    written = host.write(UNISOLATED, "vfio")
+    assert "Input/output error" in written.stderr
+    assert "in no IOMMU group" in host.read(UNISOLATED, "last_error")
+    assert (host.look().changed(before), host.look().vfio_modules) == (set(), set())
+
+
+def test_where_the_policy_allows_it_the_kernel_has_its_say_before_the_device_is_touched(host: Host) -> None:
+    """Debian's kernels are built without VFIO's mode for hosts without an IOMMU."""
+    before = host.look()
+    allowing = "defaults: { noiommu: allow }\n"
+    with policy(host, rule("one", f"address: {UNISOLATED.bdf}"), more=allowing):
+        said = "this kernel's VFIO can't do without one"
+        host.run(f'until flavourctl --json show {UNISOLATED.bdf} | grep -q "{said}"; do sleep 0.2; done')
+        refused = host.ctl("set", UNISOLATED.bdf, "vfio")
+        assert refused.rc == 1
+        assert "CONFIG_VFIO_NOIOMMU" in refused.stderr
+        # VFIO is loaded by now, so it is known beforehand.
+        assert host.ctl("set", UNISOLATED.bdf, "vfio", "--dry-run").stderr == refused.stderr
+        last = host.show(UNISOLATED)["last"]
+        assert [step["what"] for step in last["steps"] if "load" not in step["what"]] == []
+        assert host.look().changed(before) == set()

@@ -116,7 +116,7 @@ def test_sixty_four_vfs_made_at_once_are_all_on_vfio_sooner_than_by_a_shell_loop
         host.run(f"echo 0 > {NVME_PF.sysfs}/sriov_numvfs; udevadm settle", timeout=120)
     host.run(f"echo 1 > {NVME_PF.sysfs}/sriov_drivers_autoprobe")
     print(f"64 VFs by policy {by_policy:.2f} s, by a shell loop {serial:.2f} s: {by_policy / serial:.2f}")
-    assert by_policy < serial
+    assert by_policy < 0.8 * serial
 
 
 def test_a_reload_touches_only_what_differs(host: Host) -> None:
@@ -155,6 +155,9 @@ SPOILT = {
     "not root's": f"chown nobody {DIRECTORY}/50-test.yaml",
     "a link": f"mv {DIRECTORY}/50-test.yaml /root/; ln -s /root/50-test.yaml {DIRECTORY}/",
     "too large": f"head -c 2000000 /dev/zero | tr '\\0' '#' >> {DIRECTORY}/50-test.yaml",
+    "not UTF-8": f"printf '# \\377\\n' >> {DIRECTORY}/50-test.yaml",
+    "too deep": f"(echo; head -c 5000 /dev/zero | tr '\\0' '[') >> {DIRECTORY}/50-test.yaml",
+    "a pipe": f"mkfifo {DIRECTORY}/60-test.yaml",
     "in a directory that all may write to": f"chmod 0777 {DIRECTORY}",
 }
 

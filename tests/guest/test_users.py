@@ -61,20 +61,24 @@ USES = {
         "swapoff -a",
         ("swap on nvme",),
     ),
-    "a device mapper's volume that is mounted": Use(
+    # What LVM and multipathd have the kernel make, made without them.
+    "an LVM volume that is mounted": Use(
         NVME,
-        f"{DISK}; wipefs -q -a $disk; echo 0 65536 linear $disk 0 | dmsetup create vault; udevadm settle;"
-        " mkfs.ext4 -q -F /dev/mapper/vault; mkdir -p /mnt/data; mount /dev/mapper/vault /mnt/data",
+        f"{DISK}; wipefs -q -a $disk;"
+        " echo 0 65536 linear $disk 0 | dmsetup create data-vault --uuid LVM-vft0; udevadm settle;"
+        " mkfs.ext4 -q -F /dev/mapper/data-vault; mkdir -p /mnt/data; mount /dev/mapper/data-vault /mnt/data",
         "findmnt -n -o TARGET /mnt/data; dmsetup ls",
-        "umount -l /mnt/data; dmsetup remove --force vault",
-        ("/mnt/data on ", "vault", "nvme"),
+        "umount -l /mnt/data; dmsetup remove --force data-vault",
+        ("/mnt/data on ", "data-vault", "nvme"),
     ),
-    "a device mapper's volume": Use(
+    "a multipath device": Use(
         NVME,
-        f"{DISK}; wipefs -q -a $disk; echo 0 65536 linear $disk 0 | dmsetup create vault; udevadm settle",
+        f"{DISK}; wipefs -q -a $disk; modprobe -a dm-multipath dm-round-robin;"
+        " echo 0 65536 multipath 0 0 1 1 round-robin 0 1 1 $disk 1 | dmsetup create mpatha --uuid mpath-vft0;"
+        " udevadm settle",
         "dmsetup ls",
-        "dmsetup remove --force vault",
-        ("vault", "nvme"),
+        "dmsetup remove --force mpatha",
+        ("multipath mpatha", "nvme"),
     ),
     "a RAID": Use(
         NVME,

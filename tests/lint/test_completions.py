@@ -134,6 +134,8 @@ def test_a_verb_is_completed(shell: Terminal) -> None:
         ("set 01:00.0 vfio --dry", ["set", "01:00.0", "vfio", "--dry-run"]),
         ("set --group to", ["set", "--group", "together"]),
         ("plot 2", ["plot", "27"]),
+        ("list --columns dri", ["list", "--columns", "driver"]),
+        ("list --columns device,dri", ["list", "--columns", "device,driver"]),
         ("plot 27 0000:01", ["plot", "27", "0000:01:00.0"]),
         ("explain in-u", ["explain", "in-use"]),
         ("set 01:00.0 vfio --driver nv", ["set", "01:00.0", "vfio", "--driver", "nvme"]),

@@ -10,6 +10,7 @@ from tools.command_line import find_verbs
 from tools.completions import render_completions
 from tools.manual_pages import render_pages
 from tools.messages_page import render_messages
+from tools.watching_page import render_watching
 from vfio_flavourd.cli.manual import DESCRIPTIONS, EXAMPLES, WIDTH
 from vfio_flavourd.cli.parser import build_parser
 
@@ -21,7 +22,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return {"": parser} | find_verbs(parser)
 
 
-@pytest.mark.parametrize("render", [render_pages, render_completions, render_messages])
+@pytest.mark.parametrize("render", [render_pages, render_completions, render_messages, render_watching])
 def test_what_is_made_from_the_code_is_up_to_date(render: object, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(render)
     monkeypatch.chdir(ROOT)

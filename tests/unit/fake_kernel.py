@@ -550,7 +550,7 @@ async def no_reload() -> None:
 
 def pending(engine: Engine) -> set["asyncio.Task[None]"]:
     """What goes on in the background."""
-    return engine._quarantine._tasks | engine._releases | set(engine.reconciler._tasks.values())
+    return engine._quarantine._tasks | engine._releases | engine.reconciler._agenda.looks
 
 
 async def ended() -> None:

@@ -65,9 +65,9 @@ def answer(members: Iterable[GroupMember], names: dict[str, str] | None = None) 
 
 
 def check_golden(name: str, text: str) -> None:
-    """As the file in golden/ has it; VFIO_FLAVOUR_GOLDEN=write makes that anew, to be looked at."""
+    """As the file in golden/ has it; GOLDEN=write makes that anew, to be looked at."""
     path = GOLDEN / name
-    if os.environ.get("VFIO_FLAVOUR_GOLDEN") == "write":
+    if os.environ.get("GOLDEN") == "write":
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8"), f"not as {path}"
 

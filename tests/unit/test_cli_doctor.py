@@ -87,7 +87,7 @@ def test_a_host_in_good_order_is_two_lines_and_0(say: Say) -> None:
     assert say() == Said(
         0,
         "ready: nothing stands in the way\n"
-        "fine: no policy has a rule; the IOMMU is on, with 1 group; the module index is in order; "
+        "fine: there are no policy rules; the IOMMU is on, with 1 group; the module index is in order; "
         "vfio-pci is available; the daemon answers\n",
         "",
     )
@@ -131,7 +131,7 @@ warning: the file system on /run/vfio-flavour is not mounted
 note: the kernel is locked down (integrity): a variant driver built on this host does not load unless it is \
 signed
   -> mokutil --list-enrolled shows whose signatures count; kmodsign, or dkms, signs a module
-note: modprobe.d has a hand in when VFIO drivers are loaded: softdep nouveau pre: vfio-pci ({conf}:1)
+note: modprobe.d affects when VFIO drivers are loaded: softdep nouveau pre: vfio-pci ({conf}:1)
   -> with a policy it is not needed: its rules for early boot keep native drivers away
 fine: the policy is valid; the module index is in order; vfio-pci is available
 """

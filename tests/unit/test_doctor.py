@@ -244,8 +244,8 @@ def test_a_variant_that_this_kernel_was_built_without_is_told(host: FakeKernel) 
     finding = find(host, "variant")
     assert finding.state is State.NOTE
     assert finding.what == (
-        "0000:03:00.1: Linux has the variant driver mlx5_vfio_pci for it since 5.18, but kernel "
-        f"{RELEASE} has CONFIG_MLX5_VFIO_PCI=n; vfio-pci serves instead, without what the variant adds"
+        "0000:03:00.1: Linux has had the variant driver mlx5_vfio_pci for it since 5.18, but kernel "
+        f"{RELEASE} has CONFIG_MLX5_VFIO_PCI=n; vfio-pci serves instead, without what that adds"
     )
     assert "CONFIG_MLX5_VFIO_PCI=m" in finding.advice
     put(host, f"boot/config-{RELEASE}", "CONFIG_MLX5_VFIO_PCI=m\n")
@@ -413,8 +413,8 @@ def test_ids_that_do_nothing_are_told(host: FakeKernel) -> None:
     second = put(host, "etc/modprobe.d/b.conf", "options vfio_pci ids=1234:5678,nonsense\n")
     whats = [finding.what for finding in look(host) if finding.name == "vfio-pci-ids"]
     assert whats == [
-        f"vfio-pci's ids= in {second}:1 has what is no ID: nonsense",
-        f"vfio-pci's ids= in {first}:1 does not count: that in {second}:1 comes later",
+        f"vfio-pci's ids= in {second}:1 has entries that are no IDs: nonsense",
+        f"vfio-pci's ids= in {first}:1 has no effect: {second}:1 sets it again later",
         f"vfio-pci's ids= in {second}:1 claims no device that is here",
     ]
 
@@ -499,7 +499,7 @@ def test_a_group_that_no_guest_could_use_is_told_with_who_is_in_the_way(host: Fa
         State.PROBLEM,
         f"0000:01:00.0: no guest can use it, though rule 'mine' ({path}:3) says vfio: in IOMMU group 7 "
         "0000:01:00.1 (other) has a host driver",
-        "write group: together in the rule, or move the card to another slot",
+        "write group: together in the rule, or move the device to another slot",
     )
     write(host.root, rule("mine", "vendor: 8086", more=", group: ignore"))
     assert find(host, "group").state is State.WARNING

@@ -51,12 +51,12 @@ def test_every_code_is_explained_with_cause_remedy_and_numbers(say: Say, code: C
         assert errno.errorcode[number] in out[scripts:]
 
 
-@pytest.mark.parametrize("columns", ["40", "80", "200"])
-def test_an_explanation_fits_the_terminal(say: Say, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_an_explanation_fits_the_terminal(say: Say, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr("vfio_flavourd.cli.explain.find_width", lambda _: columns)
     for code in Code:
         _, *rest = say(code)[1].splitlines()
-        assert [line for line in rest if len(line) > min(int(columns), 100) and " - " in line] == []
+        assert [line for line in rest if len(line) > min(columns, 100) and " - " in line] == []
 
 
 def test_without_a_code_all_are_listed(say: Say) -> None:

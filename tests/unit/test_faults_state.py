@@ -376,7 +376,7 @@ def test_a_policy_that_can_not_be_kept_leaves_the_one_that_was_kept_before(
         in_force = PolicyInForce()
         in_force.read(tmp_path, last_good)
     assert [rule.name for rule in in_force.policy.rules] == ["new"]
-    assert "can't be kept" in caplog.text
+    assert "can't be saved" in caplog.text
     in_force.read_last_good(last_good)
     assert [rule.name for rule in in_force.policy.rules] == ["old"]
 

@@ -85,7 +85,7 @@ def test_a_saved_override_becomes_a_rule_for_its_address(say: Say, kernel: FakeK
 # 4. flavourctl reload
 # 5. update-initramfs -u -k all
 #
-# Take a rule's driver: away, and the devices get the best driver that there is for each.
+# Without its driver: line a rule gives each device the best driver that there is for it.
 version: 1
 rules:
   # /etc/driverctl.d/pci-0000:01:00.0
@@ -236,11 +236,11 @@ def test_ids_become_rules_and_every_place_of_them_is_to_be_cleared(say: Say, ker
 # 4. remove ids= from {first}:1
 # 5. flavourctl reload
 #
-# Take a rule's driver: away, and the devices get the best driver that there is for each.
+# Without its driver: line a rule gives each device the best driver that there is for it.
 #
-# What is not in it, or worth knowing:
-# - {first}:1: its ids= does not count, because that in {conf}:1 comes later
-# - {conf}:1: disable_vga=1 stays, a policy has nothing like it
+# Not taken over, or worth knowing:
+# - {first}:1: its ids= has no effect: {conf}:1 sets it again later
+# - {conf}:1: disable_vga=1 is to be kept: a policy has nothing like it
 # - {conf}:2: softdep nouveau pre: vfio-pci is not needed with a policy
 version: 1
 rules:
@@ -259,8 +259,8 @@ rules:
     flavour: vfio
     driver: vfio-pci
 """,
-        f"flavourctl: {first}:1: its ids= does not count, because that in {conf}:1 comes later\n"
-        f"flavourctl: {conf}:1: disable_vga=1 stays, a policy has nothing like it\n"
+        f"flavourctl: {first}:1: its ids= has no effect: {conf}:1 sets it again later\n"
+        f"flavourctl: {conf}:1: disable_vga=1 is to be kept: a policy has nothing like it\n"
         f"flavourctl: {conf}:2: softdep nouveau pre: vfio-pci is not needed with a policy\n",
     )
 

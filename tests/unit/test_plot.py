@@ -28,7 +28,9 @@ TURN = ("turn", "wait for the turn of its IOMMU group", 0.0001)
 GUARD = ("guard", "see whether it may be taken", 0.0123)
 
 
-def make_attempt(*steps: tuple[Any, ...], error: str = "", **more: Any) -> dict[str, Any]:
+def make_attempt(
+    *steps: tuple[Any, ...], error: str = "", outcome: str = "failed", **more: Any
+) -> dict[str, Any]:
     """Of (action, what, duration, error, candidate, phase), one after the other."""
     made, now = [], 0.0
     for step in steps:
@@ -47,7 +49,7 @@ def make_attempt(*steps: tuple[Any, ...], error: str = "", **more: Any) -> dict[
         )
         now += duration + 0.0004
     head = {"title": "0000:01:00.0 Intel Corporation 82574L", "lines": ["attempt 12 at 2026-11-25 19:01:02"]}
-    return {"steps": made, "duration": now, "error": error, **head, **more}
+    return {"steps": made, "duration": now, "error": error, "outcome": outcome, **head, **more}
 
 
 def make_tries(candidate: str, **errors: str) -> list[tuple[Any, ...]]:
@@ -80,9 +82,12 @@ STUCK = make_attempt(
     ("load", "load vfio_pci", 0.003, "", "vfio_pci"),
     ("unbind", "unbind from e1000e", 30.0, "has not returned for 30 s (process 812)", "vfio_pci"),
     error="0000:01:00.0: 'unbind from e1000e' has not returned for 30 s (process 812)",
+    outcome="stuck",
 )
 REFUSED = make_attempt(
-    ("guard", "see whether it may be taken", 0.002, "refused"), error="in use: /mnt on nvme0n1p2"
+    ("guard", "see whether it may be taken", 0.002, "refused"),
+    error="0000:01:00.0: in use: /mnt on nvme0n1p2",
+    outcome="refused",
 )
 
 
@@ -325,8 +330,9 @@ def test_plot_takes_several_by_their_numbers_and_writes_a_file(host: Host, tmp_p
 @pytest.mark.parametrize(
     ("wanted", "status", "start"),
     [
-        ("7", 1, "attempt 7 is not known"),
-        ("02:00.0", 1, "0000:02:00.0: no switch of it is known"),
+        ("7", 1, "no switch 7 is remembered"),
+        ("02:00.0", 1, "0000:02:00.0: no switch is remembered"),
+        ("9" * 5000, 1, "no switch 99999999999999999999 is remembered"),
         ("gpu", 2, "'gpu' is not a PCI address"),
     ],
 )

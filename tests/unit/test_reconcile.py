@@ -14,7 +14,9 @@ from virtual_time import now, run_at_once
 
 from vfio_flavourd.engine import reconcile
 from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.engine.tries import Tries
 from vfio_flavourd.model.address import PciAddress, parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Attempt, Flavour, Outcome, Request, StepReport
 from vfio_flavourd.model.occupancy import Use, User
@@ -384,6 +386,14 @@ def test_how_often_it_was_refused_does_not_count_against_a_switch_that_fails(ker
     run_at_once(run())
 
 
+def test_a_device_that_is_in_use_for_weeks_is_asked_for_as_on_the_first_day() -> None:
+    tries = Tries()
+    address, busy = parse_address("0000:01:00.0"), FlavourError("in use", code=Code.IN_USE)
+    pauses = [tries.fail(address, busy) for _ in range(3000)]
+    assert pauses[:9] == [2, 4, 8, 16, 32, 64, 128, 256, 300]
+    assert set(pauses[9:]) == {300}
+
+
 @pytest.mark.parametrize("before", ["/e1000e/unbind", "/vfio-pci/bind"])
 def test_a_driver_that_someone_binds_while_the_policy_is_applied_is_told_and_not_fought(
     kernel: FakeKernel, before: str
@@ -561,7 +571,7 @@ def test_a_daemon_that_was_killed_right_after_a_wish_has_nothing_to_complain_of(
         await stop(await start(kernel, TO_NATIVE))
         killed = await start(kernel, TO_NATIVE)
         await ask(killed, device, Flavour.VFIO)
-        killed.reconciler._stopped = True
+        killed.reconciler._agenda.is_closed = True
         killed._host.ledger.close()
         caplog.clear()
         engine = await start(kernel, TO_NATIVE)
@@ -775,7 +785,7 @@ def test_what_the_policy_was_about_to_do_gives_way_to_a_wish_that_came_first(ker
     async def run() -> None:
         kernel.modules["vfio_pci"].hang = hang = asyncio.Event()
         engine = make_engine(kernel, policy(rule("vfio", device=(0x10D3,), settings=ignoring)), group=30.0)
-        engine.reconciler._started = True
+        engine.reconciler._agenda.open()
         first = asyncio.create_task(ask(engine, sibling, Flavour.VFIO))
         await asyncio.sleep(0.1)
         by_hand = asyncio.create_task(ask(engine, device, Flavour.NATIVE))
@@ -1075,8 +1085,8 @@ def test_a_device_that_goes_while_the_policy_is_applied_leaves_nothing_behind(ke
         await asyncio.sleep(LONG)
         assert len(attempts(engine)) == 1
         assert engine.reconciler._applied == {}
-        assert engine.reconciler._failures == {}
-        assert engine.reconciler._due == {}
+        assert engine.reconciler._tries == Tries()
+        assert engine.reconciler._agenda.due == frozenset()
 
     run_at_once(run())
 

@@ -18,12 +18,13 @@ from .group_words import (
     tell_takes,
 )
 from .output import print_json
-from .picture import refuse_terminal, write_picture
 from .terminal import BOLD, GREEN, RED, find_width, measure, pad, paint, shorten
 
 
 def show_groups(arguments: argparse.Namespace) -> int:
     if arguments.form == "svg" and not arguments.json:
+        from .picture import refuse_terminal
+
         refuse_terminal("redirect it: flavourctl groups --svg > groups.svg")
     with blocking_client.connect(writes=False) as daemon:
         answer = daemon.call("Groups")
@@ -33,6 +34,7 @@ def show_groups(arguments: argparse.Namespace) -> int:
         print_json(answer)
     elif arguments.form == "svg":
         from .groups_svg import render_groups
+        from .picture import write_picture
 
         write_picture(render_groups(answer, title, f"Linux {host.release}: {_count(answer)}"))
     elif arguments.form == "dot":

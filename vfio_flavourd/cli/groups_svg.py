@@ -206,7 +206,8 @@ def _draw_border(picture: Svg, state: str, x: float, y: float, width: float, hei
 
 
 def _draw_card(picture: Svg, card: _Card, looks: dict[str, Look], x: float, y: float) -> None:
-    with picture.titled("\n".join((card.title, *card.head, *card.takes))):
+    parts = (card.title, " ".join(card.head), " ".join(card.takes))
+    with picture.titled("; ".join(part for part in parts if part)):
         _draw_border(picture, card.state, x, y, _CARD, card.height)
         y += _PAD + 12
         picture.text(x + _PAD, y, card.title, size=_BIG, font_weight="bold", fill=BLACK)

@@ -114,11 +114,12 @@ EXAMPLES = {
     ),
     "list": (
         ("flavourctl", "all devices"),
+        ("flavourctl list --columns device,driver --noheadings", "for a script"),
         ("flavourctl list --json | jq -r '.devices[].device'", "their addresses"),
     ),
     "show": (("flavourctl show 01:00.0", "why it has the driver that it has"),),
     "groups": (
-        ("flavourctl groups", "which devices belong together"),
+        ("flavourctl groups", "what belongs together"),
         ("flavourctl groups --svg > groups.svg", "the same as a picture"),
         ("flavourctl groups --dot | dot -Tpdf > groups.pdf", "by Graphviz"),
     ),

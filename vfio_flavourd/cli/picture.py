@@ -1,10 +1,16 @@
 """Where a picture goes."""
 
+from __future__ import annotations
+
 import sys
-from pathlib import Path
 
 from ..model.codes import Code
 from ..model.errors import FlavourError
+
+# `pathlib` takes longer to import than this module; only mypy needs it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def refuse_terminal(hint: str) -> None:

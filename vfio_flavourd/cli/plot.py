@@ -41,7 +41,7 @@ def _ask(wanted: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
 def find_attempt(history: Sequence[dict[str, Any]], text: str) -> dict[str, Any]:
     """The one with this number, or the last one on this device. Raises FlavourError."""
     if text.isascii() and text.isdecimal():
-        found = [attempt for attempt in history if attempt["id"] == int(text)]
+        found = [attempt for attempt in history if str(attempt["id"]) == text.lstrip("0")]
         what = f"no switch {text[:20]} is remembered"
     else:
         device = str(parse_address(text))

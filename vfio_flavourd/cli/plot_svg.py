@@ -25,6 +25,7 @@ _GRID = "#d9d9d9"
 
 _COLORS = {
     "turn": LIGHT,
+    "wait": LIGHT,
     "guard": PURPLE,
     "load": SKY,
     "override": YELLOW,
@@ -100,7 +101,7 @@ class _Drawing:
         for line in attempt["lines"]:
             self._write(line, _SMALL, BLACK)
         if attempt["error"]:
-            self._write(f"failed: {attempt['error']}", _SMALL, DARK_RED, bold=True)
+            self._write(f"{attempt['outcome']}: {attempt['error']}", _SMALL, DARK_RED, bold=True)
         self._y += 6
         top = self._y
         total = Row("total", "", 0.0, attempt["duration"], attempt["error"])

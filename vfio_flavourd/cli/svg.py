@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from xml.sax.saxutils import escape, quoteattr
 
 from ..model.printable import printable
 
@@ -10,6 +9,9 @@ _ROOT = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
     'viewBox="0 0 {width} {height}" font-family="sans-serif" role="img">'
 )
+
+# Within a text as well as an attribute. `xml.sax.saxutils` takes longer to import than all else here.
+_ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord('"'): "&quot;"}
 
 Value = str | float
 
@@ -66,7 +68,7 @@ class Svg:
     @staticmethod
     def _open(name: str, attributes: dict[str, Value]) -> str:
         each = [
-            f" {key.replace('_', '-')}={quoteattr(value if isinstance(value, str) else _number(value))}"
+            f' {key.replace("_", "-")}="{_text(value) if isinstance(value, str) else _number(value)}"'
             for key, value in attributes.items()
         ]
         return f"<{name}{''.join(each)}"
@@ -74,7 +76,7 @@ class Svg:
 
 def _text(text: str) -> str:
     """A character that XML can't have is not printable either."""
-    return escape(printable(text))
+    return printable(text).translate(_ESCAPES)
 
 
 def _number(value: float) -> str:

@@ -13,10 +13,10 @@ def render_draft(draft: Draft, rebuild: str = "") -> str:
     lines += [f"# {number}. {printable(step)}" for number, step in enumerate(list_steps(draft, rebuild), 1)]
     lines += [
         "#",
-        "# Take a rule's driver: away, and the devices get the best driver that there is for each.",
+        "# Without its driver: line a rule gives each device the best driver that there is for it.",
     ]
     if draft.remarks:
-        lines += ["#", "# What is not in it, or worth knowing:"]
+        lines += ["#", "# Not taken over, or worth knowing:"]
         lines += [f"# - {printable(remark)}" for remark in draft.remarks]
     lines.append("version: 1")
     if draft.flavours:

@@ -76,10 +76,10 @@ def _examine_policy(root: Path, owner: int) -> tuple[Policy | None, list[Finding
         what = "the policy is switched off on the kernel command line, so no device is touched unasked"
         return None, [Finding("policy", State.WARNING, what, "take vfio_flavourd.policy=0 away and reboot")]
     if unreadable := find_unreadable(root, DIRECTORIES):
-        what = f"the policy was not looked at: {', '.join(unreadable)} can't be read by this user"
+        what = f"the policy was not checked: {', '.join(unreadable)} can't be read by this user"
         return None, [Finding("policy", State.NOTE, what, SUDO)]
     if not has_files(root):
-        return Policy(), [Finding("policy", State.OK, "no policy has a rule")]
+        return Policy(), [Finding("policy", State.OK, "there are no policy rules")]
     # Not needed by a host without a policy, see PolicyInForce.
     from ..config.load import load_policy
 
@@ -90,7 +90,7 @@ def _examine_policy(root: Path, owner: int) -> tuple[Policy | None, list[Finding
         return None, [Finding("policy", State.PROBLEM, what, "flavourctl check")]
     findings = [Finding("policy", State.NOTE, str(problem), problem.hint) for problem in loaded.warnings]
     if not loaded.policy.rules:
-        return loaded.policy, [*findings, Finding("policy", State.OK, "no policy has a rule")]
+        return loaded.policy, [*findings, Finding("policy", State.OK, "there are no policy rules")]
     if _hides_serials(loaded.policy):
         what = "rules that ask for a serial number could not be judged: only root can read all of those"
         findings.append(Finding("policy", State.NOTE, what, SUDO))

@@ -21,27 +21,20 @@ from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from ..model.udev_rules import PLACEHOLDER
+from .agenda import CALM, Agenda
 from .applied import NOTHING, SPOILT, Applied, read_applied, write_applied
 from .attempts import Report
 from .host import Host
 from .moves import observe
 from .nodes import update_nodes
 from .recovery import forget_what_is_undone
+from .tries import MOST_TRIES, Tries
 from .wishes import Wishes
 
 _log = logging.getLogger(__name__)
 
-# Events of a device within so many seconds are one; a switch makes eight of its own.
-_CALM = 0.05
-
-# Seconds until the first try again after a failure, then twice as many each time, up to the most.
-_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 300.0
-
 # Seconds that the start of the service waits for what the policy wants at the most.
 _FIRST_ROUND = 20.0
-
-# A switch that was begun and failed is tried again so often; one that was refused, as long as it is.
-_MOST_TRIES = 4
 
 # Switches by policy at one time: what they wait for is the processor.
 _WORKERS = max(2, min(8, os.cpu_count() or 2))
@@ -64,18 +57,12 @@ class Reconciler:
         self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
         self._file = host.state / "applied.json"
         self._applied: dict[str, Applied] = {}
-        self._refusals: dict[PciAddress, int] = {}
-        self._failures: dict[PciAddress, int] = {}
-        self._given_up: set[PciAddress] = set()
+        self._tries = Tries()
         self._remarks: dict[PciAddress, str] = {}
         self._held_back: set[PciAddress] = set()
-        self._again: set[PciAddress] = set()
-        self._due: dict[PciAddress, asyncio.TimerHandle] = {}
-        self._tasks: dict[PciAddress, asyncio.Task[None]] = {}
+        self._agenda = Agenda(self._look, is_in_work)
         self._places = asyncio.Semaphore(_WORKERS)
         self._unsaved: asyncio.TimerHandle | None = None
-        self._started = False
-        self._stopped = False
         self.lasting_wishes_changed: Callable[[], Awaitable[None]] = _nobody_listens
 
     # wishes by hand
@@ -105,7 +92,7 @@ class Reconciler:
         self._wishes.drop(address)
         self._applied.pop(str(address), None)
         self._remarks.pop(address, None)
-        self._take_heart(address)
+        self._tries.forget(address)
         return lasted
 
     def has_wish(self, address: PciAddress) -> bool:
@@ -135,7 +122,7 @@ class Reconciler:
     async def start(self) -> None:
         """Apply the policy to the devices that it was not applied to in this boot. Waits for that, so that
         what is started after the service finds them as they should be; but not for ever."""
-        self._started = True
+        self._agenda.open()
         update_nodes(self._host)
         devices = self._host.read_devices()
         try:
@@ -153,7 +140,7 @@ class Reconciler:
         for device in devices:
             applied = self._applied.get(str(device.address))
             if applied is None or applied.inode != device.identity.inode:
-                self._spawn(device.address)
+                self._agenda.begin(device.address)
                 continue
             self._host.policy.serials[device.address, applied.inode] = applied.serials
             decision = self._host.decide(device)
@@ -164,7 +151,7 @@ class Reconciler:
                 else:
                     self._held_back.add(device.address)
             elif not applied.done:
-                self._spawn(device.address)
+                self._agenda.begin(device.address)
             else:
                 self._compare(device, applied)
         if self._held_back:
@@ -175,14 +162,12 @@ class Reconciler:
             )
         for record in self._host.ledger.all():
             self.consider(record.address)
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=_FIRST_ROUND)
+        if looks := self._agenda.looks:
+            await asyncio.wait(looks, timeout=_FIRST_ROUND)
 
     def reload(self) -> None:
         """The policy has been read again: apply what differs."""
-        self._refusals.clear()
-        self._failures.clear()
-        self._given_up.clear()
+        self._tries.clear()
         self._held_back.clear()
         update_nodes(self._host)
         rules = {rule.name for rule in self._host.policy.policy.rules}
@@ -195,7 +180,7 @@ class Reconciler:
                 same = (NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
             if self._describe(device, self._host.decide(device)) not in same:
                 self._applied.pop(str(device.address), None)
-                self._call_off(device.address)
+                self._agenda.call_off(device.address)
                 self.consider(device.address)
 
     def consider_all(self) -> None:
@@ -204,55 +189,21 @@ class Reconciler:
 
     def consider(self, address: PciAddress) -> None:
         """Something has happened to a device: see in a moment whether it is what it should be."""
-        if address in self._tasks:
-            self._again.add(address)
-        elif self._started and not self._stopped and address not in self._due:
-            loop = asyncio.get_running_loop()
-            self._due[address] = loop.call_later(_CALM, self._begin, address)
+        self._agenda.consider(address)
 
     def forget(self, address: PciAddress) -> None:
         """The device is gone."""
         if self._applied.pop(str(address), None) is not None:
             self._save_soon()
-        self._take_heart(address)
+        self._tries.forget(address)
         self._remarks.pop(address, None)
         self._held_back.discard(address)
-        self._call_off(address)
+        self._agenda.call_off(address)
 
     def stop(self) -> None:
         """Begin nothing any more."""
-        self._stopped = True
-        for due in self._due.values():
-            due.cancel()
-        self._due.clear()
-        for task in self._tasks.values():
-            task.cancel()
+        self._agenda.close()
         self._save()
-
-    def _begin(self, address: PciAddress) -> None:
-        del self._due[address]
-        if address in self._tasks:
-            self._again.add(address)
-            return
-        if self._is_in_work(address):
-            return  # the engine has it considered when that is at its end
-        self._spawn(address)
-
-    def _spawn(self, address: PciAddress) -> None:
-        task = asyncio.create_task(self._look(address))
-        self._tasks[address] = task
-        task.add_done_callback(lambda done: self._end(address, done))
-
-    def _end(self, address: PciAddress, done: asyncio.Task[None]) -> None:
-        del self._tasks[address]
-        again = address in self._again
-        self._again.discard(address)
-        if not done.cancelled() and (bug := done.exception()):
-            # Nor is a bug tried again and again.
-            what = f"{address}: applying the policy to it"
-            done.get_loop().call_exception_handler({"message": what, "exception": bug, "task": done})
-        elif again:
-            self.consider(address)
 
     async def _look(self, address: PciAddress) -> None:
         try:
@@ -272,7 +223,11 @@ class Reconciler:
                 return
             if address in self._held_back:
                 return
-        elif applied is not None and applied.inode == device.identity.inode and address in self._given_up:
+        elif (
+            applied is not None
+            and applied.inode == device.identity.inode
+            and self._tries.is_given_up(address)
+        ):
             return
         if wanted in (NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device, decision):
             await self._apply(device, str(Flavour.NATIVE), decision)
@@ -325,20 +280,15 @@ class Reconciler:
 
     def _try_again(self, address: PciAddress, error: FlavourError) -> None:
         """After a pause, or never: the engine has told the failure itself."""
-        counted = self._refusals if _is_refusal(error) else self._failures
-        tries = counted[address] = counted.get(address, 0) + 1
-        if self._failures.get(address, 0) >= _MOST_TRIES:
+        pause = self._tries.fail(address, error)
+        if pause is None:
             _log.error(
-                "%s: applying the policy failed %d times, giving up until a reload", address, tries,
+                "%s: applying the policy failed %d times, giving up until a reload", address, MOST_TRIES,
                 extra=log_fields(MessageId.NOT_APPLIED, address),
             )  # fmt: skip
-            self._given_up.add(address)
             return
-        pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
         # The failed switch's own end has it considered in a moment, and so have its events.
-        self._call_off(address)
-        if not self._stopped:
-            self._due[address] = asyncio.get_running_loop().call_later(pause, self._begin, address)
+        self._agenda.postpone(address, pause)
 
     def _was_taken(self, before: Device, flavour: Flavour) -> bool:
         """Whether a driver has come to it meanwhile that is neither the one it had nor of the flavour: the
@@ -348,16 +298,6 @@ class Reconciler:
         except FlavourError:
             return False
         return now.driver not in (None, before.driver) and self._host.find_flavour(now) != flavour
-
-    def _take_heart(self, address: PciAddress) -> None:
-        """What failed before counts no more."""
-        self._refusals.pop(address, None)
-        self._failures.pop(address, None)
-        self._given_up.discard(address)
-
-    def _call_off(self, address: PciAddress) -> None:
-        if due := self._due.pop(address, None):
-            due.cancel()
 
     def _compare(self, device: Device, applied: Applied) -> None:
         """It was made what it should be once: is it still?"""
@@ -416,22 +356,22 @@ class Reconciler:
         name = rule.name if rule is not None and wanted != NOTHING else ""
         self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials, name)
         if done:
-            self._take_heart(device.address)
+            self._tries.forget(device.address)
         self._held_back.discard(device.address)
         self._remarks.pop(device.address, None)
         self._save_soon()
 
     def _save_soon(self) -> None:
-        if self._stopped:
+        if self._agenda.is_closed:
             self._save()
-        elif self._unsaved is None and self._started:
-            self._unsaved = asyncio.get_running_loop().call_later(_CALM, self._save)
+        elif self._unsaved is None and self._agenda.is_opened:
+            self._unsaved = asyncio.get_running_loop().call_later(CALM, self._save)
 
     def _save(self) -> None:
         if self._unsaved is not None:
             self._unsaved.cancel()
             self._unsaved = None
-        if not self._started:
+        if not self._agenda.is_opened:
             return
         try:
             write_applied(self._file, self._applied)
@@ -441,12 +381,6 @@ class Reconciler:
                 error.strerror,
                 extra=log_fields(MessageId.NOT_KEPT),
             )
-
-
-def _is_refusal(error: FlavourError) -> bool:
-    """Whether it was told to wait and nothing was touched, so that trying again costs nothing. A driver's
-    probe may say EBUSY as well."""
-    return not error.touched and error.errno in (errno.EBUSY, errno.EAGAIN)
 
 
 def _describe_claim(driver: str) -> str:

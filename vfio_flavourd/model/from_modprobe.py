@@ -14,19 +14,18 @@ def draft_from_modprobe(conf: ModprobeConf) -> Draft:
     rules: list[DraftRule] = []
     taken: list[VfioId] = []
     remarks = [
-        f"{ids.origin}: {entry!r} is no ID (vendor:device), and the kernel passes it over"
+        f"{ids.origin}: {entry!r} is not an ID (vendor:device), and the kernel skips it"
         for entry in ids.malformed
     ]
     remarks += [
-        f"{place}: its ids= does not count, because that in {ids.origin} comes later"
-        for place in ids.replaced
+        f"{place}: its ids= has no effect: {ids.origin} sets it again later" for place in ids.replaced
     ]
     for each in ids.ids:
         name = f"vfio-pci {tell(each)}"
         if not each.can_fit:
             remarks.append(f"{ids.origin}: no device can have {tell(each)}")
         elif earlier := next((one for one in taken if one.covers(each)), None):
-            remarks.append(f"{ids.origin}: {tell(each)} adds nothing to {tell(earlier)}")
+            remarks.append(f"{ids.origin}: {tell(each)} is part of {tell(earlier)}")
         else:
             taken.append(each)
             rules.append(DraftRule(name, match_of(each), Flavour.VFIO, "vfio-pci", ids.origin))
@@ -93,7 +92,7 @@ def _tell_other_lines(conf: ModprobeConf) -> list[str]:
     for line in conf.options:
         others = [word for word in split_parameters(line.parameters) if not word.startswith("ids=")]
         if line.module == VFIO_PCI and others:
-            remarks.append(f"{line.origin}: {' '.join(others)} stays, a policy has nothing like it")
+            remarks.append(f"{line.origin}: {' '.join(others)} is to be kept: a policy has nothing like it")
     remarks += [
         f"{line.origin}: softdep {line.module} {line.rest} is not needed with a policy"
         for line in conf.softdeps

@@ -43,14 +43,12 @@ def judge_modprobe(conf: ModprobeConf, devices: Sequence[Present]) -> list[Findi
 def _judge_ids(ids: VfioIds, devices: Sequence[Present]) -> list[Finding]:
     findings = []
     if ids.malformed:
-        what = f"vfio-pci's ids= in {ids.origin} has what is no ID: {', '.join(ids.malformed)}"
+        what = f"vfio-pci's ids= in {ids.origin} has entries that are no IDs: {', '.join(ids.malformed)}"
         findings.append(
             Finding("vfio-pci-ids", State.WARNING, what, "an ID is vendor:device, hexadecimal: 10de:1b80")
         )
     if ids.replaced:
-        what = (
-            f"vfio-pci's ids= in {', '.join(ids.replaced)} does not count: that in {ids.origin} comes later"
-        )
+        what = f"vfio-pci's ids= in {', '.join(ids.replaced)} has no effect: {ids.origin} sets it again later"
         findings.append(Finding("vfio-pci-ids", State.WARNING, what, "write all IDs in one line"))
     if not ids.ids:
         return findings
@@ -103,7 +101,7 @@ def _judge_lines(conf: ModprobeConf) -> list[Finding]:
     ]
     if not lines:
         return []
-    what = f"modprobe.d has a hand in when VFIO drivers are loaded: {'; '.join(lines)}"
+    what = f"modprobe.d affects when VFIO drivers are loaded: {'; '.join(lines)}"
     advice = "with a policy it is not needed: its rules for early boot keep native drivers away"
     return [Finding("modprobe.d", State.NOTE, what, advice)]
 

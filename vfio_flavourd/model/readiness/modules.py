@@ -51,7 +51,7 @@ def _judge_index(platform: Platform, index: Index, *, is_root: bool) -> list[Fin
             Finding(
                 "modules",
                 State.NOTE,
-                f"{index.skipped.count} malformed {_lines(index.skipped.count)} passed over, the first in "
+                f"{index.skipped.count} malformed {_lines(index.skipped.count)} skipped, the first in "
                 f"{index.skipped.origins[0]}",
                 depmod if "modules.alias" in index.skipped.origins[0] else "mend or remove them",
             )
@@ -60,7 +60,8 @@ def _judge_index(platform: Platform, index: Index, *, is_root: bool) -> list[Fin
 
 
 def _lines(count: int) -> str:
-    return "line of the module configuration is" if count == 1 else "lines of the module configuration are"
+    where = "in modprobe.d or the module index"
+    return f"line {where} is" if count == 1 else f"lines {where} are"
 
 
 def _judge_generic(platform: Platform, index: Index) -> list[Finding]:
@@ -139,8 +140,8 @@ def _tell_missing(
     return Finding(
         "variant",
         State.WARNING if wanted else State.NOTE,
-        f"{name_some(present.address for present in devices)}: Linux has the variant driver {variant.module} "
-        f"for it since {since}, but {why}; vfio-pci serves instead, without what the variant adds",
+        f"{name_some(present.address for present in devices)}: Linux has had the variant driver "
+        f"{variant.module} for it since {since}, but {why}; vfio-pci serves instead, without what that adds",
         advice,
     )
 

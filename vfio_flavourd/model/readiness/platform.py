@@ -136,5 +136,5 @@ def _judge_loading(platform: Platform, index: Index) -> list[Finding]:
 def _tell_unreadable(platform: Platform) -> list[Finding]:
     if not platform.unreadable:
         return []
-    what = f"not looked at, since this user may not read it: {', '.join(platform.unreadable)}"
+    what = f"not checked, because this user may not read it: {', '.join(platform.unreadable)}"
     return [Finding("not-looked-at", State.NOTE, what, SUDO)]

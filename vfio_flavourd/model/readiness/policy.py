@@ -122,7 +122,7 @@ def _judge_group(
         f"{group} {named} {'has a host driver' if len(in_the_way) == 1 else 'have host drivers'}"
     )
     state = State.WARNING if others is OthersInGroup.IGNORE else State.PROBLEM
-    advice = "write group: together in the rule, or move the card to another slot"
+    advice = "write group: together in the rule, or move the device to another slot"
     if staying:
         advice = "; ".join(tell_unbinding(each.device) for each in staying)
     return [Finding("group", state, what, advice)]
