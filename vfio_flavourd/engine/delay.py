@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ..model.plan import Step
 
 # What follows the steps of every batch.
-READING = "read back its driver"
+READ_BACK = "read back what it has"
 
 # Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
 _LONG = 3.0
@@ -26,7 +26,7 @@ class Delay:
         return self._ahead[0] if self._ahead else None
 
     def begin(self, pid: int, steps: Iterable[Step]) -> None:
-        self._ahead = [*map(str, steps), READING]
+        self._ahead = [*map(str, steps), READ_BACK]
         self._pid = pid
         self._since = time.monotonic()
 
