@@ -99,7 +99,8 @@ def test_the_samples_can_all_be_installed_at_once() -> None:
 
 
 def test_the_samples_are_what_the_package_ships() -> None:
-    assert (ROOT / "debian/vfio-flavourd.examples").read_text(encoding="ascii") == "samples/policy.d\n"
+    examples = (ROOT / "debian/vfio-flavourd.examples").read_text(encoding="ascii")
+    assert "samples/policy.d\n" in examples
     install = (ROOT / "debian/vfio-flavourd.install").read_text(encoding="ascii")
     assert "schemas/*.schema.json usr/share/vfio-flavourd\n" in install
 

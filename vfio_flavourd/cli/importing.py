@@ -64,6 +64,10 @@ def _from_modprobe(root: Path) -> Draft:
     cmdline = (root / "proc/cmdline").read_text(encoding="latin-1")
     conf, unread = read_modprobe_conf([root / parent / "modprobe.d" for parent in MODPROBE_D], cmdline)
     if unread:
-        hint = "mend or remove it" if os.geteuid() == 0 else "sudo flavourctl import modprobe"
-        raise FlavourError(f"importing from modprobe: {unread[0].removesuffix(', ignoring')}", hint=hint)
+        as_root = os.geteuid() == 0
+        raise FlavourError(
+            f"importing from modprobe: {unread[0].removesuffix(', ignoring')}",
+            code=Code.FAILED if as_root else Code.NOT_PERMITTED,
+            hint="mend or remove it" if as_root else "sudo flavourctl import modprobe",
+        )
     return draft_from_modprobe(conf)
