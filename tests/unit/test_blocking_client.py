@@ -20,7 +20,7 @@ def answering(*parts: bytes, pause: float = 0.0) -> Connection:
     ours, theirs = socket.socketpair()
 
     def answer() -> None:
-        with theirs, suppress(BrokenPipeError):  # it has heard enough
+        with theirs, suppress(BrokenPipeError, ConnectionResetError):  # it has heard enough
             theirs.recv(65536)
             for part in parts:
                 time.sleep(pause)
