@@ -12,7 +12,7 @@ import pytest
 import varlink
 from fake_kernel import FakeDriver, FakeKernel, ended, make_engine, no_reload
 
-from vfio_flavourd.doors import client, interface, protocol
+from vfio_flavourd.doors import blocking_client, client, interface, protocol
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
 from vfio_flavourd.model.errors import FlavourError
 
@@ -39,6 +39,8 @@ async def served(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         door.listen(sock, writes=name == "control")
     monkeypatch.setattr(client, "CONTROL_SOCKET", paths["control"])
     monkeypatch.setattr(client, "READ_ONLY_SOCKET", paths["readonly"])
+    monkeypatch.setattr(blocking_client, "CONTROL_SOCKET", paths["control"])
+    monkeypatch.setattr(blocking_client, "READ_ONLY_SOCKET", paths["readonly"])
     try:
         yield paths["control"]
     finally:
@@ -75,10 +77,11 @@ def test_set_flavour_with_more_tells_each_step_and_then_the_outcome(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def talk(path: str) -> list[dict[str, Any]]:
-        caller = await client.connect(writes=True)
-        replies = [reply async for reply in caller.follow("SetFlavour", device=DEVICE, flavour="vfio")]
-        caller.close()
-        return replies
+        def ask() -> list[dict[str, Any]]:
+            with blocking_client.connect(writes=True) as caller:
+                return list(caller.follow("SetFlavour", device=DEVICE, flavour="vfio"))
+
+        return await asyncio.to_thread(ask)
 
     replies = serve(kernel, monkeypatch, talk)
     assert [reply["step"]["what"] for reply in replies if reply["step"]] == [
@@ -169,9 +172,8 @@ def test_one_who_wants_no_answer_gets_the_switch_all_the_same(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def talk(path: str) -> None:
-        caller = await client.connect(writes=True)
-        await caller.send("SetFlavour", device=DEVICE, flavour="vfio")
-        caller.close()
+        with blocking_client.connect(writes=True) as caller:
+            caller.send("SetFlavour", device=DEVICE, flavour="vfio")
         await asyncio.sleep(0.1)
 
     serve(kernel, monkeypatch, talk)
@@ -200,16 +202,16 @@ def test_monitor_tells_of_switches_that_others_ask_for(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def talk(path: str) -> list[dict[str, Any]]:
-        watcher = await client.connect(writes=False)
         events: list[dict[str, Any]] = []
 
-        async def watch() -> None:
-            async for event in watcher.follow("Monitor"):
-                events.append(event)
-                if event.get("attempt"):
-                    return
+        def watch() -> None:
+            with blocking_client.connect(writes=False) as watcher:
+                for event in watcher.follow("Monitor"):
+                    events.append(event)
+                    if event.get("attempt"):
+                        return
 
-        task = asyncio.create_task(watch())
+        task = asyncio.create_task(asyncio.to_thread(watch))
         await asyncio.sleep(0.05)
         caller = await client.connect(writes=True)
         await caller.call("SetFlavour", device=DEVICE, flavour="vfio")
@@ -217,7 +219,6 @@ def test_monitor_tells_of_switches_that_others_ask_for(
         history = await caller.call("History")
         assert history["attempts"][-1]["flavour"] == "vfio"
         caller.close()
-        watcher.close()
         return events
 
     events = serve(kernel, monkeypatch, talk)

@@ -1,6 +1,5 @@
 """A client of the control API within an event loop, for the file system."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 from asyncvarlink import VarlinkClientProtocol, VarlinkMethodCall, VarlinkTransport, connect_unix_varlink
@@ -21,27 +20,13 @@ class Client:
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The reply's parameters. Raises FlavourError."""
+        given = {name: value for name, value in parameters.items() if value is not None}
         try:
-            answer = await self._protocol.call(_make_call(method, parameters))
+            answer = await self._protocol.call(VarlinkMethodCall(f"{NAME}.{method}", given))
         except OSError as error:
             raise lost(error) from error
         assert answer is not None
         return _parse_reply(answer[0])
-
-    async def follow(self, method: str, **parameters: Any) -> AsyncIterator[dict[str, Any]]:
-        """Every reply's parameters, with the more flag. Raises FlavourError."""
-        try:
-            async for reply, _ in self._protocol.call_more(_make_call(method, parameters, more=True)):
-                yield _parse_reply(reply)
-        except OSError as error:
-            raise lost(error) from error
-
-    async def send(self, method: str, **parameters: Any) -> None:
-        """Call without waiting for an answer. Raises FlavourError."""
-        try:
-            await self._protocol.call(_make_call(method, parameters, oneway=True))
-        except OSError as error:
-            raise lost(error) from error
 
     def close(self) -> None:
         self._transport.close()
@@ -55,13 +40,6 @@ async def connect(*, writes: bool) -> Client:
     except OSError as error:
         raise no_connection(path, error) from error
     return Client(transport, protocol)
-
-
-def _make_call(
-    method: str, parameters: dict[str, Any], *, oneway: bool = False, more: bool = False
-) -> VarlinkMethodCall:
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return VarlinkMethodCall(f"{NAME}.{method}", given, oneway=oneway, more=more)
 
 
 def _parse_reply(reply: Any) -> dict[str, Any]:

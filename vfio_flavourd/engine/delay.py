@@ -26,7 +26,7 @@ class Delay:
         return self._ahead[0] if self._ahead else None
 
     def begin(self, pid: int, steps: Iterable[Step]) -> None:
-        self._ahead = [*map(str, steps), READING]
+        self._ahead = [*map(str, steps), READ_BACK]
         self._pid = pid
         self._since = time.monotonic()
 

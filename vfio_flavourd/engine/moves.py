@@ -11,7 +11,7 @@ from ..model.codes import FROM_THE_KERNEL, Code
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.plan import Action, Step
-from .delay import READING
+from .delay import READ_BACK
 from .host import Host
 
 # How the kernel prints a missing string.
@@ -163,7 +163,7 @@ async def move(
     except Blocked as blocked:
         at = len(blocked.results) - first
         stuck = steps[at] if 0 <= at < len(steps) else None
-        what = READING if stuck is None else str(stuck)
+        what = READ_BACK if stuck is None else str(stuck)
         raise StuckError(
             f"{device.address}: '{what}' has not returned for {round(timeout, 2):g} s "
             f"(process {blocked.pid})",
