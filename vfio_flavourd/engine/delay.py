@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ..model.plan import Step
 
 # What follows the steps of every batch.
-READING = "read back what it has"
+READ_BACK = "read back what it has"
 
 # Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
 _LONG = 3.0

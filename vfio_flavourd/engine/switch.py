@@ -21,7 +21,7 @@ from ..model.plan import Action, Step, plan_ask_back, plan_move
 from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
 from .attempts import Report, without_address
-from .delay import READING, Delay
+from .delay import READ_BACK, Delay
 from .host import Host
 from .ledger import Record, find_record
 from .moves import (
@@ -119,7 +119,7 @@ class Switch:
 
     def get_stuck(self, error: StuckError) -> None:
         """It is given up on; what has not come back is its last step."""
-        action, what = StepAction.VERIFY, READING
+        action, what = StepAction.VERIFY, READ_BACK
         if error.step is not None:
             action, what = StepAction(error.step.action), str(error.step)
         waited = f"has not returned for {round(error.seconds, 2):g} s (process {error.blocked.pid})"
@@ -328,7 +328,7 @@ class Switch:
         limit = self._limit(self.settings.bind_timeout)
         after = await self._move_on_record(device, plan(now), limit, expected=expected)
         self.enter(Phase.VERIFYING)
-        self._add_step(StepAction.VERIFY, READING, self._read_from)
+        self._add_step(StepAction.VERIFY, READ_BACK, self._read_from)
         return after
 
     async def _move_on_record(
