@@ -141,3 +141,14 @@ def test_explain_loads_neither_the_client_nor_yaml() -> None:
     )
     loaded = set(done.stderr.split())
     assert not loaded & {"asyncio", "asyncvarlink", "yaml", "difflib"}
+
+
+@pytest.mark.parametrize("argv", [["explain"], ["--help"], ["set", "--help"], ["--version"]])
+def test_whoever_has_read_enough_is_told_nothing(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    command = [sys.executable, "-m", "vfio_flavourd.cli.main", *argv]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""

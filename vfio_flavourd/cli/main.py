@@ -20,8 +20,10 @@ _FAILED = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        status = _run(_parse(argv))
-        sys.stdout.flush()
+        try:
+            status = _run(_parse(argv))
+        finally:  # --help ends by an exception
+            sys.stdout.flush()
     except OSError as error:
         return _stop_printing(error)
     return status
