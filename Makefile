@@ -29,9 +29,10 @@ quietly = log=$(build)/$(1).log; ( $(2) ) >$$log 2>&1 || { tail -n 20 $$log >&2;
 help:
 	@sed -n 's/^| `make \([a-z]*\)` | /  \1: /p' CONTRIBUTING.md | sed 's/ |$$//; s/`//g'
 
-# What fails in seconds comes first. The last line is that of the largest run, which is on Debian 13.
+# What fails in seconds comes first.
 check: $(build)/dev.stamp $(build)/lint-packages.stamp $(deb)
-	@$(pytest) tests/lint tests/unit tests/guest --deb $(deb)
+	@$(pytest) tests/lint tests/unit
+	@.ci/guest-tests $(venv)/bin/python $(deb)
 
 unit: $(build)/dev.stamp
 	@$(pytest) tests/unit

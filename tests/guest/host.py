@@ -16,6 +16,7 @@ BOOT_PACKAGES = {
 BUILD_PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "unshare": "util-linux"}
 
 KEYRINGS = Path("/usr/share/keyrings")
+ROOT = Path(__file__).parents[2]
 
 
 def require_for_boot() -> None:
@@ -41,11 +42,8 @@ def _missing(packages: dict[str, str]) -> list[str]:
 def _install(packages: Sequence[str]) -> None:
     if not packages:
         return
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
-    if os.geteuid() != 0:
-        raise RigError(f"packages are missing on this machine, install them with: {' '.join(install)}")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update"], install):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RigError(f"'{' '.join(command)}' failed: {done.stderr.strip()}")
+    done = subprocess.run(
+        [ROOT / ".ci/install-packages", *packages], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RigError(done.stderr.strip())
