@@ -554,6 +554,13 @@ def test_a_wrong_command_line_is_2_and_reaches_nobody(host: Host, argv: list[str
     check_error(host.say_alone(*argv), 2, "")
 
 
+def test_a_wrong_word_is_told_by_what_help_calls_its_place(host: Host) -> None:
+    said = host.say_alone("import", "drivrctl")
+    check_error(said, 2, "SOURCE can't be 'drivrctl'")
+    assert "did you mean driverctl?" in said.err
+    check_error(host.say_alone("reset", DEVICE, "--group", "x"), 2, "--group can't be 'x'")
+
+
 BAD_DEVICES = [
     "",
     " ",
