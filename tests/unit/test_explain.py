@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vfio_flavourd.cli.main import main
+from vfio_flavourd.cli.manual import DESCRIPTIONS
 from vfio_flavourd.doors.interface import render_error
 from vfio_flavourd.doors.protocol import parse_error
 from vfio_flavourd.model.codes import ERRNOS, Code, find_exit_status, find_exit_statuses
@@ -152,3 +153,9 @@ def test_whoever_has_read_enough_is_told_nothing(argv: list[str], monkeypatch: p
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_what_works_without_the_daemon_is_told_where_that_is_not_running() -> None:
+    told = " ".join(EXPLANATIONS[Code.DAEMON_NOT_RUNNING].remedies)
+    alone = [verb for verb, text in DESCRIPTIONS.items() if "Needs no daemon." in text]
+    assert [verb for verb in alone if verb not in told] == []

@@ -133,5 +133,5 @@ def _read_applied(root: Path, release: str) -> Applied:
             Image(str(image.path), "the running kernel's" if image.running else f"that of {image.release}")
             for image in find_stale_initramfs(root, release)
         ),
-        rebuild=find_rebuild_command(root) or "make it anew",
+        rebuild=find_rebuild_command(root) or "rebuild it",
     )
