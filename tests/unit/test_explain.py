@@ -66,6 +66,18 @@ def test_without_a_code_all_are_listed(say: Say) -> None:
     assert [line.split()[0] for line in out.splitlines()] == ["CODE", *Code]
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_on_a_narrow_terminal_each_meaning_is_there_in_full(
+    say: Say, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("vfio_flavourd.cli.explain.find_width", lambda _: columns)
+    lines = say()[1].splitlines()
+    assert [line for line in lines if len(line) > columns] == []
+    at = lines[0].index("MEANING")
+    told = " ".join(line[at:] for line in lines)
+    assert [code for code in Code if EXPLANATIONS[code].summary not in told] == []
+
+
 @pytest.mark.parametrize(
     ("asked", "some", "other"),
     [
