@@ -48,11 +48,7 @@ def _tell_what(event: dict[str, Any], *, color: bool) -> str:
         trouble = f": {paint(printable(step['error']), RED, color=color)}" if step["error"] else ""
         return f"{printable(step['what'])} ({step['duration'] * 1000:.0f} ms){trouble}"
     attempt = event["attempt"]
-    if attempt["error"]:
-        said = attempt["error"].removeprefix(f"{event['device']}: ")
-        came, code = f"failed: {printable(said)}", RED
-    else:
-        came, code = f"done: {printable(attempt['reason'])}", GREEN
-    word, _, rest = came.partition(":")
+    said = printable(attempt["error"].removeprefix(f"{event['device']}: ") or attempt["reason"])
+    outcome = paint(attempt["outcome"], RED if attempt["error"] else GREEN, color=color)
     by = printable(attempt["requester"])
-    return f"to {attempt['flavour']}{f' by {by}' if by else ''} {paint(word, code, color=color)}:{rest}"
+    return f"to {attempt['flavour']}{f' by {by}' if by else ''} {outcome}: {said}"

@@ -173,11 +173,8 @@ class _Page:
                 what += f" {self._paint(printable(step['error']), RED)}"
             began = self._paint(_milliseconds(step["started"]).rjust(10), DIM)
             self.lines.append(f"{margin}{began} {what}")
-        if last["error"]:
-            said = last["error"].removeprefix(f"{device['device']}: ")
-            self.row("came of it", f"failed: {printable(said)}", RED)
-        else:
-            self.row("came of it", f"done: {printable(last['reason'])}")
+        said = last["error"].removeprefix(f"{device['device']}: ") or last["reason"]
+        self.row("came of it", f"{last['outcome']}: {printable(said)}", RED if last["error"] else "")
 
     def tell_log(self, device: Answer) -> None:
         lines = read_log_lines(device["device"], expected=device["last"] is not None)
