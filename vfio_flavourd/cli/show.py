@@ -229,7 +229,7 @@ def _explain_native(device: Answer) -> str:
     if device["policy_flavour"] == "native":
         return "the policy says so"
     if device["last"] is not None and device["last"]["error"]:
-        return "the last attempt failed, see below"
+        return "the last attempt came to nothing, see below"
     if device["driver"] is None:
         return "no driver has it, and nobody asked for another flavour"
     return "its own driver, and nobody asked for another flavour"
