@@ -94,7 +94,7 @@ complete -c flavourctl -n "__flavourctl_at '' 1" -a check -d 'is the policy vali
 complete -c flavourctl -n "__flavourctl_at '' 1" -a cat-config -d 'the merged policy and where it comes from; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a reload -d 'have the daemon read the policy and the index again'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a doctor -d 'is this host ready, and what stands in the way; needs no daemon'
-complete -c flavourctl -n "__flavourctl_at '' 1" -a import -d 'print a policy made of what driverctl or modprobe.d say'
+complete -c flavourctl -n "__flavourctl_at '' 1" -a import -d 'print a policy made of what driverctl or modprobe.d say; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a explain -d 'what an error code means, and what to do; needs no daemon'
 
 complete -c flavourctl -n "__flavourctl_in list" -l help -d 'show this help message and exit'

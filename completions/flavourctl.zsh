@@ -54,7 +54,7 @@ _flavourctl_verbs() {
         'cat-config:the merged policy and where it comes from; needs no daemon'
         'reload:have the daemon read the policy and the index again'
         'doctor:is this host ready, and what stands in the way; needs no daemon'
-        'import:print a policy made of what driverctl or modprobe.d say'
+        'import:print a policy made of what driverctl or modprobe.d say; needs no daemon'
         'explain:what an error code means, and what to do; needs no daemon'
     )
     _describe -t verbs verb verbs

@@ -27,7 +27,8 @@ def find_files() -> list[Path]:
         folders[:] = sorted(
             folder for folder in folders if folder not in WRITTEN_BY_TOOLS and not folder.endswith("_cache")
         )
-        found += (Path(directory, name) for name in sorted(names))
+        # In a worktree .git is a file.
+        found += (Path(directory, name) for name in sorted(names) if name not in WRITTEN_BY_TOOLS)
     return [path for path in found if path.is_file() and not path.is_symlink()]
 
 

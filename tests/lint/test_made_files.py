@@ -13,6 +13,7 @@ from tools.messages_page import render_messages
 from tools.watching_page import render_watching
 from vfio_flavourd.cli.manual import DESCRIPTIONS, EXAMPLES, WIDTH
 from vfio_flavourd.cli.parser import build_parser
+from vfio_flavourd.model.modalias import parse_modalias
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,10 @@ def test_every_example_is_a_command_that_there_is() -> None:
         for command, _ in examples:
             name, *arguments = re.split(r" [|>]", command)[0].split()
             assert name == "flavourctl", command
-            assert verb in ("", build_parser().parse_args(arguments).verb or "list"), command
+            parsed = build_parser().parse_args(arguments)
+            assert verb in ("", parsed.verb or "list"), command
+            if parsed.verb == "resolve" and parsed.device.startswith("pci:"):
+                parse_modalias(parsed.device)
 
 
 @pytest.mark.parametrize("verb", parsers())

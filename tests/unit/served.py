@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import fcntl
+import json
 import os
 import pty
 import re
@@ -14,7 +15,9 @@ import sys
 import termios
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fake_kernel import ended, no_reload
 
@@ -39,6 +42,21 @@ while not os.path.exists(blocking_client.READ_ONLY_SOCKET):
     time.sleep(0.01)
 sys.exit(main())
 """
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one run came to."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(self.out)
+        assert data["version"] == 1
+        return data
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import json
 import os
 import re
 import socket
@@ -10,17 +9,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import RELEASE, FakeDriver, FakeKernel, ended, make_engine, no_reload, pending
+from fake_kernel import RELEASE, FakeDriver, FakeKernel, make_engine, pending
+from served import Said, serve
 
 from vfio_flavourd.cli import resolve
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.doors import blocking_client
-from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.sysfs import Sysfs
@@ -31,21 +29,6 @@ ROOT = Path(__file__).parents[2]
 DEVICE = "0000:01:00.0"
 ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
 MODALIAS = "pci:v00008086d000010D3sv00001AF4sd00001100bc02sc00i00"
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one run came to."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> dict[str, Any]:
-        data: dict[str, Any] = json.loads(self.out)
-        assert data["version"] == 1
-        return data
 
 
 class Host:
@@ -71,19 +54,8 @@ class Host:
     @asynccontextmanager
     async def served(self) -> AsyncIterator[Engine]:
         engine = make_engine(self.kernel, **self.timeouts)
-        door = VarlinkDoor(ManagerService(engine, lambda device: self.name, no_reload))
-        for name in ("control", "readonly"):
-            path = self.kernel.root / name
-            path.unlink(missing_ok=True)
-            sock = socket.socket(socket.AF_UNIX)
-            sock.bind(str(path))
-            sock.listen()
-            door.listen(sock, writes=name == "control")
-        try:
+        async with serve(engine, self.kernel.root, lambda device: self.name):
             yield engine
-        finally:
-            door.close()
-            await ended()
 
     def offline(self) -> None:
         for attribute in ("CONTROL_SOCKET", "READ_ONLY_SOCKET"):
@@ -194,7 +166,7 @@ def test_show_tells_of_the_last_attempt_with_its_steps_and_what_was_before(host:
     assert re.search(r"node: +/dev/vfio/7 \(vfio0\)", out)
     assert "last: to vfio at " in out
     assert f"by uid {os.getuid()} pid {os.getpid()}\n" in out
-    assert "came of it: done: " in out
+    assert "came of it: unchanged: vfio-pci has the device already\n" in out
 
 
 def test_show_tells_why_the_last_attempt_failed(host: Host) -> None:
@@ -552,6 +524,13 @@ def test_an_error_as_json_is_an_object_as_well(host: Host) -> None:
 )
 def test_a_wrong_command_line_is_2_and_reaches_nobody(host: Host, argv: list[str]) -> None:
     check_error(host.say_alone(*argv), 2, "")
+
+
+def test_a_wrong_word_is_told_by_what_help_calls_its_place(host: Host) -> None:
+    said = host.say_alone("import", "drivrctl")
+    check_error(said, 2, "SOURCE can't be 'drivrctl'")
+    assert "did you mean driverctl?" in said.err
+    check_error(host.say_alone("reset", DEVICE, "--group", "x"), 2, "--group can't be 'x'")
 
 
 BAD_DEVICES = [

@@ -4,13 +4,13 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from fake_kernel import RELEASE, FakeKernel
 from policies import write
+from served import Said
 from test_doctor import host, put, rule, switch_off
 
 from vfio_flavourd.cli import doctor
@@ -23,15 +23,6 @@ __all__ = ["host"]
 
 CONNECT = blocking_client.connect
 MOUNT = "200 26 0:50 / /run/vfio-flavour rw,relatime shared:9 - fuse vfio-flavour rw,user_id=0\n"
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one run came to."""
-
-    status: int
-    out: str
-    err: str
 
 
 Say = Callable[..., Said]

@@ -4,12 +4,12 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from policies import RULE, write
+from served import Said
 
 from vfio_flavourd.cli import policy
 from vfio_flavourd.cli.main import main
@@ -19,15 +19,6 @@ from vfio_flavourd.model.errors import FlavourError, InvalidPolicyError
 
 GOOD = "version: 1\n" + RULE
 BAD = "version: 1\ndefaults:\n  group: togehter\nrulse: []\n"
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one run came to."""
-
-    status: int
-    out: str
-    err: str
 
 
 Say = Callable[..., Said]

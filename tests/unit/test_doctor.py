@@ -509,6 +509,21 @@ def test_a_group_that_no_guest_could_use_is_told_with_who_is_in_the_way(host: Fa
     assert all(finding.state is State.OK for finding in look(host))
 
 
+def test_what_is_on_vfio_without_a_policy_in_a_group_with_a_host_driver_is_told(host: FakeKernel) -> None:
+    host.add_vfio_device(host.add_device("0000:01:00.1", 0x1234, 0x5678))
+    assert find(host, "group") == Finding(
+        "group",
+        State.WARNING,
+        "0000:01:00.1: no guest can use it, though it is on VFIO: in IOMMU group 7 0000:01:00.0 (e1000e) has "
+        "a host driver",
+        "flavourctl set 0000:01:00.0 vfio",
+    )
+    write(host.root, rule("mine", "vendor: 1234"))
+    assert find(host, "group").state is State.PROBLEM
+    write(host.root, rule("both", "iommu_group: 7"))
+    assert all(finding.state is State.OK for finding in look(host))
+
+
 def test_many_of_one_group_are_one_finding(host: FakeKernel) -> None:
     for function in range(1, 8):
         host.add_device(f"0000:06:00.{function}", 0x1234, 0x5678, group=11)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vfio_flavourd.cli.main import main
+from vfio_flavourd.cli.manual import DESCRIPTIONS
 from vfio_flavourd.doors.interface import render_error
 from vfio_flavourd.doors.protocol import parse_error
 from vfio_flavourd.model.codes import ERRNOS, Code, find_exit_status, find_exit_statuses
@@ -63,6 +64,18 @@ def test_without_a_code_all_are_listed(say: Say) -> None:
     status, out, err = say()
     assert (status, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == ["CODE", *Code]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_on_a_narrow_terminal_each_meaning_is_there_in_full(
+    say: Say, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("vfio_flavourd.cli.explain.find_width", lambda _: columns)
+    lines = say()[1].splitlines()
+    assert [line for line in lines if len(line) > columns] == []
+    at = lines[0].index("MEANING")
+    told = " ".join(line[at:] for line in lines)
+    assert [code for code in Code if EXPLANATIONS[code].summary not in told] == []
 
 
 @pytest.mark.parametrize(
@@ -152,3 +165,9 @@ def test_whoever_has_read_enough_is_told_nothing(argv: list[str], monkeypatch: p
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_what_works_without_the_daemon_is_told_where_that_is_not_running() -> None:
+    told = " ".join(EXPLANATIONS[Code.DAEMON_NOT_RUNNING].remedies)
+    alone = [verb for verb, text in DESCRIPTIONS.items() if "Needs no daemon." in text]
+    assert [verb for verb in alone if verb not in told] == []

@@ -11,14 +11,13 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from fake_kernel import RELEASE, make_engine
 from large_host import LargeHost
 from policies import load
-from served import listened_to, serve, start_piped
+from served import Said, listened_to, serve, start_piped
 
 from tests.outputs import validate_output
 from vfio_flavourd.cli import doctor, importing, policy, resolve
@@ -93,13 +92,6 @@ JOURNAL = """\
 Nov 25 19:00:00 host kernel: nouveau 0000:10:00.0: enabling device (0000 -> 0003)
 Nov 25 19:00:07 host vfio-flavourd[812]: 0000:10:00.0: nouveau -> vfio-pci in 41 ms: vfio_pci
 """
-
-
-@dataclass(frozen=True)
-class Said:
-    status: int
-    out: str
-    err: str
 
 
 class Session:

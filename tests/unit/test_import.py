@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from fake_kernel import FakeKernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import make_device, make_facts
+from served import Said
 
 from vfio_flavourd.cli import importing
 from vfio_flavourd.cli.main import main
@@ -21,16 +21,6 @@ from vfio_flavourd.model.from_modprobe import match_of, tell
 from vfio_flavourd.model.modprobe_conf import joined, parse_cmdline, parse_modprobe_conf
 from vfio_flavourd.model.policy import Facts, Policy, decide
 from vfio_flavourd.model.vfio_ids import VfioId, find_vfio_ids, parse_vfio_ids
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one run came to."""
-
-    status: int
-    out: str
-    err: str
-
 
 Say = Callable[..., Said]
 

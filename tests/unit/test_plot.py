@@ -14,7 +14,8 @@ from fake_kernel import FakeDriver, pending
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import SVG, check_golden, check_picture, find_labels
-from test_cli import ALIAS, DEVICE, Host, Said, call, check_error
+from served import Said
+from test_cli import ALIAS, DEVICE, Host, call, check_error
 
 from vfio_flavourd.cli.glyphs import measure, wrap
 from vfio_flavourd.cli.plot_svg import render_plot

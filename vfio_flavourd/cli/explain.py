@@ -4,6 +4,7 @@ import argparse
 import errno
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from ..model.codes import ERRNOS, Code, find_exit_statuses
@@ -11,6 +12,9 @@ from ..model.errors import FlavourError
 from ..model.explanations import EXPLANATIONS
 from .output import print_json
 from .terminal import BOLD, find_width, lay_out, paint
+
+# Columns of a terminal for the meaning, for the others to have theirs.
+_LEAST_ROOM = 30
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -27,12 +31,7 @@ def explain(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"codes": [_render(code) for code in codes]})
     else:
-        rows = [
-            (code, _tell_exit(code), _tell_errno(code) or "-", EXPLANATIONS[code].summary) for code in codes
-        ]
-        lines = lay_out([("CODE", "EXIT", "ERRNO", "MEANING"), *rows], find_width(sys.stdout))
-        for index, line in enumerate(lines):
-            print(paint(line, BOLD if index == 0 else "", color=arguments.color))
+        _print_table(codes, color=arguments.color)
     return 0
 
 
@@ -79,6 +78,32 @@ def _render(code: Code) -> dict[str, Any]:
         "causes": list(explanation.causes),
         "remedies": list(explanation.remedies),
     }
+
+
+def _print_table(codes: Sequence[Code], *, color: bool) -> None:
+    """A meaning is what one looks for, so on a terminal it is wrapped where it would be cut. What leaves it
+    too little room is left out: it is told with each code."""
+    columns = [
+        ("CODE", *codes),
+        ("EXIT", *map(_tell_exit, codes)),
+        ("ERRNO", *(_tell_errno(code) or "-" for code in codes)),
+    ]
+    width = find_width(sys.stdout)
+    if width is not None and _find_room(columns, width) < _LEAST_ROOM:
+        del columns[1:]
+    rows: list[tuple[str, ...]] = []
+    meanings = ("MEANING", *(EXPLANATIONS[code].summary for code in codes))
+    for meaning, *cells in zip(meanings, *columns, strict=True):
+        lines = [meaning] if width is None else textwrap.wrap(meaning, max(_find_room(columns, width), 8))
+        rows.append((*cells, lines[0]))
+        rows += [(*("" for _ in cells), line) for line in lines[1:]]
+    for index, line in enumerate(lay_out(rows, width)):
+        print(paint(line, BOLD if index == 0 else "", color=color))
+
+
+def _find_room(columns: Sequence[Sequence[str]], width: int) -> int:
+    """What is left of a line beside these."""
+    return width - sum(max(map(len, column)) + 2 for column in columns)
 
 
 def _print_one(code: Code, *, color: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ..doors import blocking_client
 from ..model.printable import printable
 from .output import print_json
-from .terminal import BOLD, GREEN, RED, YELLOW, find_width, lay_out, paint
+from .terminal import BOLD, GREEN, RED, YELLOW, find_width, lay_out, measure, paint
 
 # `typing` takes longer to import than this module; only mypy needs it.
 TYPE_CHECKING = False
@@ -53,7 +53,7 @@ def _print(attempts: list[Attempt], *, color: bool) -> None:
 
 
 def _measure(names: list[str], columns: dict[str, list[str]]) -> int:
-    return sum(max(map(len, [name, *columns[name]])) + 2 for name in names) - 2
+    return sum(max(map(measure, [name, *columns[name]])) + 2 for name in names) - 2
 
 
 def _tell_duration(attempt: Attempt) -> str:

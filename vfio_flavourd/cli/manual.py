@@ -39,9 +39,9 @@ DESCRIPTIONS = {
         " Graphviz, or as a picture, coloured by flavour."
     ),
     "plot": (
-        "A timeline of one or more switches, as a picture (SVG): who was asked, what was loaded and"
-        " tried, and"
-        " how long each step took. ID is an attempt's number, DEV means the last one of a device."
+        "A timeline of one or more switches, as a picture (SVG): what was waited for, checked and loaded,"
+        " each driver that was tried, and how long each step took. ID is an attempt's number, DEV means the"
+        " last one of a device."
     ),
     "resolve": (
         "Which drivers could serve a device or a modalias, the best first, each with the reason, and"
@@ -91,14 +91,13 @@ DESCRIPTIONS = {
     "import": (
         "Print a policy that gives the same devices to the same VFIO drivers as driverctl's saved overrides"
         " or vfio-pci's ids= do, and say what to do with it; nothing is changed. What a policy can't say goes"
-        " to standard error as well. The exit status is 1, with nothing printed, when there is"
-        " nothing to make"
-        " a policy of. Needs no daemon."
+        " to standard error as well. The exit status is 1, with nothing printed, when there is nothing to"
+        " make a policy of. Needs no daemon."
     ),
     "explain": (
-        "What an error code means, why it happens and what to do about it. Every error names its code in its"
-        ' second line, and as "code" with --json. An exit status or the name of an errno lists the codes'
-        " that lead to it; without any, all codes are listed. Needs no daemon."
+        "What an error code means, why it happens and what to do about it. Every error but a mistyped command"
+        ' names its code in its second line, and as "code" with --json. An exit status or the name of an'
+        " errno lists the codes that lead to it; without any, all codes are listed. Needs no daemon."
     ),
 }
 
@@ -129,7 +128,10 @@ EXAMPLES = {
     ),
     "resolve": (
         ("flavourctl resolve 01:00.0", "for a device of this host"),
-        ("flavourctl resolve pci:v000015B3d0000101Esv*sd*bc02sc00i00", "for one that is not here"),
+        (
+            "flavourctl resolve pci:v000015B3d0000101Esv000015B3sd00000000bc02sc00i00",
+            "for one that is not here",
+        ),
         ("flavourctl resolve 01:00.0 --modules-dir /lib/modules/6.12.1", "by another kernel's index"),
     ),
     "set": (

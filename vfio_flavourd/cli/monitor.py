@@ -9,7 +9,7 @@ from ..doors import blocking_client
 from ..model.codes import Code, find_exit_status
 from ..model.errors import FlavourError
 from ..model.printable import printable
-from .output import print_json_line
+from .output import print_json_line, tell_step
 from .terminal import BOLD, DIM, GREEN, RED, paint
 
 
@@ -45,14 +45,9 @@ def _tell(event: dict[str, Any], *, color: bool) -> str:
 
 def _tell_what(event: dict[str, Any], *, color: bool) -> str:
     if step := event["step"]:
-        trouble = f": {paint(printable(step['error']), RED, color=color)}" if step["error"] else ""
-        return f"{printable(step['what'])} ({step['duration'] * 1000:.0f} ms){trouble}"
+        return tell_step(step, color=color)
     attempt = event["attempt"]
-    if attempt["error"]:
-        said = attempt["error"].removeprefix(f"{event['device']}: ")
-        came, code = f"failed: {printable(said)}", RED
-    else:
-        came, code = f"done: {printable(attempt['reason'])}", GREEN
-    word, _, rest = came.partition(":")
+    said = printable(attempt["error"].removeprefix(f"{event['device']}: ") or attempt["reason"])
+    outcome = paint(attempt["outcome"], RED if attempt["error"] else GREEN, color=color)
     by = printable(attempt["requester"])
-    return f"to {attempt['flavour']}{f' by {by}' if by else ''} {paint(word, code, color=color)}:{rest}"
+    return f"to {attempt['flavour']}{f' by {by}' if by else ''} {outcome}: {said}"

@@ -6,6 +6,7 @@ import json
 import sys
 
 from ..model.printable import printable
+from .terminal import RED, paint
 
 # `typing` takes longer to import than this module; only mypy needs it.
 TYPE_CHECKING = False
@@ -29,6 +30,11 @@ def print_json_line(data: dict[str, Any]) -> None:
 
 def render_json(data: dict[str, Any], *, indent: int | None) -> str:
     return json.dumps({"version": 1, **data}, indent=indent)
+
+
+def tell_step(step: dict[str, Any], *, color: bool) -> str:
+    trouble = f": {paint(printable(step['error']), RED, color=color)}" if step["error"] else ""
+    return f"{printable(step['what'])} ({step['duration'] * 1000:.0f} ms){trouble}"
 
 
 def tell_candidates(resolution: dict[str, Any]) -> list[str]:

@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     importing = verbs.add_parser(
         "import",
         parents=[common],
-        help="print a policy made of what driverctl or modprobe.d say",
+        help="print a policy made of what driverctl or modprobe.d say; needs no daemon",
     )
     importing.add_argument(
         "source",

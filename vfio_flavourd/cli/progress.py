@@ -5,7 +5,8 @@ import time
 from typing import Any
 
 from ..model.printable import printable
-from .terminal import DIM, RED, find_width, is_live, paint, shorten, wants_color
+from .output import tell_step
+from .terminal import DIM, find_width, is_live, paint, shorten, wants_color
 
 # To the line's beginning, and clear what stands there.
 _AGAIN = "\r\x1b[K"
@@ -38,9 +39,8 @@ class Progress:
         self._write(f"{_AGAIN}{paint(line, DIM, color=self._color)}")
 
     def end(self, step: dict[str, Any]) -> None:
-        trouble = f": {paint(printable(step['error']), RED, color=self._color)}" if step["error"] else ""
         self.clear()
-        self._write(f"  {printable(step['what'])} ({step['duration'] * 1000:.0f} ms){trouble}\n")
+        self._write(f"  {tell_step(step, color=self._color)}\n")
 
     def clear(self) -> None:
         """Nothing is under way."""

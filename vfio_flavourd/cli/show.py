@@ -173,11 +173,8 @@ class _Page:
                 what += f" {self._paint(printable(step['error']), RED)}"
             began = self._paint(_milliseconds(step["started"]).rjust(10), DIM)
             self.lines.append(f"{margin}{began} {what}")
-        if last["error"]:
-            said = last["error"].removeprefix(f"{device['device']}: ")
-            self.row("came of it", f"failed: {printable(said)}", RED)
-        else:
-            self.row("came of it", f"done: {printable(last['reason'])}")
+        said = last["error"].removeprefix(f"{device['device']}: ") or last["reason"]
+        self.row("came of it", f"{last['outcome']}: {printable(said)}", RED if last["error"] else "")
 
     def tell_log(self, device: Answer) -> None:
         lines = read_log_lines(device["device"], expected=device["last"] is not None)
@@ -232,7 +229,7 @@ def _explain_native(device: Answer) -> str:
     if device["policy_flavour"] == "native":
         return "the policy says so"
     if device["last"] is not None and device["last"]["error"]:
-        return "the last attempt failed, see below"
+        return "the last attempt came to nothing, see below"
     if device["driver"] is None:
         return "no driver has it, and nobody asked for another flavour"
     return "its own driver, and nobody asked for another flavour"

@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         allowed, found = [str(choice) for choice in action.choices], str(value)[:64]
         if not isinstance(action.choices, Mapping):
             hint = _ask(found, allowed) or f"allowed: {', '.join(allowed)};"
-            self._refuse(f"{'/'.join(action.option_strings)} can't be {found!r}", hint)
+            name = "/".join(action.option_strings) or action.metavar
+            self._refuse(f"{name} can't be {found!r}", hint)
         shows = f"flavourctl show {found} shows that device;" if _is_address(found) else ""
         self._refuse(f"no verb is called {found!r}", shows or _ask(found, allowed))
 

@@ -142,7 +142,7 @@ def judge_users(device: Device, users: tuple[User, ...], release: str, *, forced
         raise FlavourError(
             f"{device.address}: it is a bridge, and everything behind it uses it",
             code=Code.IS_A_BRIDGE,
-            hint="switch the devices behind it; a bridge does not keep their IOMMU group from being used",
+            hint="switch the devices behind it; flavourctl groups says whether it is in their way",
         )
     if never := [user for user in users if user.use in UNFORCEABLE]:
         code, hint = Code.NEEDED_BY_HOST, "not even --force takes it: the host could not go on without it"

@@ -4,6 +4,7 @@ One JSON object a line. It is there to be looked at: what can't be written or re
 being switched and no daemon from starting.
 """
 
+import errno
 import json
 import logging
 import math
@@ -91,7 +92,7 @@ class History:
                 size = os.fstat(descriptor).st_size
                 if os.write(descriptor, data) != len(data):
                     os.ftruncate(descriptor, size)  # half a line would spoil the next one
-                    raise OSError(28, "No space left on device")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
         except OSError as error:

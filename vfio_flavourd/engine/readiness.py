@@ -25,7 +25,13 @@ from ..model.readiness.facts import Applied, Daemon, Image, Present
 from ..model.readiness.finding import SUDO, Finding, State, worst_first
 from ..model.readiness.modules import judge_modules
 from ..model.readiness.platform import judge_platform
-from ..model.readiness.policy import judge_applied, judge_daemon, judge_groups, judge_in_force
+from ..model.readiness.policy import (
+    judge_applied,
+    judge_daemon,
+    judge_groups,
+    judge_in_force,
+    judge_mixed_groups,
+)
 from ..model.udev_header import parse_header
 from .policy import PolicyInForce, has_files, is_switched_off
 
@@ -41,6 +47,7 @@ def examine(root: Path, release: str, daemon: Daemon, *, owner: int = 0) -> tupl
     findings += judge_platform(platform, index)
     findings += judge_modules(platform, index, devices, is_root=os.geteuid() == 0)
     findings += judge_modprobe(index.conf, devices)
+    findings += judge_mixed_groups(devices)
     if known is None:
         # That it is not in force has its reason told.
         daemon = replace(daemon, policy_trouble="")
@@ -133,5 +140,5 @@ def _read_applied(root: Path, release: str) -> Applied:
             Image(str(image.path), "the running kernel's" if image.running else f"that of {image.release}")
             for image in find_stale_initramfs(root, release)
         ),
-        rebuild=find_rebuild_command(root) or "make it anew",
+        rebuild=find_rebuild_command(root) or "rebuild it",
     )

@@ -91,6 +91,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         (
             "Stop the use: shut the guest down, unmount, take the address away, disable the VFs.",
             "To take it away regardless: --force (root), or `in_use: force` in the policy.",
+            "A PF with virtual functions is not even taken so: echo 0 to its sriov_numvfs first.",
         ),
     ),
     Code.NEEDED_BY_HOST: Explanation(
@@ -101,7 +102,10 @@ EXPLANATIONS: dict[Code, Explanation] = {
     Code.IS_A_BRIDGE: Explanation(
         "the device is a bridge, and bridges stay with the host",
         ("A bridge was named, or a rule of the policy matches one.",),
-        ("Switch the devices behind it. A bridge does not keep its IOMMU group from being used.",),
+        (
+            "Switch the devices behind it.",
+            "Only with a driver other than pcieport does it keep its group from a guest: flavourctl groups.",
+        ),
     ),
     Code.GROUP_NOT_VIABLE: Explanation(
         "no guest could use the device: others in its IOMMU group have host drivers",
@@ -110,7 +114,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
             "The functions of one card, or all that is behind a bridge without ACS, share a group.",
         ),
         (
-            "flavourctl list shows the groups.",
+            "flavourctl groups shows what is in each group, what is in the way, and what it takes.",
             "Switch the whole group: --group together, or `group: together` in the policy.",
             "Put the card into another slot, one with a root port of its own.",
         ),
@@ -247,7 +251,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         (
             "systemctl status vfio-flavourd.socket vfio-flavourd.service",
             "systemctl start vfio-flavourd.socket vfio-flavourd.service",
-            "check, cat-config, resolve and explain work without it.",
+            "doctor, check, cat-config, resolve, import and explain work without it.",
         ),
     ),
     Code.DAEMON_WENT_AWAY: Explanation(

@@ -7,7 +7,7 @@ from .finding import SUDO, Finding, State
 
 # What the firmware describes its IOMMU in, and what its setup calls that.
 _INTEL = ("DMAR", "VT-d")
-_AMD = ("IVRS", "AMD-Vi, or IOMMU")
+_AMD = ("IVRS", "AMD-Vi (or IOMMU)")
 _ARM = ("IORT", "SMMU")
 _FIRMWARE = {"GenuineIntel": _INTEL, "AuthenticAMD": _AMD, "HygonGenuine": _AMD}
 

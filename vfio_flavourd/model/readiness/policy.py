@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 
+from ..device import Device
 from ..flavour import Flavour
-from ..iommu_group import Standing, find_standing, tell_unbinding
+from ..iommu_group import GroupMember, GroupState, Standing, find_groups, find_standing, tell_unbinding
 from ..modprobe_conf import ModprobeConf
 from ..policy import NoIommu, OthersInGroup
 from .facts import Applied, Daemon, Platform, Present
@@ -91,6 +92,27 @@ def judge_groups(platform: Platform, conf: ModprobeConf, devices: Sequence[Prese
     return findings
 
 
+def judge_mixed_groups(devices: Sequence[Present]) -> list[Finding]:
+    """Groups of which a part is on VFIO by hand, or by another program; the policy's are told above."""
+    by_policy = {each.device.iommu_group for each in devices if each.decision.flavour == Flavour.VFIO}
+    findings = []
+    for group in find_groups(GroupMember(each.device, each.flavour) for each in devices):
+        if group.state is not GroupState.MIXED or group.number in by_policy:
+            continue
+        on_vfio = [each.device.address for each in group.members if each.standing is Standing.VFIO]
+        what = (
+            f"{name_some(on_vfio)}: no guest can use it, though it is on VFIO: in IOMMU group {group.number} "
+            f"{_tell_host_drivers([each.device for each in group.in_the_way])}"
+        )
+        findings.append(Finding("group", State.WARNING, what, "; ".join(group.takes)))
+    return findings
+
+
+def _tell_host_drivers(devices: Sequence[Device]) -> str:
+    named = ", ".join(f"{each.address} ({each.driver})" for each in devices)
+    return f"{named} {'has a host driver' if len(devices) == 1 else 'have host drivers'}"
+
+
 def _judge_apart(
     platform: Platform, conf: ModprobeConf, noiommu: NoIommu, wanted: Sequence[Present]
 ) -> list[Finding]:
@@ -116,10 +138,9 @@ def _judge_group(
         in_the_way = staying
     if not in_the_way:
         return []
-    named = ", ".join(f"{each.address} ({each.device.driver})" for each in in_the_way)
     what = (
         f"{_name(wanted)}: no guest can use it, though {wanted[0].decision.reason} says vfio: in IOMMU group "
-        f"{group} {named} {'has a host driver' if len(in_the_way) == 1 else 'have host drivers'}"
+        f"{group} {_tell_host_drivers([each.device for each in in_the_way])}"
     )
     state = State.WARNING if others is OthersInGroup.IGNORE else State.PROBLEM
     advice = "write group: together in the rule, or move the device to another slot"
