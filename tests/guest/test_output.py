@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from .conftest import Host
+from .conftest import Host, files, running
 from .devices import ROLES
 
 GOOD = ROLES["good"]
@@ -48,6 +48,19 @@ def test_it_says_what_is_written_down(host: Host) -> None:
         path.write_text(said, encoding="utf-8")
     assert said == path.read_text(encoding="utf-8")
     assert f"{GOOD.bdf}: e1000e -> vft-good-vfio-pci in " in logged
+
+
+def test_monitor_tells_a_switch_as_it_happens(host: Host) -> None:
+    file = files(GOOD) / "driver_flavour"
+    # Until the monitor, which takes its time to start, has heard of a whole one.
+    to_and_fro = f"while echo vfio > {file} && echo native > {file}; do :; done"
+    with running(host.guest, "exec flavourctl monitor") as monitor, running(host.guest, to_and_fro):
+        said = monitor.wait_for(f"{GOOD.bdf} to native by ", times=2)
+    host.switch(GOOD, "native")
+    said = normalise(re.sub(r"^\d\d:\d\d:\d\d", "19:00:00", said, flags=re.MULTILINE))
+    assert f"19:00:00 {GOOD.bdf} unbind from vft-good-vfio-pci (1 ms)\n" in said
+    assert f"19:00:00 {GOOD.bdf} to vfio by uid 0 pid 812 done: vft_good: matches vendor, device\n" in said
+    assert "\x1b" not in said
 
 
 def test_a_terminal_of_80_columns_gets_colours_and_no_line_that_wraps(host: Host) -> None:
