@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .conftest import Host, files, running
 from .devices import ROLES
+from .test_policy import RULES, forget_wishes
 
 GOOD = ROLES["good"]
 COMMANDS = (
@@ -35,6 +36,7 @@ LOG_LINE = re.compile(r"^[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d .*\n", re.MULTILIN
 
 
 def test_it_says_what_is_written_down(host: Host) -> None:
+    as_after_a_boot(host)
     said, logged = "", ""
     for command in COMMANDS:
         done = host.ctl(*command)
@@ -72,6 +74,13 @@ def test_a_terminal_of_80_columns_gets_colours_and_no_line_that_wraps(host: Host
     lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
     assert len(lines) == len(host.look().devices) + 1
     assert max(map(len, lines)) <= 80
+
+
+def as_after_a_boot(host: Host) -> None:
+    """Other tests have left wishes, rules of a policy that is gone, and what a uevent has told udev."""
+    host.run(f"rm -f {RULES}")
+    forget_wishes(host)
+    host.run("udevadm trigger --subsystem-match=pci --action=change; udevadm settle")
 
 
 def normalise(text: str) -> str:
