@@ -266,6 +266,33 @@ def test_a_guest_of_another_group_is_none_of_this_ones(host: FakeHost) -> None:
     assert host.occupancy().find_group_holders(14) == ()
 
 
+def test_a_descriptor_that_only_names_a_node_holds_nothing(host: FakeHost) -> None:
+    add_vfio(host)
+    host.add_disk("nvme0n1", "259:0")
+    nodes = {4: "/dev/vfio/14", 5: "/dev/nvme0n1"}
+    host.add_process(DD, "(udev-worker)", nodes)
+    host.add_process(QEMU, "qemu-system-x86", nodes)
+    for number in nodes:
+        host.write(f"/proc/{DD}/fdinfo/{number}", "pos:\t0\nflags:\t012000000\nmnt_id:\t25\n")
+        host.write(f"/proc/{QEMU}/fdinfo/{number}", "pos:\t0\nflags:\t02100002\nmnt_id:\t25\n")
+    assert {user.pid for user in host.users()} == {QEMU}
+    assert {user.pid for user in host.occupancy().find_group_holders(14)} == {QEMU}
+
+
+def test_the_kernel_tells_a_descriptor_that_only_names_a_file(tmp_path: Path) -> None:
+    """What the fake above has is what is seen in the real /proc: O_PATH is 010000000 there, O_RDWR 02."""
+    node = tmp_path / "node"
+    node.touch()
+    for flag, expected in ((os.O_PATH, os.O_PATH), (os.O_RDWR, 0)):
+        descriptor = os.open(node, flag | os.O_CLOEXEC)
+        try:
+            lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+        finally:
+            os.close(descriptor)
+        [flags] = [line.split()[1] for line in lines if line.startswith("flags:")]
+        assert int(flags, 8) & 0o10000000 == expected
+
+
 def test_a_guest_that_has_only_the_devices_file_is_told_by_newer_kernels(host: FakeHost) -> None:
     add_vfio(host)
     host.add_process(QEMU, "crosvm", {7: "anon_inode:[vfio-device]", 8: "anon_inode:[vfio-device]"})
