@@ -29,8 +29,9 @@ from .engine.policy import PolicyInForce
 from .kernel.early_rules import read_sources
 from .kernel.hands import Blocked, Hands
 from .kernel.index import ModuleIndex
+from .kernel.loading import Loading
+from .kernel.looker import Looker
 from .kernel.modules import Modules
-from .kernel.occupancy import Occupancy
 from .kernel.sysfs import Sysfs
 from .kernel.udev_database import UdevDatabase
 from .kernel.uevents import Uevents
@@ -60,15 +61,16 @@ class Daemon:
     def __init__(self) -> None:
         sysfs = Sysfs()
         self._hands = Hands()
+        self._looker = Looker()
         self._index = ModuleIndex()
         self._host = Host(
             sysfs=sysfs,
             hands=self._hands,
-            modules=Modules(sysfs, self._hands),
+            modules=Modules(sysfs, Loading().modprobe),
             index=self._index,
             ledger=Ledger(STATE / "devices"),
             changes=Changes(),
-            occupancy=Occupancy(),
+            occupancy=self._looker,
             policy=PolicyInForce(),
             release=os.uname().release,
             state=STATE,
@@ -91,6 +93,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
         loop.set_default_executor(ThreadPoolExecutor(_LOOKING, thread_name_prefix="looking"))
         self._hands.prepare()
+        self._looker.prepare()
         self._report_index()
         self._read_policy_at_start()
         await self._engine.recover()
@@ -120,6 +123,7 @@ class Daemon:
         varlink.close()
         await self._engine.settle(_GRACE)
         self._hands.close()
+        self._looker.close()
 
     def _ping(self) -> None:
         interval = journal.watchdog_interval()

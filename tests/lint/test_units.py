@@ -10,13 +10,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "systemd").iterdir())
+# The most that `systemd-analyze security` may find, of 10.
+EXPOSURES = {
+    "vfio-flavourd.service": 1.4,
+    "vfio-flavour-fs.service": 3.2,
+    "vfio-flavour-users@.service": 2.1,
+    "vfio-flavour-modprobe@.service": 3.4,
+    "vfio-flavour-early.service": 2.0,
+}
 RULES = sorted((ROOT / "udev-rules").iterdir())
 LAUNCHERS = {path.name for path in (ROOT / "debian/launchers").iterdir()}
 # What makes systemd give a service a mount namespace of its own: exec_needs_mount_namespace() of systemd
 # 252 to 257, and what implies one of its conditions.
 MOUNT_NAMESPACING = re.compile(
     r"^(Bind\w*Paths|DynamicUser|ExecPaths|ExtensionImages|ExtensionDirectories|InaccessiblePaths|LogNamespace|"
-    r"MountFlags|MountImages|NoExecPaths|Private(Devices|IPC|Mounts|Network|Tmp|Users|PIDs)|ProcSubset|"
+    r"MountFlags|MountImages|NoExecPaths|Private(Devices|IPC|Tmp|Users|PIDs)|ProcSubset|"
     r"Protect(ControlGroups|Home|Hostname|KernelLogs|KernelModules|KernelTunables|Proc|System)|"
     r"Read(Only|Write)Paths|Root\w+|TemporaryFileSystem)=",
     re.MULTILINE,
@@ -69,13 +77,39 @@ def test_a_mistake_in_a_unit_is_found(tmp_path: Path, found: str, put: str) -> N
 def test_the_file_system_is_mounted_where_the_host_sees_it() -> None:
     text = (ROOT / "systemd/vfio-flavour-fs.service").read_text(encoding="utf-8")
     assert MOUNT_NAMESPACING.search(text) is None
+    # It is implied by PrivateNetwork= unless it is refused (systemd.exec(5), since 254).
+    assert re.findall(r"^PrivateMounts=(.*)", text, re.MULTILINE) == ["no"]
+
+
+@pytest.mark.parametrize(
+    "unit", [unit for unit in UNITS if unit.suffix == ".service"], ids=lambda unit: unit.name
+)
+def test_a_unit_exposes_no_more_than_it_has_to(tmp_path: Path, unit: Path) -> None:
+    instance = tmp_path / unit.name.replace("@.", "@1.")
+    instance.write_text(unit.read_text(encoding="utf-8"), encoding="utf-8")
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(instance)],
+        env={**os.environ, "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    [exposure] = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert float(exposure) <= EXPOSURES[unit.name], done.stdout
+
+
+def test_the_daemon_has_no_capability_at_all() -> None:
+    text = (ROOT / "systemd/vfio-flavourd.service").read_text(encoding="utf-8")
+    assert re.findall(r"^\w*Capabilit\w*=(.*)", text, re.MULTILINE) == [""]
+    assert "NoNewPrivileges=yes" in text.splitlines()
 
 
 def test_every_program_of_a_unit_is_installed_where_the_unit_looks() -> None:
     rules = (ROOT / "debian/rules").read_text(encoding="utf-8")
     for unit in UNITS:
-        for name in re.findall(r"^ExecStart=/usr/sbin/(\S+)", unit.read_text(encoding="utf-8"), re.MULTILINE):
-            assert f"debian/launchers/{name}" in rules
+        text = unit.read_text(encoding="utf-8")
+        for name in re.findall(r"^Exec\w+=.*?/usr/(?:sbin|libexec/vfio-flavourd)/(\S+)", text, re.MULTILINE):
+            assert f"debian/launchers/{name}" in rules or (ROOT / "libexec" / name).exists()
 
 
 TOKEN = re.compile(

@@ -19,6 +19,7 @@ from vfio_flavourd.engine.ledger import Ledger
 from vfio_flavourd.engine.policy import PolicyInForce
 from vfio_flavourd.kernel.hands import Blocked, Guard, Operation, Result
 from vfio_flavourd.kernel.index import ModuleIndex
+from vfio_flavourd.kernel.loading import Asked
 from vfio_flavourd.kernel.modules import Modules
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import PciAddress
@@ -435,8 +436,6 @@ class FakeHands:
 
     async def _do(self, kind: str, rest: list[str]) -> object:
         kernel = self._kernel
-        if kind == "run":
-            return await self._modprobe(rest)
         path = Path(f"{kernel.root}{rest[0]}")
         if kind == "write":
             await kernel.write(rest[0], rest[1])
@@ -456,17 +455,18 @@ class FakeHands:
         await self._kernel.take_lock(device)
         return "(null)" if device.override is None else device.override
 
-    async def _modprobe(self, argv: list[str]) -> object:
-        module = self._kernel.modules.get(argv[-1])
+    async def modprobe(self, asked: Asked, name: str) -> tuple[int, str]:
+        """As the unit that loads modules."""
+        module = self._kernel.modules.get(name)
         if module is None:
-            return [1, f"modprobe: FATAL: Module {argv[-1]} not found in directory /lib/modules/{RELEASE}"]
+            return 1, f"modprobe: FATAL: Module {name} not found in directory /lib/modules/{RELEASE}"
         module.loads += 1
         if module.hang is not None:
             await module.hang.wait()
         if module.status or not module.drivers:
-            return [module.status, module.said]
+            return module.status, module.said
         self._kernel.load(module.name)
-        return [0, ""]
+        return 0, ""
 
     def await_exit(self, pid: int) -> "asyncio.Future[None]":
         return self._kernel.await_exit(pid)
@@ -521,7 +521,7 @@ def make_host(
     return Host(
         sysfs=sysfs,
         hands=hands,  # type: ignore[arg-type]
-        modules=Modules(sysfs, hands),  # type: ignore[arg-type]
+        modules=Modules(sysfs, hands.modprobe),
         index=ModuleIndex(kernel.root, RELEASE),
         ledger=ledger,
         changes=Changes(),

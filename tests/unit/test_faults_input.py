@@ -21,6 +21,7 @@ from fake_kernel import (
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.forecast import forecast
+from vfio_flavourd.kernel.loading import Asked
 from vfio_flavourd.kernel.modules import Modules
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
@@ -71,21 +72,19 @@ def test_a_driver_that_no_module_can_be_called_is_refused_before_anything_is_sta
 
 @pytest.mark.parametrize("name", ["-r", "--", "--remove", "-"])
 def test_a_name_that_looks_like_an_option_never_is_one(kernel: FakeKernel, name: str) -> None:
-    hands = FakeHands(kernel)
-    started: list[list[str]] = []
-    real = hands._modprobe
+    started: list[tuple[Asked, str]] = []
 
-    async def modprobe(argv: list[str]) -> object:
-        started.append(argv)
-        return await real(argv)
+    async def modprobe(asked: Asked, name: str) -> tuple[int, str]:
+        started.append((asked, name))
+        return await FakeHands(kernel).modprobe(asked, name)
 
-    hands._modprobe = modprobe  # type: ignore[method-assign]
     host = make_host(kernel)
-    engine = Engine(replace(host, hands=hands, modules=Modules(host.sysfs, hands)))  # type: ignore[arg-type]
+    engine = Engine(replace(host, modules=Modules(host.sysfs, modprobe)))
     asyncio.run(engine.set_flavour(Request(ADDRESS, Flavour.VFIO, (name,)), lambda _: None))
-    for command, *arguments in started:
-        assert (command, arguments[0], len(arguments)) == ("modprobe", "--", 2)
-        assert not arguments[1].startswith("-")
+    assert started
+    for asked, module in started:
+        assert asked is Asked.MODULE
+        assert not module.startswith("-")
 
 
 @pytest.mark.parametrize("name", ["-C/tmp/evil", "../../x", "x\ny"])

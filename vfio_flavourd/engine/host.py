@@ -7,8 +7,8 @@ from ..kernel.facts import read_facts
 from ..kernel.hands import Hands
 from ..kernel.index import ModuleIndex
 from ..kernel.inventory import find_driver_module, read_device, read_devices, read_others_in_group
+from ..kernel.looker import Looker
 from ..kernel.modules import Modules
-from ..kernel.occupancy import Occupancy
 from ..kernel.sysfs import Sysfs
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
@@ -30,7 +30,7 @@ class Host:
     hands: Hands
     modules: Modules
     index: ModuleIndex
-    occupancy: Occupancy
+    occupancy: Looker
     policy: PolicyInForce
     ledger: Ledger
     changes: Changes

@@ -102,7 +102,10 @@ class Quarantine:
         group = self._host.sysfs.find_link(f"/sys/bus/pci/devices/{address}/iommu_group")
         if group is None:
             return ""
-        holders = await asyncio.to_thread(self._host.occupancy.find_group_holders, int(group))
+        try:
+            holders = await asyncio.to_thread(self._host.occupancy.find_group_holders, int(group))
+        except FlavourError as error:
+            return f"; {error}"
         return describe_holders(holders)
 
     async def _in_turn(self, address: PciAddress, work: Coroutine[Any, Any, None]) -> None:

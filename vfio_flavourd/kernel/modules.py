@@ -2,14 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..model.errors import FlavourError
-from ..model.printable import printable
-from .hands import Blocked, Hands, Operation, Result
+from ..model.module_load import explain_failure
+from .host_files import HostFiles
 from .inventory import DRIVERS
+from .loading import Asked
+from .module_lock import read_module_lock
 from .sysfs import Sysfs
+
+# Gives modprobe's exit status and what it said, when it has ended. Raises FlavourError where it can't be had.
+Modprobe = Callable[[Asked, str], Coroutine[Any, Any, tuple[int, str]]]
 
 
 class NotLoaded(Exception):
@@ -23,10 +29,10 @@ class Modules(Collection[str]):
     second wish for the same module waits for it instead of starting another.
     """
 
-    def __init__(self, sysfs: Sysfs, hands: Hands) -> None:
+    def __init__(self, sysfs: Sysfs, modprobe: Modprobe) -> None:
         self._sysfs = sysfs
-        self._hands = hands
-        self._pending: dict[str, asyncio.Future[list[Result]]] = {}
+        self._modprobe = modprobe
+        self._pending: dict[str, asyncio.Task[tuple[int, str]]] = {}
         self._loading: dict[str, asyncio.Future[None]] = {}
 
     def __contains__(self, module: object) -> bool:
@@ -91,13 +97,11 @@ class Modules(Collection[str]):
             done.set_result(None)
 
     async def _load(self, module: str, timeout: float) -> tuple[str, ...]:
-        status, said = await self._run(module, ("run", "modprobe", "--", module), timeout)
+        status, said = await self._run(Asked.MODULE, module, timeout)
         if drivers := self.find_drivers(module):
             return drivers
         if status:
-            last = said.splitlines()[-1] if said else ""
-            last = last.removeprefix("modprobe: ").removeprefix("ERROR: ").strip()
-            raise NotLoaded(printable(last) or f"modprobe ended with status {status}")
+            raise NotLoaded(explain_failure(status, said, read_module_lock(HostFiles(self._sysfs.root))))
         if not self._sysfs.exists(f"/sys/module/{module}"):
             raise NotLoaded("modprobe reported success, but the module is not there (an install command?)")
         raise NotLoaded("the module is there, but registers no PCI driver")
@@ -105,28 +109,22 @@ class Modules(Collection[str]):
     async def load_native(self, modalias: str, timeout: float) -> None:
         """Load what udev would load for a device, blacklists respected. Whether it helped shows in sysfs."""
         try:
-            await self._run(modalias, ("run", "modprobe", "-q", "-b", "--", modalias), timeout)
+            await self._run(Asked.ALIAS, modalias, timeout)
         except NotLoaded:
             return  # the kernel's probe that follows says what there is
 
-    async def _run(self, name: str, operation: Operation, timeout: float) -> tuple[int, str]:
+    async def _run(self, asked: Asked, name: str, timeout: float) -> tuple[int, str]:
         pending = self._pending.get(name)
+        late = f"not loaded within {timeout:g} s; modprobe is still in the kernel"
+        if pending is not None:
+            late = f"still not loaded after another {timeout:g} s"
+        else:
+            pending = self._pending[name] = asyncio.create_task(self._modprobe(asked, name))
+            pending.add_done_callback(lambda _: self._pending.pop(name, None))
+        done, _ = await asyncio.wait([pending], timeout=timeout)
+        if not done:
+            raise NotLoaded(late)
         try:
-            if pending is None:
-                results = await self._hands.carry_out([operation], timeout=timeout)
-            else:
-                done, _ = await asyncio.wait([pending], timeout=timeout)
-                if not done:
-                    raise NotLoaded(f"still not loaded after another {timeout:g} s")
-                results = pending.result()
-        except Blocked as blocked:
-            self._pending[name] = blocked.finished
-            blocked.finished.add_done_callback(lambda _: self._pending.pop(name, None))
-            raise NotLoaded(f"not loaded within {timeout:g} s; modprobe is still in the kernel") from blocked
+            return pending.result()
         except FlavourError as error:
             raise NotLoaded(str(error)) from error
-        if results[-1].errno:
-            raise NotLoaded("modprobe can't be started")
-        value = results[-1].value
-        assert isinstance(value, list)  # as hand.run returns it
-        return int(value[0]), str(value[1])

@@ -10,8 +10,8 @@ device is read, no link of a process is followed, no device node is touched.
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ..model.device import Device
-from ..model.occupancy import UNFORCEABLE, Use, User
+from ..model.device import BRIDGE_CLASS
+from ..model.occupancy import UNFORCEABLE, Subject, Use, User
 from ..model.printable import printable
 from .host_files import HostFiles
 from .network_users import find_network_users
@@ -38,13 +38,13 @@ class Occupancy:
         self._files = HostFiles(root)
         self._find_route = find_route
 
-    def find_users(self, device: Device) -> tuple[User, ...]:
+    def find_users(self, device: Subject) -> tuple[User, ...]:
         """Everyone who uses the device by the driver that it has now, the worst first.
 
         Without a driver nobody can, but for a bridge, a PF whose VFs are there all the same, and the console
         on what the firmware has set up.
         """
-        if device.is_bridge:
+        if device.class_code >> 16 == BRIDGE_CLASS:
             return (User(Use.BRIDGE, "everything behind the bridge"),)
         subtree = read_subtree(self._files, device.path)
         users = [*_find_virtual_functions(subtree)]
@@ -64,7 +64,7 @@ class Occupancy:
         nodes = name_vfio_nodes(str(iommu_group), devices)
         return _summarise(find_open_files(self._files, nodes, paths))
 
-    def _find_driver_users(self, device: Device, subtree: Subtree) -> Iterator[User]:
+    def _find_driver_users(self, device: Subject, subtree: Subtree) -> Iterator[User]:
         if subtree.hidden_interfaces:
             yield User(Use.PORT, "an interface in another network namespace")
         yield from find_network_users(self._files, subtree.interfaces, self._find_route)
@@ -73,7 +73,7 @@ class Occupancy:
         nodes = _name_nodes(subtree, volumes) | name_nvidia_nodes(self._files, device.driver)
         yield from find_open_files(self._files, nodes, (device.path,) if subtree.vfio_devices else ())
 
-    def _is_boot_display(self, device: Device, subtree: Subtree) -> bool:
+    def _is_boot_display(self, device: Subject, subtree: Subtree) -> bool:
         """As the firmware left it, or as the console has it: `fb0` is where that starts."""
         if subtree.vfio_devices:
             return False

@@ -11,11 +11,11 @@ from .claims import DRIVERCTL
 from .host_files import HostFiles
 from .index import MODPROBE_D, find_modules_dir, read_modprobe_conf
 from .inventory import IOMMU_GROUPS
+from .module_lock import LOCKDOWN, read_module_lock
 
 _TABLES = "/sys/firmware/acpi/tables"
 # UEFI Specification, 3.3 Globally Defined Variables: four bytes of attributes come first.
 _SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-_LOCKDOWN = "sys/kernel/security/lockdown"
 _BOOT_LOADERS = (
     ("usr/sbin/grubby", "grubby"),
     ("usr/sbin/update-grub", "update-grub"),
@@ -29,6 +29,7 @@ _SETTLED_NS = 2_000_000_000
 def read_platform(root: Path, release: str) -> Platform:
     files = HostFiles(str(root).rstrip("/"))
     tables = files.list(_TABLES)
+    lock = read_module_lock(files)
     return Platform(
         release=release,
         machine=os.uname().machine,
@@ -40,12 +41,12 @@ def read_platform(root: Path, release: str) -> Platform:
         boot_loader=next((name for path, name in _BOOT_LOADERS if (root / path).exists()), ""),
         is_noiommu_enabled=_is_set(files, "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"),
         secure_boot=_read_secure_boot(root),
-        lockdown=_read_choice(files.read_value(f"/{_LOCKDOWN}")),
+        lockdown=lock.lockdown,
         is_signature_enforced=_is_set(files, "/sys/module/module/parameters/sig_enforce"),
-        are_modules_disabled=_is_set(files, "/proc/sys/kernel/modules_disabled"),
+        are_modules_disabled=lock.are_disabled,
         unreadable=(
             *find_unreadable(root, [DRIVERCTL]),
-            *(f"/{name}" for name in ("boot", _SECURE_BOOT, _LOCKDOWN) if _is_hidden(root / name)),
+            *(f"/{name}" for name in ("boot", _SECURE_BOOT, LOCKDOWN.lstrip("/")) if _is_hidden(root / name)),
         ),
     )
 
@@ -121,11 +122,6 @@ def _read_secure_boot(root: Path) -> bool | None:
         return (root / _SECURE_BOOT).read_bytes()[4:5] == b"\1"
     except OSError:
         return None
-
-
-def _read_choice(text: str) -> str:
-    """The one in brackets: `none [integrity] confidentiality`."""
-    return text.partition("[")[2].partition("]")[0]
 
 
 def _find_alias_trouble(path: Path) -> str:

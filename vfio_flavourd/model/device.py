@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from .address import PciAddress
 
 # Base class 06h of the PCI code and ID assignment: host, ISA, PCI-to-PCI and other bridges.
-_BRIDGE_CLASS = 0x06
+BRIDGE_CLASS = 0x06
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Device:
 
     @property
     def is_bridge(self) -> bool:
-        return self.class_code >> 16 == _BRIDGE_CLASS
+        return self.class_code >> 16 == BRIDGE_CLASS
 
 
 @dataclass(frozen=True, slots=True)

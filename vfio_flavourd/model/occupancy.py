@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 
 class Use(StrEnum):
@@ -20,6 +21,7 @@ class Use(StrEnum):
     VFS = "vfs"
     BRIDGE = "bridge"
     GUEST = "guest"  # a process holds its VFIO group or device
+    UNKNOWN = "unknown"  # nobody could look
 
 
 # Not even `force` helps: the kernel would refuse, or nothing on this host would go on.
@@ -34,3 +36,25 @@ class User:
     use: Use
     what: str
     pid: int | None = None
+
+
+class Subject(Protocol):
+    """What has to be known of a device to find out who uses it; a `Device` is one."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def class_code(self) -> int: ...
+
+    @property
+    def driver(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A subject that another process has described: its directory in sysfs, its class and its driver."""
+
+    path: str
+    class_code: int
+    driver: str | None

@@ -1,0 +1,133 @@
+"""Who uses a device, asked of a process that may look into all others.
+
+What processes have open is seen in /proc/<pid>/fd, which is closed to root itself without CAP_SYS_PTRACE and
+CAP_DAC_READ_SEARCH. A unit of its own has the two and nothing to write to (vfio-flavour-users@.service); the daemon
+has neither.
+
+A question is a line of JSON, `["device", path, class, driver]` or `["group", number]`; the answer is one, too: the
+users as `[use, what, pid]`.
+"""
+
+import json
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from ..model.errors import FlavourError
+from ..model.occupancy import Described, Subject, Use, User
+from .occupancy import Occupancy
+
+_SOCKET = Path("/run/vfio-flavourd/users")
+
+_UNIT = "vfio-flavour-users"
+
+# Processes that are kept for the next question: starting one takes longer than most answers.
+_SPARE = 1
+
+# Seconds: with 40,000 open files it takes some 0.3 s.
+_TIMEOUT = 30.0
+
+
+class Looker:
+    """`Occupancy` of another process. Any thread may ask; each question has a process for itself."""
+
+    def __init__(self, path: Path = _SOCKET, timeout: float = _TIMEOUT) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._idle: list[socket.socket] = []
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Start the spare process. Where that can't be done, the first one who asks is told."""
+        try:
+            self._keep(self._connect())
+        except FlavourError:
+            return
+
+    def close(self) -> None:
+        """The processes end."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    def find_users(self, subject: Subject) -> tuple[User, ...]:
+        """As `Occupancy`. Raises FlavourError where it can't be told: then nobody may take the device."""
+        return self._ask(["device", subject.path, subject.class_code, subject.driver])
+
+    def find_group_holders(self, iommu_group: int) -> tuple[User, ...]:
+        """As `Occupancy`. Raises FlavourError."""
+        return self._ask(["group", iommu_group])
+
+    def _ask(self, question: Sequence[object]) -> tuple[User, ...]:
+        line = json.dumps(question).encode() + b"\n"
+        while True:
+            with self._lock:
+                kept = self._idle.pop() if self._idle else None
+            sock = kept or self._connect()
+            try:
+                users = self._exchange(sock, line)
+            except (TimeoutError, OSError) as error:
+                sock.close()
+                if kept is not None and not isinstance(error, TimeoutError):
+                    continue  # somebody has stopped the spare one
+                raise _unknown(f"{_UNIT}@.service: {error.strerror or error}") from error
+            self._keep(sock)
+            return users
+
+    def _exchange(self, sock: socket.socket, line: bytes) -> tuple[User, ...]:
+        sock.sendall(line)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            chunk = sock.recv(65536)
+            if not chunk:
+                raise ConnectionResetError(0, "it ended without an answer")
+            answer += chunk
+        return tuple(User(Use(use), what, pid) for use, what, pid in json.loads(answer))
+
+    def _keep(self, sock: socket.socket) -> None:
+        with self._lock:
+            if len(self._idle) < _SPARE:
+                self._idle.append(sock)
+                return
+        sock.close()
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self._timeout)
+        try:
+            sock.connect(str(self._path))
+        except OSError as error:
+            sock.close()
+            raise _unknown(f"{self._path}: {error.strerror or error}") from error
+        return sock
+
+
+def _unknown(why: str) -> FlavourError:
+    return FlavourError(
+        f"who uses the device can't be told: {why}",
+        hint=f"systemctl start {_UNIT}.socket; journalctl -u '{_UNIT}@*' shows more",
+    )
+
+
+def answer(occupancy: Occupancy, questions: TextIO, answers: TextIO) -> None:
+    """Until there are no more questions."""
+    for line in questions:
+        match json.loads(line):
+            case ["device", str(path), int(class_code), str() | None as driver]:
+                users = occupancy.find_users(Described(path, class_code, driver))
+            case ["group", int(number)]:
+                users = occupancy.find_group_holders(number)
+            case _:
+                raise ValueError(f"no question: {line[:200]!r}")
+        json.dump([[user.use, user.what, user.pid] for user in users], answers)
+        answers.write("\n")
+        answers.flush()
+
+
+def main() -> int:
+    """Standard input and output are the daemon's connection."""
+    answer(Occupancy(), sys.stdin, sys.stdout)
+    return 0
