@@ -1,11 +1,10 @@
 """Who uses a device, asked of a process that may look into all others.
 
 What processes have open is seen in /proc/<pid>/fd, which is closed to root itself without CAP_SYS_PTRACE and
-CAP_DAC_READ_SEARCH. A unit of its own has the two and nothing to write to (vfio-flavour-users@.service); the daemon
-has neither.
+CAP_DAC_READ_SEARCH. A unit of its own has the two, and nothing to write to (vfio-flavour-users@.service).
 
-A question is a line of JSON, `["device", path, class, driver]` or `["group", number]`; the answer is one, too: the
-users as `[use, what, pid]`.
+A question is a line of JSON, `["device", path, class, driver]` or `["group", number]`; so is the answer: the
+users, each as `[use, what, pid]`.
 """
 
 import json
