@@ -85,7 +85,10 @@ def guest(image: Image) -> Iterator[Guest]:
         yield guest
 
 
-UNITS = "vfio-flavour-fs.service vfio-flavourd.service vfio-flavourd.socket vfio-flavourd-readonly.socket"
+UNITS = (
+    "vfio-flavour-fs.service vfio-flavourd.service vfio-flavourd.socket vfio-flavourd-readonly.socket "
+    "vfio-flavour-modprobe.socket vfio-flavour-users.socket"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -142,27 +142,35 @@ def test_where_no_driver_takes_the_device_any_more_it_is_said_that_it_could_not_
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("cause", "reason", "disabled"),
     [
+        ("signature refused", "Key was rejected by service", "0"),
         (
-            "modprobe: ERROR: could not insert 'good_vfio': Key was rejected by service",
-            "Key was rejected by service",
+            "no module can be loaded until the next boot (kernel.modules_disabled)",
+            "Operation not permitted",
+            "1",
         ),
-        ("modprobe: ERROR: could not insert 'good_vfio': Operation not permitted", "Operation not permitted"),
-        ("modprobe: ERROR: could not insert 'good_vfio': Exec format error", "Exec format error"),
+        ("built for another kernel", "Exec format error", "0"),
     ],
     ids=["signature refused", "modules_disabled", "another kernel's"],
 )
 def test_a_module_that_the_kernel_refuses_gives_way_to_the_one_that_is_there_and_says_why(
-    kernel: FakeKernel, device: FakeDevice, said: str, reason: str
+    kernel: FakeKernel, device: FakeDevice, cause: str, reason: str, disabled: str
 ) -> None:
+    said = f"could not insert 'good_vfio': {reason}"
     kernel.add_module(
-        FakeDriver("good", "good_vfio", vfio=True), alias=ALIAS, status=1, said=f"warning\n{said}\n"
+        FakeDriver("good", "good_vfio", vfio=True),
+        alias=ALIAS,
+        status=1,
+        said=f"warning\nmodprobe: ERROR: {said}\n",
     )
+    flag = kernel.root / "proc/sys/kernel/modules_disabled"
+    flag.parent.mkdir(parents=True)
+    flag.write_text(f"{disabled}\n", encoding="ascii")
     kernel.load("vfio_pci")
     outcome = switch(make_engine(kernel))
     assert (outcome.driver, outcome.fallback) == ("vfio-pci", True)
-    assert f"good_vfio: could not insert 'good_vfio': {reason}" in outcome.reason
+    assert f"good_vfio: {cause}: {said}" in outcome.reason
     assert [step.what for step in outcome.steps if step.error] == ["load good_vfio"]
     assert has(device) == VFIO
 

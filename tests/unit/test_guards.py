@@ -11,10 +11,9 @@ from virtual_time import run_at_once
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.guards import judge_users
 from vfio_flavourd.model.address import parse_address
-from vfio_flavourd.model.device import Device
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request
-from vfio_flavourd.model.occupancy import UNFORCEABLE, Use, User
+from vfio_flavourd.model.occupancy import UNFORCEABLE, Subject, Use, User
 from vfio_flavourd.model.policy import InUse, Match, NoIommu, OthersInGroup, Policy, Rule, Settings
 from vfio_flavourd.model.transition import Phase
 
@@ -505,9 +504,9 @@ def test_who_uses_a_device_is_looked_for_when_its_turn_has_come_and_not_before(k
     occupancy = engine._host.occupancy
     real = occupancy.find_users
 
-    def find_users(device: Device) -> tuple[User, ...]:
-        looked.append(engine._find_turn(device.address).locked())
-        return real(device)
+    def find_users(subject: Subject) -> tuple[User, ...]:
+        looked.append(engine._find_turn(make_request().address).locked())
+        return real(subject)
 
     occupancy.find_users = find_users  # type: ignore[method-assign]
     ask(engine, make_request())

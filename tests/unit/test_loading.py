@@ -1,7 +1,11 @@
 """The unit that loads modules: what is asked of it, what it runs, what comes back."""
 
 import asyncio
+import socket
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,7 @@ class Unit:
         text = SCRIPT.read_text(encoding="ascii").replace(
             "PATH=/usr/sbin:", f"PATH={program.parent}:/usr/sbin:"
         )
+        self._processes: list[subprocess.Popen[bytes]] = []
         self.script = directory / "load-module"
         self.script.write_text(text, encoding="ascii")
 
@@ -35,25 +40,41 @@ class Unit:
     def calls(self) -> list[str]:
         return self.log.read_text(encoding="ascii").splitlines() if self.log.exists() else []
 
-    async def ask(self, *asked: tuple[Asked, str]) -> list[tuple[int, str]]:
-        server = await asyncio.start_unix_server(self._serve, self.socket)
-        async with server:
-            loading = Loading(self.socket)
-            return list(await asyncio.gather(*(loading.modprobe(*each) for each in asked)))
+    @contextmanager
+    def served(self) -> Iterator[Loading]:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(self.socket))
+            listening.listen()
+            thread = threading.Thread(target=self._accept, args=(listening,), daemon=True)
+            thread.start()
+            try:
+                yield Loading(self.socket)
+            finally:
+                listening.shutdown(socket.SHUT_RDWR)
+                thread.join(5)
+                for process in self._processes:
+                    process.wait(5)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        sock = writer.get_extra_info("socket").dup()
-        sock.setblocking(True)
-        process = await asyncio.create_subprocess_exec(
-            "sh", self.script, stdin=sock, stdout=sock, stderr=sock
-        )
-        sock.close()
-        await process.wait()
-        writer.close()
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection:
+                self._processes.append(
+                    subprocess.Popen(
+                        ["sh", self.script],
+                        stdin=connection.fileno(),
+                        stdout=connection.fileno(),
+                        stderr=connection.fileno(),
+                    )
+                )
 
 
 def ask(unit: Unit, asked: Asked, name: str) -> tuple[int, str]:
-    return asyncio.run(unit.ask((asked, name)))[0]
+    with unit.served() as loading:
+        return asyncio.run(loading.modprobe(asked, name))
 
 
 def test_a_module_is_loaded_by_its_name(tmp_path: Path) -> None:
@@ -91,17 +112,15 @@ def test_a_modprobe_that_was_killed_is_told_by_its_signal(tmp_path: Path) -> Non
 def test_one_that_takes_long_holds_up_no_other(tmp_path: Path) -> None:
     unit = Unit(tmp_path, '[ "$2" = slow ] || exit 0; while [ ! -e "$0.go" ]; do sleep 0.01; done; exit 2')
 
-    async def run() -> None:
-        server = await asyncio.start_unix_server(unit._serve, unit.socket)
-        async with server:
-            loading = Loading(unit.socket)
-            slow = asyncio.create_task(loading.modprobe(Asked.MODULE, "slow"))
-            assert await loading.modprobe(Asked.MODULE, "quick") == (0, "")
-            assert not slow.done()
-            (tmp_path / "bin/modprobe.go").touch()
-            assert await slow == (2, "")
+    async def run(loading: Loading) -> None:
+        slow = asyncio.create_task(loading.modprobe(Asked.MODULE, "slow"))
+        assert await loading.modprobe(Asked.MODULE, "quick") == (0, "")
+        assert not slow.done()
+        (tmp_path / "bin/modprobe.go").touch()
+        assert await slow == (2, "")
 
-    asyncio.run(run())
+    with unit.served() as loading:
+        asyncio.run(run(loading))
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,13 @@ class Unit:
             listening.listen()
             thread = threading.Thread(target=self._accept, args=(listening,), daemon=True)
             thread.start()
-            yield
-            listening.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
-            for connection in self.connections:
-                connection.close()
+            try:
+                yield
+            finally:
+                listening.shutdown(socket.SHUT_RDWR)
+                thread.join(5)
+                for connection in self.connections:
+                    connection.close()
 
     def _accept(self, listening: socket.socket) -> None:
         while True:
@@ -170,7 +172,10 @@ def test_the_process_ends_with_its_connection_and_needs_nothing_but_the_standard
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
-            [sys.executable, "-IS", "-c", code, str(ROOT)], stdin=theirs, stdout=theirs, env={**os.environ}
+            [sys.executable, "-IS", "-c", code, str(ROOT)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            env={**os.environ},
         )
         theirs.close()
         ours.sendall(b'["group", 99999999]\n')

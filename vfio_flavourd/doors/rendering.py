@@ -102,7 +102,7 @@ def render_user(user: User) -> UserInfo:
     return UserInfo(str(user.use), user.what, user.pid)
 
 
-def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ()) -> DeviceInfo:
+def render_device(status: DeviceStatus, name: str, users: tuple[UserInfo, ...] = ()) -> DeviceInfo:
     device = status.device
     return DeviceInfo(
         device=str(device.address),
@@ -128,7 +128,7 @@ def render_device(status: DeviceStatus, name: str, users: tuple[User, ...] = ())
         remarks=list(status.remarks),
         slot=status.slot,
         serials=list(status.serials),
-        users=[render_user(user) for user in users],
+        users=list(users),
     )
 
 

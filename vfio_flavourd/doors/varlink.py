@@ -21,7 +21,7 @@ from ..model.iommu_group import find_groups
 from ..model.policy import OthersInGroup
 from . import interface, rendering
 from .connections import Listener, Peer, current_peer, wants_steps
-from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown
+from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown, UserInfo
 
 # Events that a slow Monitor client may be behind before it is cut off.
 _BACKLOG = 4096
@@ -74,7 +74,7 @@ class ManagerService(interface.Manager):
     async def Get(self, *, device: str, users: bool | None = None) -> Shown:
         with _translated():
             status = self._engine.device(parse_address(device))
-            found = await self._engine.find_users(status.device) if users else ()
+            found = await self._find_users(status.device) if users else ()
             group = self._engine.find_group(status.device)
             return Shown(
                 device=rendering.render_device(status, self._find_name(status.device), found),
@@ -82,6 +82,13 @@ class ManagerService(interface.Manager):
                 flavours=[str(flavour) for flavour in self._engine.flavours],
                 policy_trouble=self._engine.policy_trouble,
             )
+
+    async def _find_users(self, device: Device) -> tuple[UserInfo, ...]:
+        """All the rest can be shown also where nobody can look for them."""
+        try:
+            return tuple(rendering.render_user(user) for user in await self._engine.find_users(device))
+        except FlavourError as error:
+            return (UserInfo("unknown", str(error), None),)
 
     @varlinkmethod(return_parameter="resolution")
     def Resolve(self, *, modalias: str) -> ResolutionInfo:

@@ -22,7 +22,7 @@ from ..model.flavour import (
     parse_flavour,
 )
 from ..model.iommu_group import GroupMember, IommuGroup
-from ..model.occupancy import Use, User
+from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
 from .attempts import Attempts, Report
@@ -95,13 +95,10 @@ class Engine:
         return self._status(self._host.read_device(address))
 
     async def find_users(self, device: Device) -> tuple[User, ...]:
-        """Who uses a device, for people; nobody is looked for while the kernel holds it."""
+        """Who uses a device; nobody is looked for while the kernel holds it. Raises FlavourError."""
         if self._quarantine.find(device.address):
             return ()
-        try:
-            return await asyncio.to_thread(self._host.occupancy.find_users, device)
-        except FlavourError as error:
-            return (User(Use.UNKNOWN, str(error)),)
+        return await asyncio.to_thread(self._host.occupancy.find_users, device)
 
     def resolve(self, modalias: str) -> Resolution:
         """Raises FlavourError (EINVAL) for anything that is not a PCI modalias."""

@@ -5,6 +5,7 @@ import asyncio
 from enum import StrEnum
 from pathlib import Path
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 
 _SOCKET = Path("/run/vfio-flavourd/modprobe")
@@ -38,6 +39,7 @@ class Loading:
         except OSError as error:
             raise FlavourError(
                 f"modprobe can't be started: {self._socket}: {error.strerror}",
+                code=Code.MODULE_NOT_LOADED,
                 hint=f"systemctl start {_UNIT}.socket",
             ) from error
         try:
@@ -52,7 +54,9 @@ class Loading:
         word, _, status = last.partition(" ")
         if word != "status" or not status.isdecimal():
             raise FlavourError(
-                "modprobe was ended before it was done", hint=f"journalctl -u '{_UNIT}@*' shows why"
+                "modprobe was ended before it was done",
+                code=Code.MODULE_NOT_LOADED,
+                hint=f"journalctl -u '{_UNIT}@*' shows why",
             )
         return int(status), "\n".join(lines)
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from ..model.occupancy import Described, Subject, Use, User
 from .occupancy import Occupancy
@@ -107,6 +108,7 @@ class Looker:
 def _unknown(why: str) -> FlavourError:
     return FlavourError(
         f"who uses the device can't be told: {why}",
+        code=Code.USERS_UNKNOWN,
         hint=f"systemctl start {_UNIT}.socket; journalctl -u '{_UNIT}@*' shows more",
     )
 

@@ -19,6 +19,7 @@ class Code(StrEnum):
     DRIVER_STAYS_BOUND = "driver-stays-bound"
     IN_USE = "in-use"
     NEEDED_BY_HOST = "needed-by-host"
+    USERS_UNKNOWN = "users-unknown"
     IS_A_BRIDGE = "is-a-bridge"
     GROUP_NOT_VIABLE = "group-not-viable"
     GROUP_BUSY = "group-busy"
@@ -56,6 +57,7 @@ ERRNOS: dict[Code, tuple[int, ...]] = {
     Code.DRIVER_STAYS_BOUND: (errno.EINVAL, errno.EIO),
     Code.IN_USE: (errno.EBUSY,),
     Code.NEEDED_BY_HOST: (errno.EBUSY,),
+    Code.USERS_UNKNOWN: (errno.EIO,),
     Code.IS_A_BRIDGE: (errno.EBUSY,),
     Code.GROUP_NOT_VIABLE: (errno.EBUSY,),
     Code.GROUP_BUSY: (errno.EAGAIN,),

@@ -99,6 +99,18 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ("The root file system, or something else that the host runs from, is on it.",),
         ("Move what is on it to another device first.", "Check the address: is it the device you mean?"),
     ),
+    Code.USERS_UNKNOWN: Explanation(
+        "nobody could look who uses the device",
+        (
+            "The daemon may not look into other users' processes, and has vfio-flavour-users@.service do it.",
+            "Its socket is not there, or it did not answer.",
+            "A device that may be in use is not switched, not even by force.",
+        ),
+        (
+            "systemctl start vfio-flavour-users.socket.",
+            "journalctl -u 'vfio-flavour-users@*' shows why it ended.",
+        ),
+    ),
     Code.IS_A_BRIDGE: Explanation(
         "the device is a bridge, and bridges stay with the host",
         ("A bridge was named, or a rule of the policy matches one.",),

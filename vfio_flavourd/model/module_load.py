@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from .printable import printable
 
-# What kmod makes of the errno of finit_module(2) (strerror). Any error of a signature but that it is missing, or
-# by a key that nobody knows, is final also where signatures are not enforced (module_sig_check() in
-# kernel/module/signing.c).
+# strerror(3) of what finit_module(2) gives. A signature that is there but wrong is refused also where none is
+# asked for (module_sig_check() in kernel/module/signing.c).
 _SIGNATURE = (
     "Key was rejected by service",
     "Required key not available",

@@ -21,7 +21,6 @@ class Use(StrEnum):
     VFS = "vfs"
     BRIDGE = "bridge"
     GUEST = "guest"  # a process holds its VFIO group or device
-    UNKNOWN = "unknown"  # nobody could look
 
 
 # Not even `force` helps: the kernel would refuse, or nothing on this host would go on.
