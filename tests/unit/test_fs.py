@@ -205,7 +205,9 @@ def test_a_write_returns_when_the_device_has_the_flavour(
 ) -> None:
     mounted.daemon.flavour = "neither"
     assert run(mounted.echo(text, name)) == len(text)
-    assert mounted.daemon.calls == [("SetFlavour", {"device": DEVICE, "flavour": flavour})]
+    [(method, parameters)] = mounted.daemon.calls
+    assert (method, parameters["device"], parameters["flavour"]) == ("SetFlavour", DEVICE, flavour)
+    assert (parameters["uid"], parameters["pid"]) == (0, os.getpid())  # who has opened the file
     assert mounted.daemon.flavour == flavour
 
 

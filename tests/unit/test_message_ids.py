@@ -25,6 +25,7 @@ OF_ATTEMPTS = list(MessageId)[: list(MessageId).index(MessageId.CUT_OFF) + 1]
 FIELDS_OF_ATTEMPTS = {
     *("MESSAGE_ID", "PCI_ADDRESS", "FLAVOUR", "REQUESTER", "OUTCOME", "ERROR_CODE", "DRIVER"),
     *("PREVIOUS_DRIVER", "DURATION_USEC", "RULE", "FALLBACK", "FORCED", "ATTEMPT"),
+    *("REQUESTER_UID", "OBJECT_PID"),
 }
 ENTRY = re.compile(
     r"^-- ([0-9a-f]{32})\n((?:[A-Z][A-Za-z-]*: .+\n)+)\n((?:.*\n)+?)(?=\n-- |\Z)", re.MULTILINE
@@ -177,6 +178,7 @@ def test_each_attempt_has_one_record_with_all_of_its_fields(
     assert all(isinstance(found[name], str) for name in FIELDS_OF_ATTEMPTS)
     assert found["PCI_ADDRESS"] == str(ADDRESS)
     assert (found["REQUESTER"], found["ATTEMPT"]) == ("uid 0 pid 1", "1")
+    assert (found["REQUESTER_UID"], found["OBJECT_PID"]) == ("0", "1")
     assert fields.items() <= found.items()
     assert record.levelno == level
     assert (found["ERROR_CODE"] == "") == (found["OUTCOME"] in ("done", "unchanged"))

@@ -25,6 +25,7 @@ from asyncvarlink.conversion import ConversionError
 from asyncvarlink.serviceinterface import InvalidParameter
 from asyncvarlink.types import JSONObject
 
+from ..model.requester import Requester
 from .protocol import NAME
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Peer:
     writes: bool
 
     def __str__(self) -> str:
-        return f"uid {self.uid} pid {self.pid}"
+        return str(Requester(self.uid, self.pid))
 
 
 # Of the call that is being served.

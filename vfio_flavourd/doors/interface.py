@@ -359,13 +359,15 @@ class Manager(VarlinkInterface, name=NAME):
         force: bool | None = None,
         group: str | None = None,
         persist: bool | None = None,
+        uid: int | None = None,
+        pid: int | None = None,
     ) -> AsyncIterator[Progress]:
         """Give a device a flavour (native, vfio, or one of the policy's own). The reply comes when it has it;
         with the more flag, each step is told as it happens. drivers are tried in their order instead of what
         the policy or resolution finds; timeout is in seconds. force takes a device that is in use; group
         (refuse, together or ignore) stands above the policy's word on the others in its IOMMU group; persist
-        has the wish outlive the boot. force and persist are root's. A caller that hangs up ends a switch
-        that has touched nothing yet.
+        has the wish outlive the boot. uid and pid are whom the file system asks for, for the record. force,
+        persist and uid are root's. A caller that hangs up ends a switch that has touched nothing yet.
         """
         raise NotImplementedError
         yield
@@ -380,7 +382,8 @@ class Manager(VarlinkInterface, name=NAME):
         group: str | None = None,
     ) -> AsyncIterator[Progress]:
         """Drop what was asked for by hand: back to what the policy says, or else to the driver and the
-        driver_override that were there before the first switch."""
+        driver_override that were there before the first switch. What was asked for to last, and force, are
+        root's."""
         raise NotImplementedError
         yield
 

@@ -19,8 +19,10 @@ from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Flavour, Outcome, Request, StepBegun, StepReport, parse_flavour
 from ..model.iommu_group import find_groups
 from ..model.policy import OthersInGroup
+from ..model.requester import Requester
 from . import interface, rendering
-from .connections import Listener, Peer, current_peer, wants_steps
+from .access import Access
+from .connections import Listener, wants_steps
 from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown, UserInfo
 
 # Events that a slow Monitor client may be behind before it is cut off.
@@ -40,6 +42,7 @@ class ManagerService(interface.Manager):
         reload: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._engine = engine
+        self._access = Access()
         self._find_name = find_name
         self._reload = reload
 
@@ -127,17 +130,25 @@ class ManagerService(interface.Manager):
         force: bool | None = None,
         group: str | None = None,
         persist: bool | None = None,
+        uid: int | None = None,
+        pid: int | None = None,
     ) -> AsyncIterator[Progress]:
         with _translated():
-            peer = _allow_write()
+            address = parse_address(device)
+            peer = self._access.switch(address)
             if force or persist:
-                _allow_root("take a device by force" if force else "make a wish last beyond this boot")
+                what = "take a device by force" if force else "make a wish last beyond this boot"
+                self._access.as_root(what, address)
+            requester = Requester(peer.uid, peer.pid)
+            if uid is not None:
+                self._access.as_root("name another as the one who asks", address)
+                requester = Requester(uid, pid or 0, by_file=True)
             request = Request(
-                parse_address(device),
+                address,
                 parse_flavour(flavour, self._engine.flavours),
                 tuple(drivers or ()),
                 timeout,
-                str(peer),
+                str(requester),
                 force=bool(force),
                 others=_parse_group(group),
                 persist=bool(persist),
@@ -155,11 +166,12 @@ class ManagerService(interface.Manager):
         group: str | None = None,
     ) -> AsyncIterator[Progress]:
         with _translated():
-            peer = _allow_write()
+            address = parse_address(device)
+            peer = self._access.switch(address)
             if force:
-                _allow_root("take a device by force")
+                self._access.as_root("take a device by force", address)
             request = Request(
-                parse_address(device),
+                address,
                 Flavour.NATIVE,
                 (),
                 timeout,
@@ -167,6 +179,8 @@ class ManagerService(interface.Manager):
                 force=bool(force),
                 others=_parse_group(group),
             )
+            if self._engine.would_undo_lasting(request):
+                self._access.as_root("undo what was asked for to last", address)
             async for progress in _follow(request, self._engine.reset):
                 yield progress
 
@@ -211,7 +225,7 @@ class ManagerService(interface.Manager):
     @varlinkmethod
     async def Reload(self) -> None:
         with _translated():
-            _allow_root("reload the policy")
+            self._access.as_root("reload the policy")
             await self._reload()
 
 
@@ -248,23 +262,6 @@ def _translated() -> Iterator[None]:
         yield
     except FlavourError as error:
         raise interface.render_error(error) from error
-
-
-def _allow_write() -> Peer:
-    peer = current_peer.get()
-    if not peer.writes:
-        raise FlavourError(
-            "this socket is read-only",
-            code=Code.NOT_PERMITTED,
-            hint="switch devices through the control socket, as root or a member of the group vfio-flavour",
-        )
-    return peer
-
-
-def _allow_root(what: str) -> None:
-    peer = _allow_write()
-    if peer.uid != 0:
-        raise FlavourError(f"only root may {what}", code=Code.NOT_PERMITTED, hint="use sudo")
 
 
 def _parse_group(text: str | None) -> OthersInGroup | None:

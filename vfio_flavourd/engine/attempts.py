@@ -9,6 +9,7 @@ from ..model.address import PciAddress
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Ending, StepBegun, StepReport
 from ..model.message_ids import MessageId, log_fields
+from ..model.requester import name_requester
 from .history import History
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _log_end(attempt: Attempt) -> None:
     fields = {
         **log_fields(_find_kind(attempt), attempt.address),
         "FLAVOUR": str(attempt.flavour),
-        "REQUESTER": attempt.requester,
+        **name_requester(attempt.requester),
         "OUTCOME": str(attempt.ending),
         "ERROR_CODE": attempt.code,
         "DRIVER": attempt.driver or "",

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
@@ -164,6 +165,16 @@ class Engine:
             way = _find_way(request)
         report = self.attempts.fan_out(request.address, report)
         return await self._take(Work(request, report, way, drops_wish=True))
+
+    def would_undo_lasting(self, request: Request) -> bool:
+        """Whether a reset drops a wish that lasts, of the device or of those that go together with it."""
+        addresses = [request.address]
+        with suppress(FlavourError):  # a device that is gone goes alone
+            device = self._host.read_device(request.address)
+            policy = request.others or self._host.decide(device).settings.group
+            if policy is OthersInGroup.TOGETHER:
+                addresses += [other.address for other in self._host.read_others_in_group(device)]
+        return any(self.reconciler.has_lasting_wish(address) for address in addresses)
 
     async def _take(self, work: Work) -> Outcome:
         request = work.request

@@ -88,7 +88,7 @@ class Reconciler:
 
     def drop_wish(self, address: PciAddress) -> bool:
         """Whether it was one that lasts."""
-        lasted = str(address) in self._wishes.lasting
+        lasted = self.has_lasting_wish(address)
         self._wishes.drop(address)
         self._applied.pop(str(address), None)
         self._remarks.pop(address, None)
@@ -98,6 +98,9 @@ class Reconciler:
     def has_wish(self, address: PciAddress) -> bool:
         """For whichever device there was at the address."""
         return self._wishes.has(address)
+
+    def has_lasting_wish(self, address: PciAddress) -> bool:
+        return str(address) in self._wishes.lasting
 
     def find_wish(self, device: Device) -> Flavour | None:
         wish = self._wishes.find(device)

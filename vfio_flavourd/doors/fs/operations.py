@@ -37,6 +37,7 @@ class _OpenFile:
 
     place: Place
     opener: int
+    uid: int
 
 
 class FlavourFs(pyfuse3.Operations):
@@ -144,7 +145,7 @@ class FlavourFs(pyfuse3.Operations):
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self._last_handle += 1
-        self._open[self._last_handle] = _OpenFile(find_place(inode), ctx.pid)
+        self._open[self._last_handle] = _OpenFile(find_place(inode), ctx.pid, ctx.uid)
         return pyfuse3.FileInfo(fh=self._last_handle, direct_io=True)
 
     async def release(self, fh: int) -> None:
@@ -170,7 +171,7 @@ class FlavourFs(pyfuse3.Operations):
         place = file.place
         try:
             flavour = _parse_written(place.node, bytes(buf))
-            await self._interrupts.run(file.opener, self._set_flavour(place.address, flavour))
+            await self._interrupts.run(file.opener, self._set_flavour(file, flavour))
         except FlavourError as error:
             self._errors[place.address] = f"{error}; {error.advice}"
             raise pyfuse3.FUSEError(error.errno) from error
@@ -188,10 +189,11 @@ class FlavourFs(pyfuse3.Operations):
         answer = await self._call("Get", device=str(address))
         return answer["device"]["flavour"], answer["flavours"]
 
-    async def _set_flavour(self, address: PciAddress, flavour: str) -> None:
-        await self._call("SetFlavour", device=str(address), flavour=flavour)
+    async def _set_flavour(self, file: _OpenFile, flavour: str) -> None:
+        device = str(file.place.address)
+        await self._call("SetFlavour", device=device, flavour=flavour, uid=file.uid, pid=file.opener)
 
-    async def _call(self, method: str, **parameters: str) -> dict[str, Any]:
+    async def _call(self, method: str, **parameters: object) -> dict[str, Any]:
         client = await self._take()
         try:
             answer = await client.call(method, **parameters)

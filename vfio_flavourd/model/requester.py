@@ -1,0 +1,32 @@
+"""Who asked for something."""
+
+import re
+from dataclasses import dataclass
+
+_REQUESTER = re.compile(r"uid (\d+) pid (\d+)(?: by file)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """A process on the other side of a socket; or, `by_file`, a thread that wrote to a file."""
+
+    uid: int
+    pid: int
+    by_file: bool = False
+
+    def __str__(self) -> str:
+        return f"uid {self.uid} pid {self.pid}{' by file' if self.by_file else ''}"
+
+
+def find_requester(text: str) -> Requester | None:
+    """None for the policy, a uevent, and whoever else is no process."""
+    found = _REQUESTER.fullmatch(text)
+    return None if found is None else Requester(int(found[1]), int(found[2]), text.endswith("by file"))
+
+
+def name_requester(text: str) -> dict[str, str]:
+    """For `extra=` of a log call. Of OBJECT_PID journald makes more fields, the process's unit among them
+    (systemd.journal-fields(7)), so it is there for a process only."""
+    requester = find_requester(text)
+    fields = {"REQUESTER": text, "REQUESTER_UID": "" if requester is None else str(requester.uid)}
+    return fields if requester is None else {**fields, "OBJECT_PID": str(requester.pid)}
