@@ -146,6 +146,18 @@ def test_where_nobody_can_look_who_uses_a_device_it_is_not_taken_even_by_force(h
     host.switch(GOOD, "native")
 
 
+def test_where_the_kernel_takes_no_more_modules_it_is_said_which_lock_it_is(host: Host) -> None:
+    """Neither can be taken back before the next boot."""
+    host.run("rmmod vft_good", check=False)
+    host.run("echo integrity > /sys/kernel/security/lockdown")
+    try:
+        assert "the kernel is locked down (integrity)" in why(host, "vft_good")
+        host.run("echo 1 > /proc/sys/kernel/modules_disabled")
+        assert "kernel.modules_disabled" in why(host, "vft_good")
+    finally:
+        host.guest.reboot()
+
+
 # who may do what
 
 
