@@ -1,0 +1,150 @@
+"""Everything at once, for as long as is wished: switches, hotplug, reloads, clients that come and go badly, and
+services that get killed. After each round nothing is left of it.
+
+`make soak` does two hours of it; `--soak-rounds` says how many rounds, of `ROUND` seconds each.
+"""
+
+import itertools
+import time
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import pytest
+
+from .conftest import Host
+from .devices import HOTPLUG_PORTS, ROLES
+
+GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
+ROUND = 20
+SERVICES = ("vfio-flavourd", "vfio-flavour-fs")
+
+# Of each way in one, for as long as the file is there. What fails while a service is being killed may fail; the
+# numbers of those that did not are said at the end.
+LOAD = """
+run=/run/soak
+good=/run/vfio-flavour/{good}/driver_flavour sibling=/run/vfio-flavour/{sibling}/use_vfio
+by_file() {{ while [ -e $run ]; do
+    {{ echo vfio > $good && echo native > $good && files=$((files + 1)); }} 2> /dev/null || sleep 0.2
+done; echo files ${{files:-0}}; }}
+by_number() {{ while [ -e $run ]; do
+    {{ echo 1 > $sibling && echo 0 > $sibling && numbers=$((numbers + 1)); }} 2> /dev/null || sleep 0.2
+done; echo numbers ${{numbers:-0}}; }}
+by_ctl() {{ while [ -e $run ]; do
+    {{ flavourctl set {virtio} vfio && flavourctl reset {virtio} && calls=$((calls + 1)); }} > /dev/null 2>&1
+done; echo calls ${{calls:-0}}; }}
+reloads() {{ while [ -e $run ]; do flavourctl reload 2> /dev/null && reloads=$((reloads + 1)); sleep 2
+done; echo reloads ${{reloads:-0}}; }}
+kills() {{ sleep 7; systemctl kill --kill-whom=main --signal KILL vfio-flavourd; sleep 6
+    systemctl kill --signal KILL 'vfio-flavour-users@*'
+    systemctl kill --signal KILL vfio-flavour-fs; }}
+touch $run
+by_file & by_number & by_ctl & reloads & kills &
+python3 /run/bad_clients.py &
+sleep {seconds}
+rm $run
+wait
+"""
+
+BAD_CLIENTS = """
+import os, random, socket, time
+READ_ONLY = "/run/vfio-flavourd/io.vfioflavour.Manager.ReadOnly"
+CONTROL = READ_ONLY.removesuffix(".ReadOnly")
+call = b'{"method": "io.vfioflavour.Manager.%s", "parameters": {%s}, "more": true}' + bytes(1)
+frames = [
+    b"", b"x" * 5000, b'{"method": "io.vfio', bytes(50), b"[]" + bytes(1), call % (b"Monitor", b""),
+    call % (b"List", b""), call % (b"SetFlavour", b'"device": "DEVICE", "flavour": "vfio"'),
+]
+chance, clients = random.Random(4), []
+while os.path.exists("/run/soak"):
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(1)
+    try:
+        client.connect(chance.choice((CONTROL, READ_ONLY)))
+        client.send(chance.choice(frames))
+    except OSError:
+        pass
+    clients.append(client)
+    if len(clients) > 20:
+        clients.pop(chance.randrange(20)).close()
+    time.sleep(0.05)
+"""
+
+SETTLE = """
+    systemctl reset-failed vfio-flavourd vfio-flavour-fs 2> /dev/null
+    systemctl start vfio-flavourd vfio-flavour-fs
+    for device in {devices}; do flavourctl set $device native --timeout 60 > /dev/null || exit 1; done
+    udevadm settle
+"""
+
+LOOK = """
+    for unit in vfio-flavourd vfio-flavour-fs; do
+        pid=$(systemctl show --property=MainPID --value $unit)
+        sed -n 's/^RssAnon:[[:space:]]*\\([0-9]*\\) kB/\\1/p' /proc/$pid/status
+        ls /proc/$pid/fd | wc -l
+        cat /sys/fs/cgroup/system.slice/$unit.service/cgroup.procs | wc -l
+    done
+    ls /run/vfio-flavourd/devices | wc -l
+    pgrep -c -f /usr/libexec/vfio-flavourd/find-users
+    systemctl list-units --failed --no-legend 'vfio-flavour*' | wc -l
+    cat /sys/fs/cgroup/system.slice/*/cgroup.procs | wc -l
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What there is after a round; memory in KiB, without the pages of files."""
+
+    daemon_memory: int
+    daemon_descriptors: int
+    daemon_processes: int
+    fs_memory: int
+    fs_descriptors: int
+    fs_processes: int
+    records: int
+    looking: int
+    failed_units: int
+    processes: int
+
+
+@pytest.mark.timeout(4 * 3600)
+def test_nothing_is_left_of_a_round_of_everything(
+    host: Host, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    rounds = request.config.getoption("--soak-rounds")
+    script = tmp_path / "bad_clients.py"
+    script.write_text(BAD_CLIENTS.replace("DEVICE", SIBLING.bdf), encoding="ascii")
+    host.guest.push(script, "/run/bad_clients.py")
+    before, journal = host.look(), host.journal()
+    done: dict[str, int] = {}
+    left = []
+    for _ in range(rounds):
+        bdfs = {"good": GOOD.bdf, "sibling": SIBLING.bdf, "virtio": VIRTIO.bdf}
+        pending = host.guest.start(LOAD.format(**bdfs, seconds=ROUND))
+        until = time.monotonic() + ROUND
+        while time.monotonic() < until - 5:
+            host.guest.device_add("e1000e", id="plugged", port="hotplug1")
+            host.write(HOTPLUG_PORTS["hotplug1"], "vfio")
+            host.guest.device_del("plugged")
+        for line in pending.wait(300).stdout.splitlines():
+            what, _, number = line.partition(" ")
+            done[what] = done.get(what, 0) + int(number)
+        host.run(SETTLE.format(devices=f"{GOOD.bdf} {SIBLING.bdf} {VIRTIO.bdf}"), timeout=300)
+        time.sleep(1)  # the log, and workers that are too many, go a moment after the last answer
+        left.append(Left(*(int(line) for line in host.run(LOOK, check=False).stdout.split())))
+        print(left[-1])
+        assert host.look().changed(before) == set()
+    print(done)
+    assert min(done[what] for what in ("files", "numbers", "calls", "reloads")) > 0
+    first, last = left[0], left[-1]
+    for name, at_first, at_last in zip(Left.__slots__, astuple(first), astuple(last), strict=True):
+        if not name.endswith("memory"):
+            assert at_last <= at_first + (1 if name == "looking" else 0), name
+    assert (last.records, last.failed_units) == (0, 0)
+    for name in ("daemon_memory", "fs_memory"):
+        values = [getattr(each, name) for each in left]
+        # Python takes memory by the MiB; what each round leaves behind is seen in every one of them.
+        grown = [now - then for then, now in itertools.pairwise(values)]
+        assert min(grown) < ROUND, values
+        assert values[-1] < values[0] + 8192, values
+    said = [record["MESSAGE"] for record in journal.records()]
+    assert [text for text in said if "Traceback" in text or "never retrieved" in text] == []
