@@ -1,7 +1,7 @@
 # Every target does its own set-up; CONTRIBUTING.md says what each is for.
 
 .DELETE_ON_ERROR:
-.PHONY: check unit lint deb demo reference lock clean help
+.PHONY: check unit lint deb demo soak reference lock clean help
 
 # Debian's own Python, which is what the package runs on.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -44,6 +44,10 @@ deb: $(deb)
 
 demo: $(deb) $(build)/dev.stamp
 	@$(venv)/bin/python -m tests.guest demo --deb $(deb)
+
+# Two hours on one release; a round takes some 40 s.
+soak: $(deb) $(build)/dev.stamp
+	@$(pytest) -s tests/guest/test_soak.py --guest-release trixie --deb $(deb) --soak-rounds 180
 
 clean:
 	rm -rf $(build) $(venv) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

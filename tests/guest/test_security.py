@@ -295,7 +295,7 @@ for port in sys.argv[3:]:
 
 
 def test_a_user_can_not_forge_an_event(host: Host, tmp_path: Path) -> None:
-    """Neither to all nor to one process: the kernel lets only the host's root send (NL_CFG_F_NONROOT_SEND)."""
+    """Neither to all nor to one process: only root may send (NL_CFG_F_NONROOT_SEND is not set)."""
     script = tmp_path / "forge.py"
     script.write_text(FORGE, encoding="ascii")
     host.guest.push(script, "/run/forge.py")
