@@ -1,4 +1,4 @@
-"""Everything at once, for as long as is wished: switches, hotplug, reloads, clients that come and go badly, and
+"""Everything at once, for as long as is wished: switches, hotplug, reloads, clients that come and go badly,
 services that get killed. After each round nothing is left of it.
 
 `make soak` does two hours of it; `--soak-rounds` says how many rounds, of `ROUND` seconds each.
@@ -18,8 +18,8 @@ GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 ROUND = 20
 SERVICES = ("vfio-flavourd", "vfio-flavour-fs")
 
-# Of each way in one, for as long as the file is there. What fails while a service is being killed may fail; the
-# numbers of those that did not are said at the end.
+# For as long as the file is there. What fails while a service is being killed may fail; how many did not is said
+# at the end.
 LOAD = """
 run=/run/soak
 good=/run/vfio-flavour/{good}/driver_flavour sibling=/run/vfio-flavour/{sibling}/use_vfio

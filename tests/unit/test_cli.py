@@ -459,6 +459,13 @@ def test_without_a_daemon_it_is_69_and_says_how_to_start_it(host: Host, argv: li
     assert "systemctl start" in said.err
 
 
+@pytest.mark.parametrize(
+    "argv", [["show", "gpu"], ["history", "gpu"], ["set", "gpu", "vfio"], ["reset", "gpu"]]
+)
+def test_a_mistyped_address_is_told_also_without_a_daemon(host: Host, argv: list[str]) -> None:
+    check_error(host.say_alone(*argv), 2, "'gpu' is not a PCI address")
+
+
 def test_a_daemon_that_hangs_up_is_69(host: Host, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "control"))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from ..doors import blocking_client
+from ..model.address import parse_address
 from ..model.printable import printable
 from .output import print_json
 from .terminal import BOLD, GREEN, RED, YELLOW, find_width, lay_out, measure, paint
@@ -26,8 +27,9 @@ _SPARED = ("requester", "when", "duration")
 
 
 def show_history(arguments: argparse.Namespace) -> int:
+    device = None if arguments.device is None else str(parse_address(arguments.device))
     with blocking_client.connect(writes=False) as daemon:
-        attempts = daemon.call("History", device=arguments.device)["attempts"]
+        attempts = daemon.call("History", device=device)["attempts"]
     if arguments.number is not None:
         attempts = attempts[-arguments.number :]
     if arguments.json:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from ..doors import blocking_client
+from ..model.address import parse_address
 from ..model.errors import FlavourError
 from ..model.printable import printable
 from .group_words import find_kind, tell_driver
@@ -50,8 +51,9 @@ def show_device(arguments: argparse.Namespace) -> int:
 def _ask(name: str) -> tuple[Answer, Answer]:
     """What it is, and what would be done to give it the flavour that it has not: the policy's, or else the
     other one."""
+    asked = str(parse_address(name))
     with blocking_client.connect(writes=False) as daemon:
-        answer = daemon.call("Get", device=name, users=True)
+        answer = daemon.call("Get", device=asked, users=True)
         device = answer["device"]
         flavour = device["policy_flavour"]
         if flavour in (None, device["flavour"]):
