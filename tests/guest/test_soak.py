@@ -18,8 +18,8 @@ GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 ROUND = 20
 SERVICES = ("vfio-flavourd", "vfio-flavour-fs")
 
-# For as long as the file is there. What is tried while a service is being killed may fail; how often it did not
-# is said at the end.
+# For as long as the file is there. What is tried while a service is killed may fail; how often it did not is
+# said at the end.
 LOAD = """
 run=/run/soak
 good=/run/vfio-flavour/{good}/driver_flavour sibling=/run/vfio-flavour/{sibling}/use_vfio
