@@ -28,8 +28,8 @@ _MORE_OPTIONAL = frozenset({f"{NAME}.SetFlavour", f"{NAME}.Reset"})
 _LONGEST_FRAME = 64 * 1024
 _CHUNK = 4096
 
-# A reply's dataclasses, by their fields. mypy has seen to their types; going by the interface's for each reply
-# again would be a good part of a switch's time.
+# A reply's dataclasses, by their fields. mypy has seen to their types; going by the interface's for each
+# reply again would be a good part of a switch's time.
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=vars).encode
 
 # asyncvarlink's name for what a method raises that is no error of the interface.
@@ -146,8 +146,9 @@ class Listener:
 
 
 class _Connection:
-    """One connection. A client that hangs up has its call cancelled: asyncvarlink's own protocol does not read
-    while a call runs, so it would notice only afterwards. It also takes several turns of the loop a message.
+    """One connection. A client that hangs up has its call cancelled: asyncvarlink's own protocol does not
+    read while a call runs, so it would notice only afterwards. It also takes several turns of the loop a
+    message.
 
     What is asked waits in the socket until what was asked before is answered, and the answer taken:
     beside the calls of one read nothing gathers here.
