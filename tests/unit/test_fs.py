@@ -565,16 +565,45 @@ def test_a_signal_for_the_writer_ends_its_write_and_no_other(
     run(talk())
 
 
+class Device:
+    """A pipe, in place of the FUSE device; a byte is a message."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import pyfuse3.asyncio
+
+        for name in ("wait_readable", "notify_closing"):
+            monkeypatch.setattr(pyfuse3.asyncio, name, None)
+        self.interrupts = Interrupts()
+        self.interrupts.install()
+        self.pyfuse3 = pyfuse3.asyncio
+        self._reading, self._writing = os.pipe2(os.O_NONBLOCK)
+
+    def say(self) -> None:
+        os.write(self._writing, b"m")
+
+    async def hear(self) -> None:
+        await self.pyfuse3.wait_readable(self._reading)
+        assert os.read(self._reading, 1)
+
+    @property
+    def is_watched(self) -> bool:
+        return asyncio.get_running_loop().remove_reader(self._reading)
+
+    def close(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    device = Device(monkeypatch)
+    yield device
+    device.close()
+
+
 def test_every_message_from_the_kernel_has_the_waiting_writers_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
+    device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pyfuse3.asyncio
-
-    messages: asyncio.Queue[int] = asyncio.Queue()
-
-    async def wait_readable(fd: int) -> None:
-        await messages.get()
-
     looks = 0
 
     def look() -> None:
@@ -582,11 +611,9 @@ def test_every_message_from_the_kernel_has_the_waiting_writers_looked_at(
         looks += 1
 
     async def talk() -> None:
-        interrupts = Interrupts()
-        interrupts.install()
-        monkeypatch.setattr(interrupts, "look", look)
-        messages.put_nowait(1)
-        await pyfuse3.asyncio.wait_readable(0)
+        monkeypatch.setattr(device.interrupts, "look", look)
+        device.say()
+        await device.hear()
         await asyncio.sleep(0)
         assert looks == 0  # nobody waits
         hang = asyncio.Event()
@@ -594,14 +621,53 @@ def test_every_message_from_the_kernel_has_the_waiting_writers_looked_at(
         async def wait() -> None:
             await hang.wait()
 
-        waiting = asyncio.create_task(interrupts.run(os.getpid(), wait()))
+        waiting = asyncio.create_task(device.interrupts.run(os.getpid(), wait()))
         await asyncio.sleep(0)
-        messages.put_nowait(1)
-        await pyfuse3.asyncio.wait_readable(0)
+        device.say()
+        await device.hear()
         await asyncio.sleep(0)
         assert looks == 1
         hang.set()
         await waiting
 
-    monkeypatch.setattr(pyfuse3.asyncio, "wait_readable", wait_readable)
+    run(talk())
+
+
+def test_messages_that_come_while_all_are_at_work_wait_and_are_heard_later(device: Device) -> None:
+    async def talk() -> None:
+        for _ in range(3):
+            device.say()
+        await device.hear()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not device.is_watched, "a loop that nobody waits in would go round and round"
+        await device.hear()
+        await device.hear()
+
+    run(talk())
+
+
+def test_a_message_that_another_has_read_is_not_told_of_again(device: Device) -> None:
+    async def talk() -> None:
+        device.say()
+        await device.hear()  # in this turn of the loop the device is known as readable still
+        waiting = asyncio.create_task(device.hear())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        device.say()
+        await waiting
+
+    run(talk())
+
+
+def test_who_waits_for_a_message_is_told_of_the_end(device: Device) -> None:
+    async def talk() -> None:
+        device.pyfuse3.notify_closing(0)  # nobody waits
+        waiting = asyncio.create_task(device.hear())
+        await asyncio.sleep(0)
+        device.pyfuse3.notify_closing(0)
+        with pytest.raises(device.pyfuse3.ClosedResourceError):
+            await waiting
+
     run(talk())

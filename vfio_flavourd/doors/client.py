@@ -1,18 +1,24 @@
-"""A client of the control API within an event loop, for the file system."""
+"""A client of the control API within an event loop, for the file system.
 
+A connection carries JSON objects, each ended by a NUL (varlink.org/Method-Call). asyncvarlink would take
+several turns of the loop for each, and megabytes of memory.
+"""
+
+import asyncio
+import json
 from typing import Any
-
-from asyncvarlink import VarlinkClientProtocol, VarlinkMethodCall, VarlinkTransport, connect_unix_varlink
 
 from .protocol import CONTROL_SOCKET, NAME, READ_ONLY_SOCKET, lost, no_connection, parse_error
 
 
-class Client:
+class Client(asyncio.Protocol):
     """One connection; one call at a time."""
 
-    def __init__(self, transport: VarlinkTransport, protocol: VarlinkClientProtocol) -> None:
-        self._transport = transport
-        self._protocol = protocol
+    _transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._frame: asyncio.Future[bytes] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -21,29 +27,43 @@ class Client:
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The reply's parameters. Raises FlavourError."""
         given = {name: value for name, value in parameters.items() if value is not None}
+        call = {"method": f"{NAME}.{method}", "parameters": given}
+        self._frame = asyncio.get_running_loop().create_future()
+        self._transport.write(json.dumps(call).encode() + b"\0")
         try:
-            answer = await self._protocol.call(VarlinkMethodCall(f"{NAME}.{method}", given))
-        except OSError as error:
+            reply = json.loads(await self._frame)
+        except (OSError, ValueError) as error:
             raise lost(error) from error
-        assert answer is not None
-        return _parse_reply(answer[0])
+        if "error" in reply:
+            raise parse_error(reply["error"], reply.get("parameters") or {})
+        answer: dict[str, Any] = reply.get("parameters") or {}
+        return answer
 
     def close(self) -> None:
         self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not data.endswith(b"\0"):
+            return
+        frame, self._received = self._received[:-1], b""
+        if self._frame is not None and not self._frame.done():
+            self._frame.set_result(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._frame is not None and not self._frame.done():
+            self._frame.set_exception(exc or ConnectionResetError("it hung up"))
 
 
 async def connect(*, writes: bool) -> Client:
     """Raises FlavourError: NOT_PERMITTED, or DAEMON_NOT_RUNNING when nobody listens."""
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
-        transport, protocol = await connect_unix_varlink(VarlinkClientProtocol, path)
+        _, client = await asyncio.get_running_loop().create_unix_connection(Client, path)
     except OSError as error:
         raise no_connection(path, error) from error
-    return Client(transport, protocol)
-
-
-def _parse_reply(reply: Any) -> dict[str, Any]:
-    if reply.error is not None:
-        raise parse_error(reply.error, reply.parameters)
-    parameters: dict[str, Any] = reply.parameters
-    return parameters
+    return client

@@ -3,27 +3,19 @@
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import socket
 import struct
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from asyncvarlink import (
-    AnnotatedResult,
-    FileDescriptorArray,
-    VarlinkErrorReply,
-    VarlinkInterfaceRegistry,
-    VarlinkMethodCall,
-    VarlinkMethodReply,
-    VarlinkServerProtocol,
-    VarlinkTransport,
-)
+from asyncvarlink import AnnotatedResult, VarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkMethodCall
 from asyncvarlink.conversion import ConversionError
+from asyncvarlink.error import GenericVarlinkErrorReply
 from asyncvarlink.serviceinterface import InvalidParameter
-from asyncvarlink.types import JSONObject
 
 from ..model.requester import Requester
 from .protocol import NAME
@@ -35,6 +27,14 @@ _MORE_OPTIONAL = frozenset({f"{NAME}.SetFlavour", f"{NAME}.Reset"})
 
 # A call is a few hundred bytes.
 _LONGEST_FRAME = 64 * 1024
+_CHUNK = 4096
+
+# A reply's dataclasses, by their fields. mypy has seen to their types; going by the interface's for each
+# reply again would be a good part of a switch's time.
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=vars).encode
+
+# asyncvarlink's name for what a method raises that is no error of the interface.
+_BUG = "invalid.asyncvarlink.InternalServerError"
 
 # Seconds that a client has from a call's first byte to its last.
 _PATIENCE = 30.0
@@ -52,9 +52,9 @@ class Limits:
     user: int
 
 
-# A connection takes two files, and a service has 1,024 unless its unit says otherwise: 400 connections
-# leave more than 200 for the daemon's own work. Each socket has its own, so that looking, which anyone
-# may, never keeps anyone from switching; and no user can have all of a socket.
+# A service has 1,024 files unless its unit says otherwise: 400 connections leave more than 600 for the
+# daemon's own work. Each socket has its own, so that looking, which anyone may, never keeps anyone from
+# switching; and no user can have all of a socket.
 _LOOKING = Limits(total=300, user=128)
 _SWITCHING = Limits(total=100, user=50)
 
@@ -96,7 +96,7 @@ class Listener:
         asyncio.get_running_loop().remove_reader(self._sock)
         self._sock.close()
         for connection in list(self._connections):
-            connection.eof_received()  # ends now, or with its call: the daemon waits for a switch
+            connection.finish()  # ends now, or with its call: the daemon waits for a switch
 
     def forget(self, connection: "_Connection") -> None:
         self._connections.pop(connection, None)
@@ -109,7 +109,6 @@ class Listener:
         with contextlib.ExitStack() as undo:
             try:
                 conn = undo.enter_context(self._sock.accept()[0])
-                watched = undo.enter_context(conn.dup())
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -128,11 +127,8 @@ class Listener:
                 _log.debug("hung up on %s: too many connections, none of them idle", peer)
                 return
             undo.pop_all()
-            connection = _Connection(self._registry, peer, watched, self)
-            self._connections[connection] = None
-            # One that knows no boundaries reads once and looks up; the other reads on as long as there
-            # is something, also while it is paused.
-            _Transport(loop, conn, conn, connection, boundary_predictor=None)
+            conn.setblocking(False)
+            self._connections[_Connection(self._registry, peer, conn, self)] = None
 
     def _make_room(self, uid: int) -> bool:
         """For one more of that user, at the cost of the one that was idle first."""
@@ -150,171 +146,190 @@ class Listener:
         return False
 
 
-class _Transport(VarlinkTransport):
-    MAX_RECV_FDS = 1  # no call takes a file: those that are sent are closed
-
-    def _handle_read_socket(self) -> None:
-        self._sock_receive_fds(self.RECV_BUFFER_SIZE)  # the library takes MAX_RECV_FDS for the size
-
-
-class _Connection(VarlinkServerProtocol):
-    """One connection. A client that hangs up has its call cancelled; the library's own protocol does
-    not read while a call runs, so it would notice only afterwards.
+class _Connection:
+    """One connection. A client that hangs up has its call cancelled: asyncvarlink's own protocol does not
+    read while a call runs, so it would notice only afterwards. It also takes several turns of the loop a
+    message.
 
     What is asked waits in the socket until what was asked before is answered, and the answer taken:
     beside the calls of one read nothing gathers here.
     """
 
     def __init__(
-        self, registry: VarlinkInterfaceRegistry, peer: Peer, watched: socket.socket, listener: Listener
+        self, registry: VarlinkInterfaceRegistry, peer: Peer, sock: socket.socket, listener: Listener
     ) -> None:
-        super().__init__()
         self.peer = peer
         self._registry = registry
-        self._watched = watched  # a dup: the transport has the original registered with the loop
+        self._sock = sock
         self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._received = b""
+        self._calls: deque[VarlinkMethodCall] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._is_attended = False
+        self._is_reading = False
+        self._is_last = False
         self._patience: asyncio.TimerHandle | None = None
         self._gone = False
+        self._read()
 
     @property
     def idle(self) -> bool:
-        return not self._inflight and not self._consumer_queue
+        return self._task is None and not self._calls
 
     def hang_up(self, why: str) -> None:
         if self._gone:
             return
         _log.debug("hung up on %s: %s", self.peer, why)
         self._end()
-        if self._transport is not None:
-            self._transport.abort()
-            self._transport = None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._end()
+    def finish(self) -> None:
+        """No more calls than there are."""
+        self._is_last = True
+        if self.idle:
+            self._end()
 
     def _end(self) -> None:
+        """Who wants no answer does not stay on the line either: such a call goes on."""
         if self._gone:
             return
         self._gone = True
         self._listener.forget(self)
-        self._consumer_queue.clear()
+        self._calls.clear()
         if self._patience:
             self._patience.cancel()
-        if self._task:
+        if self._task and self._is_attended and self._task is not asyncio.current_task():
             self._task.cancel()
-        asyncio.get_running_loop().remove_reader(self._watched)
-        self._watched.close()
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
 
-    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
-        if self._gone:
-            return
+    # what is asked
+
+    def _read(self) -> None:
+        if not self._is_reading and not self._gone:
+            self._is_reading = True
+            self._loop.add_reader(self._sock, self._readable)
+
+    def _pause(self) -> None:
+        self._is_reading = False
+        self._loop.remove_reader(self._sock)
+
+    def _readable(self) -> None:
         try:
-            super().message_received(data, None)
-        except (ValueError, RecursionError):
-            self.hang_up("that is no call")
+            # Files that are sent along are closed by the kernel, since no call takes one.
+            data = self._sock.recv(_CHUNK) if self.idle else self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
             return
-        if len(self._recv_buffer) > _LONGEST_FRAME:
+        except OSError:
+            data = b""
+        if not data:
+            self._end()
+        elif self.idle:
+            self._take(data)
+        else:
+            self._pause()  # a next call that waits for its turn
+
+    def _take(self, data: bytes) -> None:
+        *frames, self._received = (self._received + data).split(b"\0")
+        if len(self._received) > _LONGEST_FRAME:
             self.hang_up("that is too long for a call")
             return
-        if b"\0" in data and self._patience:
+        if frames and self._patience:
             self._patience.cancel()
             self._patience = None
-        if self._recv_buffer and not self._patience:
-            self._patience = asyncio.get_running_loop().call_later(_PATIENCE, self._lose_patience)
+        if self._received and not self._patience:
+            self._patience = self._loop.call_later(_PATIENCE, self._lose_patience)
+        try:
+            self._calls += [VarlinkMethodCall.fromjson(json.loads(frame)) for frame in frames]
+        except (TypeError, ValueError, RecursionError):
+            self.hang_up("that is no call")
+            return
+        self._next()
 
     def _lose_patience(self) -> None:
         if self.idle:
             self.hang_up("half a call, and silence")
         else:  # it may have said more, which is not read yet
-            self._patience = asyncio.get_running_loop().call_later(_PATIENCE, self._lose_patience)
+            self._patience = self._loop.call_later(_PATIENCE, self._lose_patience)
 
-    def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:
-        self.hang_up("that is no call")
+    def _next(self) -> None:
+        if self._calls:
+            call = self._calls.popleft()
+            self._is_attended = not call.oneway
+            self._task = self._loop.create_task(self._carry_out(call))
+        elif self._is_last:
+            self._end()
+        else:
+            self._read()
 
-    def request_received(
-        self, obj: JSONObject, fds: FileDescriptorArray | None
-    ) -> asyncio.Future[None] | None:
+    # what is answered
+
+    async def _carry_out(self, call: VarlinkMethodCall) -> None:
         try:
-            VarlinkMethodCall.fromjson(obj)
-        except (TypeError, ValueError) as error:
-            self.error_received(error, b"", fds)
-            return None
-        waits: asyncio.Future[None] | None = super().request_received(obj, fds)
-        return waits
-
-    def call_received(
-        self, call: VarlinkMethodCall, fds: FileDescriptorArray | None
-    ) -> asyncio.Future[None] | None:
-        if self._gone:
-            return None
-        # Who wants no answer does not stay on the line either.
-        return asyncio.create_task(self._serve(call) if call.oneway else self._attended(self._serve(call)))
+            await self._serve(call)
+        except VarlinkErrorReply as error:
+            if not call.oneway:
+                await self._send(error.toreply().tojson())
+        except Exception:  # noqa: BLE001 - a bug in one method is told, and harms nobody else's call
+            _log.exception("%s failed", call.method)
+            if not call.oneway:
+                await self._send(GenericVarlinkErrorReply(_BUG).toreply().tojson())
+        finally:
+            self._task = None
+            if not self._gone:
+                self._next()
 
     async def _serve(self, call: VarlinkMethodCall) -> None:
         current_peer.set(self.peer)
         wants_steps.set(call.more)
-        optional = call.method in _MORE_OPTIONAL
-        method, signature = self._registry.lookup_method(replace(call, more=True) if optional else call)
+        wants_more = call.more
+        call.more |= call.method in _MORE_OPTIONAL
+        method, signature = self._registry.lookup_method(call)
         try:
             parameters = signature.parameter_type.fromjson(call.parameters)
         except ConversionError as error:
             raise InvalidParameter(parameter=error.location[0] if error.location else "") from error
-
-        async def reply(result: AnnotatedResult, *, continues: bool = False) -> None:
-            answer = signature.return_type.tojson(result.parameters)
-            await self._deliver(self.send_reply(VarlinkMethodReply(answer, continues=continues)))
-
         if not signature.more:
             result = await method(**parameters) if signature.asynchronous else method(**parameters)
             if not call.oneway:
-                await reply(result)
+                await self._reply(result)
             return
         async with contextlib.aclosing(method(**parameters)) as results:
             async for result in results:
-                if call.more:
-                    await reply(result, continues=result.continues)
-                elif not result.continues and not call.oneway:
-                    await reply(result)
+                if wants_more or not (result.continues or call.oneway):
+                    await self._reply(result)
 
-    async def _attended(self, work: Coroutine[Any, Any, None]) -> None:
-        if self._gone:
-            work.close()
-            return
-        loop = asyncio.get_running_loop()
-        task = self._task = asyncio.create_task(work)
+    async def _reply(self, result: AnnotatedResult) -> None:
+        reply: dict[str, object] = {"continues": True} if result.continues else {}
+        if result.parameters:
+            reply["parameters"] = result.parameters
+        await self._send(reply)
 
-        def readable() -> None:
+    async def _send(self, reply: Mapping[str, object]) -> None:
+        data = memoryview(_encode(reply).encode() + b"\0")
+        while not self._gone:
             try:
-                waiting = self._watched.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                data = data[self._sock.send(data) :]
             except BlockingIOError:
-                return
+                pass
             except OSError:
-                waiting = b""
-            loop.remove_reader(self._watched)  # either gone, or a next call that waits for its turn
-            if not waiting:
-                task.cancel()
-
-        loop.add_reader(self._watched, readable)
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                raise  # this connection itself is being ended
-        except VarlinkErrorReply as error:
-            await self._deliver(self.send_error(error))
-        finally:
-            self._task = None
-            if not self._gone:
-                loop.remove_reader(self._watched)
-
-    async def _deliver(self, sent: asyncio.Future[None]) -> None:
-        def look(_: object) -> None:
-            if sent.exception():
                 self.hang_up("it takes no answer")
+                return
+            if not data:
+                return
+            await self._writable()
 
-        sent.add_done_callback(look)
-        # The transport would stumble over a message whose future is cancelled.
-        with contextlib.suppress(OSError):
-            await asyncio.shield(sent)
+    async def _writable(self) -> None:
+        ready = self._loop.create_future()
+        self._loop.add_writer(self._sock, _settle, ready)
+        try:
+            await ready
+        finally:
+            if not self._gone:
+                self._loop.remove_writer(self._sock)
+
+
+def _settle(ready: "asyncio.Future[None]") -> None:
+    if not ready.done():
+        ready.set_result(None)

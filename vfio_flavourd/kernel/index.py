@@ -1,5 +1,6 @@
 """Where the module index and modprobe.d lie, and when they have to be read again."""
 
+import asyncio
 import os
 import stat
 import time
@@ -37,14 +38,27 @@ class ModuleIndex:
     def table(self) -> AliasTable:
         """The table, read again when its files or the release have changed. Never raises for what is on disk.
 
-        Each call looks at every file, some 1.5 µs apiece: `held` is for a batch of devices.
+        A look at every file takes some 1.5 µs apiece, so it is taken once in a turn of the loop. `held` is for
+        a batch of devices where there is none.
         """
         if self._held:
             return self._table
         release = self._release or os.uname().release
         if not (self._settled and release == self._read_for and self._is_fresh()):
             self._read(release)
+        self._hold_for_this_turn()
         return self._table
+
+    def _hold_for_this_turn(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._held = True
+        loop.call_soon(self._let_go)
+
+    def _let_go(self) -> None:
+        self._held = False
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -7,9 +7,11 @@ device readable. So whenever it does, the tasks that wait are looked at for a si
 """
 
 import asyncio
+import select
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 try:
     import pyfuse3.asyncio as pyfuse3_asyncio
@@ -25,28 +27,56 @@ class Interrupts:
     """Cancels the work of a task that has been sent a signal."""
 
     def __init__(self) -> None:
-        self._waiting: dict[asyncio.Task[None], int] = {}
+        self._waiting: dict[asyncio.Task[Any], int] = {}
+        self._readable: asyncio.Future[None] | None = None
+        self._is_watched = False
+        self._is_left = False
 
     def install(self) -> None:
         """Switch pyfuse3 to asyncio, and have every message on the FUSE device looked at."""
         pyfuse3_asyncio.enable()
-        wait: Callable[[int], Awaitable[None]] = pyfuse3_asyncio.wait_readable
+        pyfuse3_asyncio.wait_readable = self.wait_readable
+        pyfuse3_asyncio.notify_closing = self.notify_closing
 
-        async def wait_and_look(fd: int) -> None:
-            await wait(fd)
-            if self._waiting:
-                asyncio.get_running_loop().call_soon(self.look)
+    async def wait_readable(self, fd: int) -> None:
+        """Instead of pyfuse3's own, which begins and ends watching the device for each message. There is one
+        at a time who waits: pyfuse3 has a lock for that."""
+        loop = asyncio.get_running_loop()
+        self._readable = loop.create_future()
+        self._is_left = False
+        if not self._is_watched:
+            self._is_watched = True
+            loop.add_reader(fd, self._see, fd)
+        await self._readable
+        if self._waiting:
+            loop.call_soon(self.look)
 
-        pyfuse3_asyncio.wait_readable = wait_and_look
+    def notify_closing(self, _: int) -> None:
+        """pyfuse3 ends."""
+        if self._readable is not None and not self._readable.done():
+            self._readable.set_exception(pyfuse3_asyncio.ClosedResourceError())
+
+    def _see(self, fd: int) -> None:
+        if self._readable is not None and not self._readable.done():
+            # It may have been read meanwhile, by who was told in the turn before; a read would block.
+            if select.select((fd,), (), (), 0)[0]:
+                self._readable.set_result(None)
+        elif not self._is_left:
+            self._is_left = True  # who has been told is about to read it
+        else:
+            self._is_watched = False
+            asyncio.get_running_loop().remove_reader(fd)
 
     async def run(self, task_id: int, work: Awaitable[None]) -> None:
         """Await `work` on behalf of that task (a thread's number); raises InterruptedError when it is
         sent a signal meanwhile."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.current_task()
+        assert task is not None
         self._waiting[task] = task_id
         try:
-            await task
+            await work
         except asyncio.CancelledError:
+            task.uncancel()
             raise InterruptedError from None
         finally:
             del self._waiting[task]
