@@ -1,7 +1,7 @@
 # Every target does its own set-up; CONTRIBUTING.md says what each is for.
 
 .DELETE_ON_ERROR:
-.PHONY: check unit lint deb demo soak reference lock clean help
+.PHONY: check unit lint deb demo bench soak reference lock clean help
 
 # Debian's own Python, which is what the package runs on.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -49,9 +49,12 @@ demo: $(deb) $(build)/dev.stamp
 soak: $(deb) $(build)/dev.stamp
 	@$(pytest) -s tests/guest/test_soak.py --guest-release trixie --deb $(deb) --soak-rounds 180
 
+bench: $(deb) $(build)/dev.stamp
+	@$(venv)/bin/python -m bench --deb $(deb) --write-docs
+
 clean:
 	rm -rf $(build) $(venv) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find vfio_flavourd tests tools -name __pycache__ -prune -exec rm -r {} +
+	find vfio_flavourd bench tests tools -name __pycache__ -prune -exec rm -r {} +
 
 reference: $(build)/dev.stamp
 	@$(venv)/bin/python -m vfio_flavourd.config.schema > schemas/policy.schema.json

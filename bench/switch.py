@@ -1,87 +1,176 @@
-"""How long a switch takes, against the bare kernel work and driverctl, in one boot of the guest.
+"""A switch to VFIO and back: by each of the ways there are, and how long the device is without a driver."""
 
-    python3 -m bench.switch [--release trixie] [--rounds 10] --deb dist/vfio-flavourd_<version>_all.deb
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-User space is 10 to 30 times slower in an emulated guest than natively, so only the ratios mean anything;
-they are taken round by round, with the raw writes of the same round, and then their median, minimum and
-maximum.
-"""
-
-# ruff: noqa: INP001, T201 - it reports by printing
-
-import argparse
-import statistics
-from pathlib import Path
-
+from tests.guest.conftest import running
 from tests.guest.devices import ROLES
-from tests.guest.image import DEFAULT_RELEASE, RELEASES, build_image
 from tests.guest.vm import Guest
 
-# The raw way is what an administrator's script would do: bash's own echo, no process started. Every way
-# has its modules loaded, and udev at rest, when it begins.
-_SCRIPT = r"""
-set -e
-device=$1 native=$2 variant=$3 rounds=$4
-sysfs=/sys/bus/pci/devices/$device drivers=/sys/bus/pci/drivers
-flavour=/run/vfio-flavour/$device/driver_flavour
-modprobe vft_good
-modprobe vfio-pci
-lap() {
-    udevadm settle
-    local begin=$EPOCHREALTIME
-    "$2"
-    local end=$EPOCHREALTIME
-    echo "$1 $(( ${end/./} - ${begin/./} ))"
-}
-raw_vfio() { echo "$variant" > $sysfs/driver_override; echo "$device" > $drivers/$native/unbind
-    echo "$device" > "$drivers/$variant/bind"; }
-raw_native() { echo "$native" > $sysfs/driver_override; echo "$device" > "$drivers/$variant/unbind"
-    echo "$device" > "$drivers/$native/bind"; echo > $sysfs/driver_override; }
-file_vfio() { echo vfio > "$flavour"; }
-file_native() { echo native > "$flavour"; }
-ctl_vfio() { flavourctl set "$device" vfio > /dev/null 2>&1; }
-ctl_native() { flavourctl set "$device" native > /dev/null 2>&1; }
-driverctl_vfio() { driverctl --nosave set-override "$device" vfio-pci; }
-driverctl_native() { driverctl --nosave unset-override "$device"; }
-for round in $(seq 0 "$rounds"); do
-    for way in raw file ctl driverctl; do
-        lap "$round $way vfio" ${way}_vfio
-        lap "$round $way native" ${way}_native
-    done
-done
+from . import guest as rig
+from .measure import Row, Scale, Side, run_rounds
+
+DEVICE = ROLES["good"]
+VARIANT, MODULE = DEVICE.variants[0], "vft_good"
+GENERIC = "vfio-pci"
+DRIVERS = "/sys/bus/pci/drivers"
+
+RAW, FILE, CTL, DRIVERCTL, VIRSH = "raw writes", "driver_flavour", "flavourctl set", "driverctl", "virsh"
+TO_VFIO, TO_NATIVE, NOTHING_LOADED = "to vfio, module loaded", "back to native", "to vfio, nothing loaded yet"
+BARE_TO_VFIO, BARE_TO_NATIVE = "without a driver, to vfio", "without a driver, back to native"
+
+SWITCH_AIMS = {RAW: 1.2, DRIVERCTL: 0.4, VIRSH: 0.4}
+BARE_AIMS = {RAW: 1.05}
+
+_STAMP = re.compile(rf"KERNEL\[(\d+\.\d+)\] (bind|unbind) +\S*/{DEVICE.bdf} \(pci\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """In bash; `driver` is what the device has at the end."""
+
+    to_vfio: str
+    to_native: str
+    driver: str = VARIANT
+    before: str = ":"
+    after: str = ":"
+
+
+# After each, what sysfs says the device has: its driver, and whether VFIO has it.
+_LOOK = f"""
+    echo $(basename $(readlink {DEVICE.sysfs}/driver)) $(ls {DEVICE.sysfs}/vfio-dev 2> /dev/null | wc -l)
 """
+_BOTH_LAPS = f"lap to_vfio{_LOOK}lap to_native{_LOOK}"
+
+_VIRSH = "virsh -q -c qemu:///system"
+_NODE = f"pci_{re.sub('[:.]', '_', DEVICE.bdf)}"
+_FLAVOUR = f"/run/vfio-flavour/{DEVICE.bdf}/driver_flavour"
+# The raw way is what an administrator's script would do: bash's own echo, no process started.
+WAYS = {
+    RAW: Way(
+        f"echo {VARIANT} > {DEVICE.sysfs}/driver_override;"
+        f" echo {DEVICE.bdf} > {DRIVERS}/{DEVICE.native}/unbind;"
+        f" echo {DEVICE.bdf} > {DRIVERS}/{VARIANT}/bind",
+        f"echo {DEVICE.native} > {DEVICE.sysfs}/driver_override;"
+        f" echo {DEVICE.bdf} > {DRIVERS}/{VARIANT}/unbind;"
+        f" echo {DEVICE.bdf} > {DRIVERS}/{DEVICE.native}/bind; echo > {DEVICE.sysfs}/driver_override",
+    ),
+    FILE: Way(f"echo vfio > {_FLAVOUR}", f"echo native > {_FLAVOUR}"),
+    CTL: Way(f"flavourctl set {DEVICE.bdf} vfio", f"flavourctl set {DEVICE.bdf} native"),
+    DRIVERCTL: Way(
+        f"driverctl --nosave set-override {DEVICE.bdf} {GENERIC}",
+        f"driverctl --nosave unset-override {DEVICE.bdf}",
+        GENERIC,
+    ),
+    # Its daemon runs for its own laps only, and has looked at the devices when they begin.
+    VIRSH: Way(
+        f"{_VIRSH} nodedev-detach {_NODE} --driver {GENERIC}",
+        f"{_VIRSH} nodedev-reattach {_NODE}",
+        GENERIC,
+        f"systemctl start libvirtd; {_VIRSH} nodedev-dumpxml {_NODE} > /dev/null",
+        "systemctl stop libvirtd 2> /dev/null",
+    ),
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="How long a switch takes, against the bare kernel work.")
-    parser.add_argument("--release", choices=sorted(RELEASES), default=DEFAULT_RELEASE)
-    parser.add_argument("--deb", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=10)
-    options = parser.parse_args()
-    role = ROLES["good"]
-    with Guest(build_image(RELEASES[options.release], options.deb)) as guest:
-        guest.run("cat > /root/bench.sh <<'EOF'\n" + _SCRIPT + "\nEOF")
-        arguments = f"{role.bdf} {role.native} {role.variants[0]} {options.rounds}"
-        said = guest.run(f"bash /root/bench.sh {arguments}", timeout=1800).stdout
-        memory = guest.run(
-            "for unit in vfio-flavourd vfio-flavour-fs; do pid=$(systemctl show -P MainPID $unit); "
-            'echo "$unit $(grep VmRSS /proc/$pid/status)"; done'
-        ).stdout
-    laps: dict[tuple[str, str], dict[int, float]] = {}
-    for line in said.splitlines():
-        number, way, direction, micros = line.split()
-        if int(number) > 0:  # the first round warms up
-            laps.setdefault((way, direction), {})[int(number)] = int(micros) / 1000
-    print(f"Debian {options.release}, {options.rounds} rounds; ms of guest time, ratios to the raw writes")
-    for (way, direction), times in laps.items():
-        ratios = [times[number] / laps["raw", direction][number] for number in times]
-        print(
-            f"{way:10} to {direction:7} {statistics.median(times.values()):8.1f} ms"
-            f" ({min(times.values()):.1f}..{max(times.values()):.1f})"
-            f"   x {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
-        )
-    print(memory, end="")
+def measure(guest: Guest, scale: Scale) -> list[Row]:
+    ways = {name: way for name, way in WAYS.items() if name not in (DRIVERCTL, VIRSH) or rig.has(guest, name)}
+    with _kernel_events(guest) as read_events:
+        guest.run(f"modprobe {MODULE}; modprobe {GENERIC}")
+        loaded = {name: _loaded(guest, way, read_events) for name, way in ways.items()}
+        samples = run_rounds(loaded, scale.guest_rounds, warm_up=scale.warm_up)
+        unloaded = {
+            name: _unloaded(guest, WAYS[name], f"modprobe {MODULE};" * (name == RAW)) for name in (RAW, FILE)
+        }
+        samples |= run_rounds(unloaded, scale.guest_rounds, warm_up=scale.warm_up)
+    rig.unload(guest)
+    aims = {
+        TO_VFIO: SWITCH_AIMS,
+        NOTHING_LOADED: {RAW: 1.2},
+        TO_NATIVE: SWITCH_AIMS,
+        BARE_TO_VFIO: BARE_AIMS,
+        BARE_TO_NATIVE: BARE_AIMS,
+    }
+    return [Row(what, "ms", FILE, samples[what], aims[what]) for what in aims]
 
 
-if __name__ == "__main__":
-    main()
+def _loaded(guest: Guest, way: Way, read_events: Callable[[], str]) -> Side:
+    script = f"""
+        to_vfio() {{ {way.to_vfio}; }}
+        to_native() {{ {way.to_native}; }}
+        {way.before}
+        {_BOTH_LAPS}
+        udevadm settle
+        {way.after}
+    """
+
+    def side() -> Mapping[str, float]:
+        read_events()
+        to_vfio, to_native = _check(rig.run(guest, script), way)
+        to_vfio_bare, to_native_bare = _find_gaps(read_events())
+        return {
+            TO_VFIO: to_vfio,
+            TO_NATIVE: to_native,
+            BARE_TO_VFIO: to_vfio_bare,
+            BARE_TO_NATIVE: to_native_bare,
+        }
+
+    return side
+
+
+def _unloaded(guest: Guest, way: Way, first: str) -> Side:
+    """Only the way there: the way back is the same."""
+    script = f"""
+        to_vfio() {{ {first} {way.to_vfio}; }}
+        to_native() {{ {way.to_native}; }}
+        ! grep -q ^vfio /proc/modules
+        {_BOTH_LAPS}
+    """
+
+    def side() -> Mapping[str, float]:
+        rig.unload(guest)
+        return {NOTHING_LOADED: _check(rig.run(guest, script), way)[0]}
+
+    return side
+
+
+def _check(said: list[str], way: Way) -> tuple[float, float]:
+    """Milliseconds there and back, if the device had the driver each time."""
+    to_vfio, there, to_native, back = said
+    assert there == f"{way.driver} 1", there
+    assert back == f"{DEVICE.native} 0", back
+    return int(to_vfio) / 1000, int(to_native) / 1000
+
+
+@contextmanager
+def _kernel_events(guest: Guest) -> Iterator[Callable[[], str]]:
+    """Reads what has come since the last time. The stamp is of when it was received, so the receiver goes
+    before everybody else."""
+    monitor = "exec chrt -f 10 stdbuf -oL udevadm monitor --kernel --subsystem-match=pci"
+    with running(guest, monitor) as events:
+        events.wait_for("the kernel uevent")
+        read = 0
+
+        def read_events() -> str:
+            nonlocal read
+            text = events.stdout
+            new, read = text[read:], len(text)
+            return new
+
+        yield read_events
+
+
+def _find_gaps(text: str) -> list[float]:
+    """Milliseconds from each unbind to the next bind. The kernel sends the one when the driver has let go,
+    the other when the next one has the device."""
+    gaps, unbound = [], 0.0
+    for stamp, action in _STAMP.findall(text):
+        if action == "unbind":
+            unbound = float(stamp)
+        elif unbound:
+            gaps.append((float(stamp) - unbound) * 1000)
+            unbound = 0.0
+    assert len(gaps) == 2, text
+    return gaps

@@ -98,14 +98,16 @@ class Image:
     disk: Path
 
 
-def build_image(release: Release, deb: Path | None = None) -> Image:
-    """The guest's image, with the package `deb` installed in it if there is one."""
+def build_image(release: Release, deb: Path | None = None, extra: Sequence[str] = ()) -> Image:
+    """The guest's image, with the package `deb` installed in it if there is one, and with it Debian's `extra`
+    packages: such an image is kept beside the tests' own."""
     base_key = cache.hash_inputs(release.name, repr(release), *PACKAGES, *TOOLCHAIN, INITRAMFS, *LEFT_OUT)
     modules_key = cache.hash_inputs(base_key, MODULES)
     system_key = cache.hash_inputs(modules_key, ROOTFS, AGENT, *MASKED)
-    image_key = cache.hash_inputs(system_key, IMAGE_SIZE, *([deb] if deb else []))
+    image_key = cache.hash_inputs(system_key, IMAGE_SIZE, *([deb] if deb else []), *extra)
 
-    wanted = cache.cache_directory() / f"image-{release.name}-{image_key}"
+    name = f"image-{release.name}-extra" if extra else f"image-{release.name}"
+    wanted = cache.cache_directory() / f"{name}-{image_key}"
     if not wanted.is_dir():
         host.require_for_build(release.name)
         base = cache.stage(f"base-{release.name}", base_key, lambda out: _build_base(release, out))
@@ -115,9 +117,7 @@ def build_image(release: Release, deb: Path | None = None) -> Image:
         system = cache.stage(
             f"system-{release.name}", system_key, lambda out: _build_system(base, modules, out)
         )
-        wanted = cache.stage(
-            f"image-{release.name}", image_key, lambda out: _build_disk(release, base, system, deb, out)
-        )
+        wanted = cache.stage(name, image_key, lambda out: _build_disk(release, base, system, deb, extra, out))
     os.utime(wanted)
     return Image(release, wanted / "vmlinuz", wanted / "initrd.img", wanted / "root.img")
 
@@ -184,12 +184,14 @@ def _build_system(base: Path, modules: Path, out: Path) -> None:
     _run("systemctl", f"--root={root}", "mask", *MASKED)
 
 
-def _build_disk(release: Release, base: Path, system: Path, deb: Path | None, out: Path) -> None:
+def _build_disk(
+    release: Release, base: Path, system: Path, deb: Path | None, extra: Sequence[str], out: Path
+) -> None:
     root = system / "root"
     if deb is not None:
         root = out / "root"
         _run("cp", "-a", str(system / "root"), str(root))
-        _install_package(release, base, root, deb)
+        _install_package(release, base, root, deb, extra)
     kernel = _kernel_release(root)
     shutil.copy(root / f"boot/vmlinuz-{kernel}", out / "vmlinuz")
     shutil.copy(root / f"boot/initrd.img-{kernel}", out / "initrd.img")
@@ -198,7 +200,7 @@ def _build_disk(release: Release, base: Path, system: Path, deb: Path | None, ou
         shutil.rmtree(root)
 
 
-def _install_package(release: Release, base: Path, root: Path, deb: Path) -> None:
+def _install_package(release: Release, base: Path, root: Path, deb: Path, extra: Sequence[str]) -> None:
     """Lets apt find what the package depends on; what it downloads is kept for the next time."""
     archives = cache.cache_directory() / f"archives-{release.name}"
     archives.mkdir(exist_ok=True)
@@ -210,11 +212,11 @@ def _install_package(release: Release, base: Path, root: Path, deb: Path) -> Non
             shutil.copy(package, in_guest)
         shutil.copy(deb, root / "package.deb")
         try:
-            _apt_install(root, "./package.deb")
+            _apt_install(root, "./package.deb", *extra)
         except RigError:
             # The lists are as old as the base: the mirror may have dropped what they name.
             _chroot(root, "apt-get", "update")
-            _apt_install(root, "./package.deb")
+            _apt_install(root, "./package.deb", *extra)
         for package in in_guest.glob("*.deb"):
             shutil.copy(package, archives)
     (root / "package.deb").unlink()
