@@ -94,10 +94,7 @@ def parse_nodes(text: str, file: str) -> Node:
     try:
         return _build(yaml.parse(text, Loader=_Loader), file)
     except yaml.MarkedYAMLError as error:
-        # Where the text just ends, libyaml is a line further.
-        end = _place_after(text, file)
-        found = _place(error.problem_mark or error.context_mark, file)
-        place = min(found, end, key=lambda each: (each.line, each.column))
+        place = _place(error.problem_mark or error.context_mark, file)
         said = ": ".join(part for part in (error.context, error.problem) if part)
         tab = "\t" in text and "cannot start any token" in said
         hint = "indent with spaces, not with tabs" if tab else ""
