@@ -1,7 +1,7 @@
 # Every target does its own set-up; CONTRIBUTING.md says what each is for.
 
 .DELETE_ON_ERROR:
-.PHONY: check unit lint deb demo bench soak reference lock clean help
+.PHONY: check unit lint deb demo fuzz bench soak reference lock clean help
 
 # Debian's own Python, which is what the package runs on.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -31,7 +31,7 @@ help:
 
 # What fails in seconds comes first.
 check: $(build)/dev.stamp $(build)/lint-packages.stamp $(deb)
-	@$(pytest) tests/lint tests/unit
+	@$(pytest) tests/lint tests/unit tests/fuzz
 	@.ci/guest-tests $(venv)/bin/python $(deb)
 
 unit: $(build)/dev.stamp
@@ -41,6 +41,11 @@ lint: $(build)/dev.stamp $(build)/lint-packages.stamp
 	@$(pytest) tests/lint
 
 deb: $(deb)
+
+# `make fuzz RUNS=20000` for a short one; one target: python -m tests.fuzz policy.
+RUNS ?= 10000000
+fuzz: $(build)/fuzz.stamp
+	@$(venv)/bin/python -m tests.fuzz --runs $(RUNS)
 
 demo: $(deb) $(build)/dev.stamp
 	@$(venv)/bin/python -m tests.guest demo --deb $(deb)
@@ -66,6 +71,8 @@ lock: $(build)/venv.stamp
 	@$(venv)/bin/python -m pip install --quiet uv
 	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --upgrade --extra test --extra lint pyproject.toml --output-file requirements-dev.txt
+	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --upgrade --group fuzz --output-file requirements-fuzz.txt
 
 $(build):
 	@mkdir -p $@
@@ -79,6 +86,10 @@ $(build)/dev.stamp: requirements-dev.txt $(build)/venv.stamp
 	@.ci/install-packages $(dev_packages)
 	@echo "installing the Python packages of requirements-dev.txt in $(venv)"
 	@$(call quietly,pip,$(venv)/bin/python -m pip install --require-hashes -r requirements-dev.txt)
+	@touch $@
+
+$(build)/fuzz.stamp: requirements-fuzz.txt $(build)/dev.stamp
+	@$(call quietly,pip-fuzz,$(venv)/bin/python -m pip install --require-hashes -r requirements-fuzz.txt)
 	@touch $@
 
 $(build)/lint-packages.stamp: | $(build)

@@ -47,6 +47,8 @@ ALIAS_BOMB = HEAD + "defaults: &a {deny: [x]}\n" + "".join(f"b{n}: &b{n} [*a, *a
         (HEAD + "rules:\n\t- name: x\n", 3, 1, "not valid YAML: "),
         (HEAD + "rules: [\n", 3, 1, "not valid YAML: "),
         (HEAD + "rules: 'x\n", 3, 1, "not valid YAML: "),
+        (HEAD + "rules: [", 2, 9, "not valid YAML: "),
+        ("---\n ", 2, 2, "the file: found nothing, expected a mapping"),
         (HEAD + "[a]: b\n", 2, 1, "found a list or mapping as a key"),
         (HEAD + "<<: {rules: []}\n", 2, 1, "'<<' is not a key of a policy"),
         (HEAD + HEAD, 2, 1, "the key 'version' is given twice, first in line 1"),
@@ -178,6 +180,15 @@ def test_what_flavours_and_personalities_cannot_be(tmp_path: Path, text: str, co
     problem = problem_of(tmp_path, f"{HEAD}{text}\n")
     assert problem.message.startswith(said)
     assert (problem.line, problem.column) == (2, column)
+
+
+def test_a_name_that_moves_the_cursor_is_told_in_one_line_that_can_be_read(tmp_path: Path) -> None:
+    """YAML's own escapes make control characters of what is printable in the file."""
+    text = HEAD + r'flavours: {"\e[31m\n": x, "\u202e": {alias_prefix: none, fallback: x}}' + "\n"
+    text += "rules:\n  - {name: a, match: {vendor: 1}, flavour: y}\n"
+    problems = problems_of(tmp_path, text)
+    assert len(problems) == 4
+    assert all(each.message.isprintable() for each in problems)
 
 
 def test_a_flavour_is_given_once_in_a_file(tmp_path: Path) -> None:

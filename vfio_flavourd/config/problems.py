@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..model.errors import InvalidPolicyError
+from ..model.printable import printable
 
 # Whoever makes more has made one mistake many times, or is trying something.
 _MOST_ERRORS = 50
@@ -48,7 +49,8 @@ class Problem:
     severity: Severity = Severity.ERROR
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        file = printable(self.file)
+        where = f"{file}:{self.line}:{self.column}" if self.line else file
         warning = "warning: " if self.severity is Severity.WARNING else ""
         return f"{where}: {warning}{self.message}"
 
@@ -114,7 +116,12 @@ class Report:
 
     def _add(self, place: Place, message: str, hint: str, severity: Severity) -> None:
         lines = self._lines.get(place.file, [])
+        if lines and place.line > len(lines):
+            # For libyaml a text that just ends does so a line further.
+            place = Place(place.file, len(lines), len(lines[-1]) + 1)
         source = lines[place.line - 1] if 0 < place.line <= len(lines) else ""
+        # What they quote may be anything, also a control character that YAML's own escapes have made.
+        message, hint = printable(message), printable(hint)
         self._problems.append(Problem(place.file, place.line, place.column, message, source, hint, severity))
 
 

@@ -98,8 +98,8 @@ class Named:
                 report.error(key.place, f"{name}: {shown(key.text)} is given twice")
                 continue
             seen.add(key.text)
-            self.name.check(key, name, report)
-            checked = self.value.check(value, key.text, report)
+            known = self.name.check(key, name, report) is not None
+            checked = self.value.check(value, key.text if known else shown(key.text), report)
             if checked is not None:
                 found[key.text] = Value(checked.value, key.place)
         return Value(found, node.place)

@@ -55,8 +55,9 @@ def normalised(pattern: str) -> str | None:
 def matches(pattern: str, text: str) -> bool:
     """Whether fnmatch(3) would say so.
 
-    Bytes are characters, as in the C locale. Inside brackets `[:`, `[=` and `[.` are plain characters:
-    a class's name needs a `]` that kmod's normalisation does not let pass.
+    Bytes are characters, as in the C locale. Inside brackets `[:`, `[=` and `[.` are plain characters, where
+    fnmatch(3) may find the pattern ill-formed: what they begin there ends with two `]`, of which kmod's
+    normalisation lets only one pass.
     """
     head = _LITERAL_HEAD.match(pattern)
     if head is not None and not text.startswith(head.group()):

@@ -50,7 +50,7 @@ def find_builtin_aliases(files: ModuleFiles, prefix: str) -> Iterator[AliasLine]
         end = data.find(b"\0", at)
         entry = data[start : len(data) if end < 0 else end].decode("latin-1")
         module, _, pattern = entry.partition(".alias=")
-        at += 1
+        at = len(data) if end < 0 else end
         normal, name = normalised(pattern), find_module_name(module)
         if normal and name and normal.startswith(f"{prefix}:"):
             yield AliasLine(normal, name, f"{files.directory}/modules.builtin.modinfo")
