@@ -371,6 +371,50 @@ def test_a_device_is_a_directory_with_three_files(mounted: Mounted) -> None:
     run(talk())
 
 
+def test_an_inode_is_found_again_only_when_whoever_found_it_has_closed_it(mounted: Mounted) -> None:
+    directory = Place(parse_address(DEVICE), Node.DIRECTORY).inode
+
+    async def find() -> int:
+        return int((await mounted.look_up(directory, "driver_flavour")).st_ino)
+
+    async def open_it(inode: int) -> int:
+        return int((await mounted.fs.open(inode, os.O_RDWR, CONTEXT)).fh)  # type: ignore[arg-type]
+
+    async def talk() -> None:
+        first = await find()
+        second = await find()  # the first one may be opened any moment
+        assert second != first
+        old, files = await open_it(first), [await open_it(second), await open_it(second)]
+        third = await find()
+        assert third not in (first, second)
+        await mounted.fs.release(old)
+        fourth = await find()
+        assert fourth not in (first, second, third)
+        last = await open_it(fourth)
+        assert await find() != fourth
+        for file in (*files, last):
+            await mounted.fs.release(file)
+
+    async def alone() -> None:
+        inode = await find()
+        for _ in range(3):
+            files = [await open_it(inode), await open_it(inode)]
+            await mounted.fs.release(files[0])
+            assert inode not in (other := await find(), await find())
+            await mounted.fs.release(files[1])
+            inode = await find()
+            assert inode != other
+
+    async def one_after_the_other() -> None:
+        inode = await find()
+        for _ in range(3):
+            await mounted.fs.release(await open_it(inode))
+            assert await find() == inode
+
+    for each in (talk, alone, one_after_the_other):
+        run(each())
+
+
 @pytest.mark.parametrize(
     "name",
     ["0000:0f:00.0", "01:00.0", f"{DEVICE}\n", "00000:01:00.0", "..", "../../x", "", "use_vfio", "x" * 255],

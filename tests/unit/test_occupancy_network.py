@@ -248,6 +248,17 @@ def test_iscsi_and_nvme_over_the_network_are_told(host: FakeHost, eth0: str) -> 
     ]
 
 
+def test_mounts_are_looked_through_only_where_a_network_file_system_is_registered(
+    host: FakeHost, eth0: str
+) -> None:
+    host.mount("0:70", "/mnt/nfs", "nfs4", "nas:/export", "rw,addr=192.0.2.9")
+    host.routes["192.0.2.9"] = Route((2,), is_local=False)
+    host.path("/proc/filesystems").write_text("nodev\tsysfs\n\text4\n", encoding="ascii")
+    assert host.told() == []
+    host.path("/proc/filesystems").write_text("nodev\tsysfs\nnodev\tnfs4\n\text4\n", encoding="ascii")
+    assert host.told() == ["network storage: /mnt/nfs (nfs4) from 192.0.2.9 by eth0"]
+
+
 @pytest.mark.parametrize(
     ("fs_type", "source", "options", "addresses"),
     [

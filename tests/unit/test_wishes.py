@@ -187,13 +187,12 @@ def test_one_that_can_not_be_made_to_last_holds_for_the_boot_and_the_file_stays(
     assert files.lasting.read_bytes() == before
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_one_for_the_boot_that_can_not_be_kept_is_told_and_holds_while_the_daemon_runs(
-    files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+    files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wishes = files.wishes
     with monkeypatch.context() as patch:
-        break_writing(patch, call)
+        break_writing(patch, "replace")
         wishes.keep(DEVICE, Flavour.VFIO, (), persist=False)
     assert find(wishes) == Flavour.VFIO
     assert "can't be saved" in caplog.text

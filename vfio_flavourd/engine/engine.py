@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from ..kernel.inventory import DEVICES
+from ..kernel.inventory import DEVICES, find_driver_module
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
 from ..model.codes import Code
@@ -199,7 +199,7 @@ class Engine:
         try:
             outcome = await self._in_turn(work)
             if work.request.by_hand and not work.drops_wish:
-                self._keep_wishes(work.request, outcome)
+                self._keep_wishes(work, outcome)
         except FlavourError as error:
             error.touched = work.is_touched
             work.conclude(self._host, self.attempts, error=error)
@@ -231,11 +231,22 @@ class Engine:
         if any(lasted):
             await self.reconciler.lasting_wishes_changed()
 
-    def _keep_wishes(self, request: Request, outcome: Outcome) -> None:
+    def _keep_wishes(self, work: Work, outcome: Outcome) -> None:
         """Raises FlavourError (EIO) when they are to last and can't be kept."""
-        for other in outcome.others:
-            self.reconciler.keep_wish(replace(request, address=other.address, drivers=()))
-        self.reconciler.keep_wish(request)
+        first, *others = (member.device for member in work.members)
+        for device, other in zip(others, outcome.others, strict=True):
+            request = replace(work.request, address=other.address, drivers=())
+            self.reconciler.keep_wish(self._tell_what_became(device, other), request)
+        self.reconciler.keep_wish(self._tell_what_became(first, outcome), work.request)
+
+    def _tell_what_became(self, device: Device, outcome: Outcome) -> Device:
+        """It after its switch, as the worker has read it back."""
+        return replace(
+            device,
+            driver=outcome.driver,
+            driver_module=find_driver_module(self._host.sysfs, outcome.driver),
+            vfio_device=outcome.vfio_device,
+        )
 
     async def _in_turn(self, work: Work) -> Outcome:
         address = work.request.address

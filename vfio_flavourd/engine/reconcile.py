@@ -67,12 +67,9 @@ class Reconciler:
 
     # wishes by hand
 
-    def keep_wish(self, request: Request) -> None:
-        """A request by hand was granted. Raises FlavourError (EIO) when it is to last and can't be kept."""
-        try:
-            device = self._host.read_device(request.address)
-        except FlavourError:
-            return  # gone by now, and the wish with it
+    def keep_wish(self, device: Device, request: Request) -> None:
+        """A request by hand was granted; `device` is as it has become. Raises FlavourError (EIO) when it is
+        to last and can't be kept."""
         self._note(device, str(request.flavour), self._host.decide(device), done=True)
         try:
             self._wishes.keep(

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 
-def write_whole_file(path: Path, text: str) -> None:
-    """Aside, synced, renamed, and the directory synced: what was there before stays until then.
+def write_whole_file(path: Path, text: str, *, synced: bool = True) -> None:
+    """Aside, synced, renamed, and the directory synced: what was there before stays until then. What
+    a power cut takes away whole, as all that is in /run, need not be `synced`.
 
     Raises OSError.
     """
@@ -13,8 +14,11 @@ def write_whole_file(path: Path, text: str) -> None:
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if synced:
+            os.fsync(file.fileno())
     aside.replace(path)
+    if not synced:
+        return
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

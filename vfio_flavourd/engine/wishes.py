@@ -89,7 +89,7 @@ class Wishes:
 
     def _write_boot(self) -> None:
         try:
-            _write(self._boot_file, self._boot)
+            _write(self._boot_file, self._boot, synced=False)
         except OSError as error:
             _warn(self._boot_file, error)
 
@@ -134,7 +134,7 @@ def _read(path: Path) -> dict[str, Wish]:
         return {}
 
 
-def _write(path: Path, wishes: dict[str, Wish]) -> None:
+def _write(path: Path, wishes: dict[str, Wish], *, synced: bool = True) -> None:
     """Raises OSError."""
     data = {
         address: {
@@ -146,4 +146,4 @@ def _write(path: Path, wishes: dict[str, Wish]) -> None:
         }
         for address, wish in wishes.items()
     }
-    write_whole_file(path, json.dumps(data))
+    write_whole_file(path, json.dumps(data), synced=synced)

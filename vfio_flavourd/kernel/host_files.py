@@ -22,7 +22,8 @@ class HostFiles:
     def read(self, path: str) -> str:
         """The whole text; empty when it can't be read."""
         try:
-            return Path(self.root + path).read_bytes().decode("utf-8", "replace")
+            with open(self.root + path, "rb", buffering=0) as file:  # noqa: PTH123 - for thousands
+                return file.readall().decode("utf-8", "replace")
         except OSError:
             return ""
 

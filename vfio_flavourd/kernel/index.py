@@ -38,8 +38,8 @@ class ModuleIndex:
     def table(self) -> AliasTable:
         """The table, read again when its files or the release have changed. Never raises for what is on disk.
 
-        A look at every file takes some 1.5 µs apiece, so it is taken once in a turn of the loop. `held` is for
-        a batch of devices where there is none.
+        A look at every file takes some 1.5 µs apiece, so it is taken once in a turn of the loop. `held` is
+        for a batch of devices where there is none.
         """
         if self._held:
             return self._table

@@ -185,7 +185,7 @@ def _read_ipv6_addresses(files: HostFiles) -> Iterator[tuple[str, str]]:
 def _find_servers(files: HostFiles) -> Iterator[tuple[Use, str, Address, int | None]]:
     """What the host has mounted or attached over the network, and from where."""
     seen = set()
-    for mount in read_mounts(files):
+    for mount in read_mounts(files) if _may_mount_by_network(files) else ():
         if mount.fs_type not in _NETWORK_FILE_SYSTEMS or (mount.point, mount.source) in seen:
             continue
         seen.add((mount.point, mount.source))
@@ -209,6 +209,13 @@ def _find_servers(files: HostFiles) -> Iterator[tuple[Use, str, Address, int | N
         address = _parse_address(text)
         if address is not None:
             yield Use.NETWORK_STORAGE, what, address, None
+
+
+def _may_mount_by_network(files: HostFiles) -> bool:
+    """Whether there can be such a mount in any name space: what is mounted keeps its type registered
+    (get_fs_type() in fs/filesystems.c). Looking through all name spaces takes most of the time otherwise."""
+    types = {line.rpartition("\t")[2] for line in files.read_lines("/proc/filesystems")}
+    return not types or not types.isdisjoint(_NETWORK_FILE_SYSTEMS)
 
 
 def find_server_addresses(mount: Mount) -> tuple[Address, ...]:

@@ -51,8 +51,8 @@ class Interrupts:
         if self._waiting:
             loop.call_soon(self.look)
 
-    def notify_closing(self, _: int) -> None:
-        """pyfuse3 ends."""
+    def notify_closing(self, fd: int) -> None:
+        """pyfuse3 ends, and with it the one device `fd`."""
         if self._readable is not None and not self._readable.done():
             self._readable.set_exception(pyfuse3_asyncio.ClosedResourceError())
 

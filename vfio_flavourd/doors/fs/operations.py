@@ -31,6 +31,19 @@ _SIZE = 4096
 _FOR_GOOD = 86400.0
 
 
+@dataclass(slots=True)
+class _HandedOut:
+    """An inode that a look-up has found. Until it has been opened, and closed again, nobody else finds it."""
+
+    inode: int
+    files: int = 0
+    is_expected: bool = True
+
+    @property
+    def is_free(self) -> bool:
+        return not self.files and not self.is_expected
+
+
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
     """`opener` is the thread that opened it, taken for the one that writes: pyfuse3 tells of no other."""
@@ -38,6 +51,7 @@ class _OpenFile:
     place: Place
     opener: int
     uid: int
+    handed_out: _HandedOut | None
 
 
 class FlavourFs(pyfuse3.Operations):
@@ -53,6 +67,7 @@ class FlavourFs(pyfuse3.Operations):
         self._open: dict[int, _OpenFile] = {}
         self._last_handle = 0
         self._lookups = 0
+        self._handed_out: dict[Place, _HandedOut] = {}
         self._errors: dict[PciAddress, str] = {}
         self._started = time.time_ns()
         try:
@@ -75,9 +90,19 @@ class FlavourFs(pyfuse3.Operations):
             return self._attributes(Place(address, Node.DIRECTORY).inode)
         if name not in FILES:
             raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._attributes(self._hand_out(Place(find_place(parent_inode).address, FILES[name])))
+
+    def _hand_out(self, place: Place) -> int:
+        """An inode of the file that nobody else has. Where it can be the last one the kernel needs no second
+        look-up, as it does where a name leads elsewhere now."""
+        last = self._handed_out.get(place)
+        if last is not None and last.is_free:
+            last.is_expected = True
+            return last.inode
         self._lookups += 1
-        inode = Place(find_place(parent_inode).address, FILES[name]).inode
-        return self._attributes(with_serial(inode, self._lookups))
+        inode = with_serial(place.inode, self._lookups)
+        self._handed_out[place] = _HandedOut(inode)
+        return inode
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._attributes(inode)
@@ -145,11 +170,20 @@ class FlavourFs(pyfuse3.Operations):
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self._last_handle += 1
-        self._open[self._last_handle] = _OpenFile(find_place(inode), ctx.pid, ctx.uid)
+        place = find_place(inode)
+        handed_out = self._handed_out.get(place)
+        if handed_out is not None and handed_out.inode == inode:
+            handed_out.files += 1
+            handed_out.is_expected = False
+        else:
+            handed_out = None  # by now the file has another one
+        self._open[self._last_handle] = _OpenFile(place, ctx.pid, ctx.uid, handed_out)
         return pyfuse3.FileInfo(fh=self._last_handle, direct_io=True)
 
     async def release(self, fh: int) -> None:
-        del self._open[fh]
+        file = self._open.pop(fh)
+        if file.handed_out is not None:
+            file.handed_out.files -= 1
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         place = self._open[fh].place
