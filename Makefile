@@ -1,7 +1,7 @@
 # Every target does its own set-up; CONTRIBUTING.md says what each is for.
 
 .DELETE_ON_ERROR:
-.PHONY: check unit lint deb demo fuzz bench soak reference lock clean help
+.PHONY: check unit lint deb demo fuzz bench soak coverage reference lock clean help
 
 # Debian's own Python, which is what the package runs on.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -49,6 +49,13 @@ fuzz: $(build)/fuzz.stamp
 
 demo: $(deb) $(build)/dev.stamp
 	@$(venv)/bin/python -m tests.guest demo --deb $(deb)
+
+# The unit tests' lines; the guest's tests run what these can't.
+coverage: $(build)/dev.stamp
+	@$(venv)/bin/python -m coverage erase
+	@$(venv)/bin/python -m coverage run -m pytest tests/unit
+	@$(venv)/bin/python -m coverage combine --quiet
+	@$(venv)/bin/python -m coverage report
 
 # Two hours on one release; a round takes some 40 s.
 soak: $(deb) $(build)/dev.stamp
