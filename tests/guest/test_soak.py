@@ -16,7 +16,7 @@ from .conftest import Host
 from .devices import HOTPLUG_PORTS, ROLES
 
 GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
-ROUND = 20
+ROUND = 40
 SERVICES = ("vfio-flavourd", "vfio-flavour-fs")
 
 # For as long as the file is there. What is tried while a service is killed may fail; how often it did not is
@@ -33,9 +33,9 @@ done; echo numbers ${{numbers:-0}}; }}
 by_ctl() {{ while [ -e $run ]; do
     {{ flavourctl set {virtio} vfio && flavourctl reset {virtio} && calls=$((calls + 1)); }} > /dev/null 2>&1
 done; echo calls ${{calls:-0}}; }}
-reloads() {{ while [ -e $run ]; do flavourctl reload 2> /dev/null && reloads=$((reloads + 1)); sleep 2
+reloads() {{ while [ -e $run ]; do flavourctl reload 2> /dev/null && reloads=$((reloads + 1)); sleep 5
 done; echo reloads ${{reloads:-0}}; }}
-kills() {{ sleep 7; systemctl kill --kill-whom=main --signal KILL vfio-flavourd; sleep 6
+kills() {{ sleep 15; systemctl kill --kill-whom=main --signal KILL vfio-flavourd; sleep 8
     systemctl kill --signal KILL 'vfio-flavour-users@*'
     systemctl kill --signal KILL vfio-flavour-fs; }}
 touch $run
@@ -67,7 +67,7 @@ while os.path.exists("/run/soak"):
     clients.append(client)
     if len(clients) > 20:
         clients.pop(chance.randrange(20)).close()
-    time.sleep(0.05)
+    time.sleep(0.25)
 """
 
 SETTLE = """
