@@ -147,8 +147,8 @@ def _check(said: list[str], way: Way) -> tuple[float, float]:
 
 
 class _Gaps:
-    """Milliseconds from each unbind of the device to the next bind. The kernel sends the one when the driver has
-    let go, the other when the next one has the device."""
+    """Milliseconds from each unbind of the device to the next bind. The kernel sends the one when the driver
+    has let go, the other when the next one has the device."""
 
     def __init__(self, events: Pending) -> None:
         self._events = events
