@@ -51,7 +51,7 @@ storm() {
     for ((number = 0; number < $1; number++)); do
         echo change > "${files[number % ${#files[@]}]}"
     done
-    udevadm settle --timeout=900
+    udevadm settle --timeout=600
 }
 """
 

@@ -1,10 +1,12 @@
 """A switch to VFIO and back: by each of the ways there are, and how long the device is without a driver."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.guest.channel import COMMAND_TIMEOUT, Pending
 from tests.guest.conftest import running
 from tests.guest.devices import ROLES
 from tests.guest.vm import Guest
@@ -77,9 +79,9 @@ WAYS = {
 
 def measure(guest: Guest, scale: Scale) -> list[Row]:
     ways = {name: way for name, way in WAYS.items() if name not in (DRIVERCTL, VIRSH) or rig.has(guest, name)}
-    with _kernel_events(guest) as read_events:
+    with _following_the_kernel(guest) as gaps:
         guest.run(f"modprobe {MODULE}; modprobe {GENERIC}")
-        loaded = {name: _loaded(guest, way, read_events) for name, way in ways.items()}
+        loaded = {name: _loaded(guest, way, gaps) for name, way in ways.items()}
         samples = run_rounds(loaded, scale.guest_rounds, warm_up=scale.warm_up)
         unloaded = {
             name: _unloaded(guest, WAYS[name], f"modprobe {MODULE};" * (name == RAW)) for name in (RAW, FILE)
@@ -96,7 +98,7 @@ def measure(guest: Guest, scale: Scale) -> list[Row]:
     return [Row(what, "ms", FILE, samples[what], aims[what]) for what in aims]
 
 
-def _loaded(guest: Guest, way: Way, read_events: Callable[[], str]) -> Side:
+def _loaded(guest: Guest, way: Way, gaps: "_Gaps") -> Side:
     script = f"""
         to_vfio() {{ {way.to_vfio}; }}
         to_native() {{ {way.to_native}; }}
@@ -107,9 +109,9 @@ def _loaded(guest: Guest, way: Way, read_events: Callable[[], str]) -> Side:
     """
 
     def side() -> Mapping[str, float]:
-        read_events()
+        gaps.forget()
         to_vfio, to_native = _check(rig.run(guest, script), way)
-        to_vfio_bare, to_native_bare = _find_gaps(read_events())
+        to_vfio_bare, to_native_bare = gaps.wait()
         return {
             TO_VFIO: to_vfio,
             TO_NATIVE: to_native,
@@ -125,7 +127,7 @@ def _unloaded(guest: Guest, way: Way, first: str) -> Side:
     script = f"""
         to_vfio() {{ {first} {way.to_vfio}; }}
         to_native() {{ {way.to_native}; }}
-        ! grep -q ^vfio /proc/modules
+        if grep '^vfio' /proc/modules >&2; then exit 1; fi
         {_BOTH_LAPS}
     """
 
@@ -144,33 +146,41 @@ def _check(said: list[str], way: Way) -> tuple[float, float]:
     return int(to_vfio) / 1000, int(to_native) / 1000
 
 
+class _Gaps:
+    """Milliseconds from each unbind of the device to the next bind. The kernel sends the one when the driver
+    has let go, the other when the next one has the device."""
+
+    def __init__(self, events: Pending) -> None:
+        self._events = events
+        self._read = 0
+
+    def forget(self) -> None:
+        self._read = len(self._events.stdout)
+
+    def wait(self) -> tuple[float, float]:
+        """Those of a switch and of the way back, as soon as they have come."""
+        deadline = time.monotonic() + COMMAND_TIMEOUT
+        while len(gaps := self._find()) < 2:
+            assert time.monotonic() < deadline, self._events.stdout[self._read :]
+            time.sleep(0.05)
+        there, back = gaps
+        return there, back
+
+    def _find(self) -> list[float]:
+        gaps, unbound = [], 0.0
+        for stamp, action in _STAMP.findall(self._events.stdout[self._read :]):
+            if action == "unbind":
+                unbound = float(stamp)
+            elif unbound:
+                gaps.append((float(stamp) - unbound) * 1000)
+                unbound = 0.0
+        return gaps
+
+
 @contextmanager
-def _kernel_events(guest: Guest) -> Iterator[Callable[[], str]]:
-    """Reads what has come since the last time. The stamp is of when it was received, so the receiver goes
-    before everybody else."""
+def _following_the_kernel(guest: Guest) -> Iterator[_Gaps]:
+    """An event's stamp is of when it was received, so the receiver goes before everybody else."""
     monitor = "exec chrt -f 10 stdbuf -oL udevadm monitor --kernel --subsystem-match=pci"
     with running(guest, monitor) as events:
         events.wait_for("the kernel uevent")
-        read = 0
-
-        def read_events() -> str:
-            nonlocal read
-            text = events.stdout
-            new, read = text[read:], len(text)
-            return new
-
-        yield read_events
-
-
-def _find_gaps(text: str) -> list[float]:
-    """Milliseconds from each unbind to the next bind. The kernel sends the one when the driver has let go,
-    the other when the next one has the device."""
-    gaps, unbound = [], 0.0
-    for stamp, action in _STAMP.findall(text):
-        if action == "unbind":
-            unbound = float(stamp)
-        elif unbound:
-            gaps.append((float(stamp) - unbound) * 1000)
-            unbound = 0.0
-    assert len(gaps) == 2, text
-    return gaps
+        yield _Gaps(events)

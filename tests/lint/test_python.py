@@ -16,7 +16,7 @@ def run(*command: str | Path) -> tuple[int, str]:
 
 
 def test_ruff_finds_nothing() -> None:
-    where = ("vfio_flavourd", "tests", "tools", "docs")
+    where = ("vfio_flavourd", "bench", "tests", "tools", "docs")
     status, output = run(BIN / "ruff", "check", "--output-format=concise", *where)
     assert status == 0, output
 
@@ -28,8 +28,8 @@ def test_the_package_passes_mypy_strict() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_tests_and_tools_pass_mypy_strict() -> None:
-    status, output = run(BIN / "mypy", "--strict", "tests", "tools")
+def test_the_benches_tests_and_tools_pass_mypy_strict() -> None:
+    status, output = run(BIN / "mypy", "--strict", "bench", "tests", "tools")
     assert status == 0, output
 
 
