@@ -1,7 +1,7 @@
 # Every target does its own set-up; CONTRIBUTING.md says what each is for.
 
 .DELETE_ON_ERROR:
-.PHONY: check unit lint deb demo fuzz bench soak coverage reference lock clean help
+.PHONY: check unit lint deb demo reproducible fuzz bench soak coverage reference lock clean help
 
 # Debian's own Python, which is what the package runs on.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -20,7 +20,7 @@ lint_packages := bash-completion fish mandoc shellcheck systemd zsh
 deb_packages := $(python_packages) build-essential debhelper dh-python dpkg-dev fakeroot pybuild-plugin-pyproject python3-hatchling
 
 deb_parts := CHANGELOG.md LICENSE README.md catalog completions debian dracut grafana initramfs-tools libexec man pyproject.toml samples schemas \
-	systemd sysusers.d udev-rules vfio_flavourd $(wildcard docs)
+	SECURITY.md systemd sysusers.d udev-rules vfio_flavourd $(wildcard docs)
 deb_inputs := $(shell find $(deb_parts) -type f ! -name '*.pyc' 2>/dev/null)
 
 # What pip and dpkg-buildpackage say is kept for when they fail.
@@ -32,6 +32,7 @@ help:
 # What fails in seconds comes first.
 check: $(build)/dev.stamp $(build)/lint-packages.stamp $(deb)
 	@$(pytest) tests/lint tests/unit tests/fuzz
+	@$(MAKE) --no-print-directory reproducible
 	@.ci/guest-tests $(venv)/bin/python $(deb)
 
 unit: $(build)/dev.stamp
@@ -109,15 +110,27 @@ $(build)/vendored.stamp: debian/vendored-requirements.txt $(build)/venv.stamp
 		--dest $(build)/vendored -r debian/vendored-requirements.txt)
 	@touch $@
 
-# In a copy: dpkg-buildpackage writes into the tree it builds and beside it. With Debian's own PATH: pybuild takes
-# the first python3.11 there is, and that must be the one which has its plugins.
+# In a copy: dpkg-buildpackage writes into the tree it builds and beside it.
+copy_of_source = rm -rf $(1) && mkdir -p $(1)/source && \
+	tar -c --exclude='*.pyc' --exclude=__pycache__ $(wildcard $(deb_parts)) | tar -x -C $(1)/source && \
+	cp -r $(build)/vendored $(1)/source/debian/vendored
+
+# With Debian's own PATH: pybuild takes the first python3.11 there is, and that must be the one which has its plugins.
+build_package = env -u MAKEFLAGS -u MAKELEVEL -u SOURCE_DATE_EPOCH PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+	dpkg-buildpackage --build=binary --no-sign
+
 $(deb): $(deb_inputs) $(build)/vendored.stamp
 	@.ci/install-packages $(deb_packages)
 	@echo "building $@"
-	@rm -rf $(build)/deb
-	@mkdir -p $(build)/deb/source dist
-	@tar -c --exclude='*.pyc' --exclude=__pycache__ $(wildcard $(deb_parts)) | tar -x -C $(build)/deb/source
-	@cp -r $(build)/vendored $(build)/deb/source/debian/vendored
-	@$(call quietly,deb,cd $(build)/deb/source && env -u MAKEFLAGS -u MAKELEVEL PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-		dpkg-buildpackage --build=binary --no-sign)
+	@mkdir -p dist
+	@$(call copy_of_source,$(build)/deb)
+	@$(call quietly,deb,cd $(build)/deb/source && $(build_package))
 	@cp $(build)/deb/$(@F) $@
+
+# As somebody else might: of files from before the changelog, elsewhere, with other rights, language and time zone.
+reproducible: $(deb)
+	@umask 077 && $(call copy_of_source,$(build)/deb-again/elsewhere)
+	@find $(build)/deb-again -exec touch --date=2020-02-02 {} +
+	@$(call quietly,deb-again,umask 077 && cd $(build)/deb-again/elsewhere/source && LC_ALL=C TZ=Asia/Tokyo $(build_package))
+	@cmp $(deb) $(build)/deb-again/elsewhere/$(notdir $(deb))
+	@sha256sum $(deb)

@@ -184,6 +184,14 @@ def test_all_files_together_have_a_limit(tmp_path: Path) -> None:
     )
 
 
+def test_no_more_than_the_limit_is_read_into_memory(tmp_path: Path) -> None:
+    for number in range(40):
+        write(tmp_path, "#" * 65535, f"{number}.yaml")
+    with pytest.raises(PolicyError) as caught:
+        load(tmp_path)
+    assert len(caught.value.files) == 17
+
+
 def test_what_was_rendered_may_be_larger(tmp_path: Path) -> None:
     path = tmp_path / "last-good"
     path.write_text(rule("a") + "#" * 200_000, encoding="ascii")

@@ -6,7 +6,7 @@ was checked is what is read.
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def read_policy_files(root: Path, owner: int, report: Report) -> list[PolicyFile
     """In the order of their names. Everything must belong to `owner` and be writable by nobody else; what
     isn't so is reported, with everything else that keeps a file from being read."""
     found: dict[str, PolicyFile | None] = {}
+    total = 0
     for directory in DIRECTORIES:
         opened = _open_directory(root, directory, owner, report)
         if opened is None:
@@ -48,17 +49,21 @@ def read_policy_files(root: Path, owner: int, report: Report) -> list[PolicyFile
                 if name in found or name.startswith("."):
                     continue
                 if name.endswith(".yaml"):
-                    found[name] = _read(opened, str(root / directory), name, owner, report)
+                    file = found[name] = _read(opened, str(root / directory), name, owner, report)
+                    total += 0 if file is None else len(file.data)
+                    if total > TOTAL_LIMIT:
+                        what = f"all files together are larger than {TOTAL_LIMIT} bytes"
+                        report.error(Place(str(root / DIRECTORIES[0])), what)
+                        return _in_order(found)
                 elif name.endswith((".yml", ".json")):
                     report.warn(Place(f"{root / directory}/{name}"), "not named *.yaml, ignoring")
         finally:
             os.close(opened)
-    files = [file for _, file in sorted(found.items()) if file is not None]
-    if sum(len(file.data) for file in files) > TOTAL_LIMIT:
-        report.error(
-            Place(str(root / DIRECTORIES[0])), f"all files together are larger than {TOTAL_LIMIT} bytes"
-        )
-    return files
+    return _in_order(found)
+
+
+def _in_order(found: Mapping[str, PolicyFile | None]) -> list[PolicyFile]:
+    return [file for _, file in sorted(found.items()) if file is not None]
 
 
 def read_named_files(paths: Sequence[Path], limit: int, report: Report) -> list[PolicyFile]:

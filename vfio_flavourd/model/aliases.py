@@ -180,7 +180,7 @@ class AliasTable:
             return None
         # Of several install commands kmod runs the first (kmod_module_get_install_commands()).
         install = next((line for line in self._conf.installs if matches(line.modules, module)), None)
-        if install is not None and install.command.split()[0] in _REFUSALS:
+        if install is not None and install.command.partition(" ")[0] in _REFUSALS:
             return f"its install command is {install.command!r} ({install.origin})"
         if self._knows_modules:
             path = find_module_path(self._files, module)
