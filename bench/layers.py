@@ -30,8 +30,8 @@ _HERE = _PACKAGE / "layers.py"
 _MAIN = {"daemon": "vfio_flavourd.daemon", "fs": "vfio_flavourd.doors.fs.main"}
 _UNITS = {"daemon": "vfio-flavourd.service", "fs": "vfio-flavour-fs.service"}
 
-# The marks in the order in which a switch passes them: what ends there, in which process, and the function that
-# is passed (with a * when it returns). The worker's come from the times that it notes itself.
+# The marks in the order in which a switch passes them: what ends there, in which process, and the function
+# that is passed (with a * when it returns). The worker's come from the times that it notes itself.
 _MARKS = (
     ("open the file, into the file system", "fs", "doors.fs.operations:FlavourFs.write"),
     ("file system: until it calls", "fs", "doors.client:Client.call"),
