@@ -9,8 +9,6 @@ Each is told by its median over the rounds, so they need not add up to the media
 User space is 10 to 30 times slower in an emulated guest than natively.
 """
 
-# ruff: noqa: INP001, T201, ANN401, SLF001 - it reports by printing, and wraps whatever is marked
-
 import argparse
 import atexit
 import importlib
