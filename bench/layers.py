@@ -1,15 +1,13 @@
 """Where the time of one switch goes, layer by layer, in the guest.
 
-    python3 -m bench.layers --deb dist/vfio-flavourd_<version>_all.deb [--release trixie] [--rounds 20] [--svg FILE]
+    python3 -m bench.layers [--rounds 20] [--svg FILE] --deb dist/vfio-flavourd_<version>_all.deb
 
-The daemon and the file system run as they are installed, but for a few of their functions, which note when they
-are passed (CLOCK_MONOTONIC, which is one for all processes). What lies between two marks is a layer. Each is told
-by its median over the rounds, so they need not add up to the median of the whole.
+The daemon and the file system run as they are installed, but for a few of their functions, which note when
+they are passed (CLOCK_MONOTONIC, which is one for all processes). What lies between two marks is a layer.
+Each is told by its median over the rounds, so they need not add up to the median of the whole.
 
 User space is 10 to 30 times slower in an emulated guest than natively.
 """
-
-# ruff: noqa: INP001, T201, PLC0415 - it reports by printing; the guest has not what the host imports
 
 import argparse
 import atexit
@@ -30,8 +28,8 @@ _HERE = _PACKAGE / "layers.py"
 _MAIN = {"daemon": "vfio_flavourd.daemon", "fs": "vfio_flavourd.doors.fs.main"}
 _UNITS = {"daemon": "vfio-flavourd.service", "fs": "vfio-flavour-fs.service"}
 
-# The marks in the order in which a switch passes them: what ends there, in which process, and the function that is
-# passed (with a * when it returns). The worker's come from the times that it notes itself.
+# The marks in the order in which a switch passes them: what ends there, in which process, and the function
+# that is passed (with a * when it returns). The worker's come from the times that it notes itself.
 _MARKS = (
     ("open the file, into the file system", "fs", "doors.fs.operations:FlavourFs.write"),
     ("file system: until it calls", "fs", "doors.client:Client.call"),
@@ -45,8 +43,8 @@ _MARKS = (
     ("kernel: the writes", "worker", ""),
     ("worker: read back, wake the daemon", "daemon", "kernel.hands:Hands._finish"),
     ("engine: judge, keep record and wish", "daemon", "engine.engine:Engine.set_flavour*"),
-    ("varlink: render and send the answer", "daemon", "doors.connections:_Connection._send*"),
-    ("socket, wake the file system", "fs", "doors.client:Client.call*"),
+    ("varlink: back to the connection", "daemon", "doors.connections:_Connection._send"),
+    ("varlink: render, socket, wake the file system", "fs", "doors.client:Client.call*"),
     ("file system: answer, wake the writer", "writer", ""),
 )
 

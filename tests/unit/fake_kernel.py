@@ -483,6 +483,10 @@ class FakeOccupancy:
             return (User(Use.BRIDGE, "a bridge"),)
         return self._kernel.users.get(str(device.address), ())
 
+    async def see_users(self, device: Device) -> tuple[User, ...]:
+        await asyncio.sleep(0)
+        return self.find_users(device)
+
     def find_group_holders(self, iommu_group: int) -> tuple[User, ...]:
         return self._kernel.group_holders.get(iommu_group, ())
 

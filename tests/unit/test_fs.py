@@ -715,3 +715,13 @@ def test_who_waits_for_a_message_is_told_of_the_end(device: Device) -> None:
             await waiting
 
     run(talk())
+
+
+def test_its_process_has_neither_trio_nor_tls_in_its_memory() -> None:
+    program = (
+        "import sys; from vfio_flavourd.doors.fs import main; "
+        "print([name for name in sys.modules if name.split('.')[0] in ('outcome', '_ssl') "
+        "or name.startswith('trio.')])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True)
+    assert said.stdout == "[]\n"

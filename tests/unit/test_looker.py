@@ -1,5 +1,6 @@
 """Who uses a device, asked of another process."""
 
+import asyncio
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,6 +89,72 @@ def test_the_answer_is_that_of_the_other_process(unit: Unit) -> None:
         ["group", 14],
     ]
     assert len(unit.connections) == 1  # the first one's process answers the second one, too
+
+
+def see(looker: Looker) -> tuple[User, ...]:
+    return asyncio.run(looker.see_users(DEVICE))
+
+
+def wait_for_the_spare(unit: Unit) -> socket.socket:
+    while not unit.connections:
+        time.sleep(0.01)
+    return unit.connections[0]
+
+
+def test_within_the_loop_the_spare_process_answers_without_a_thread(
+    unit: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unit.served():
+        looker = Looker(unit.path)
+        assert see(looker) == USERS  # there is none yet: a thread starts it
+        monkeypatch.setattr(asyncio, "to_thread", None)
+        assert see(looker) == USERS
+        assert looker.find_users(DEVICE) == USERS
+        looker.close()
+    assert len(unit.connections) == 1
+    assert len(unit.lines) == 3
+
+
+def test_within_the_loop_a_spare_process_that_somebody_stopped_is_replaced(unit: Unit) -> None:
+    with unit.served():
+        looker = Looker(unit.path)
+        looker.prepare()
+        wait_for_the_spare(unit).shutdown(socket.SHUT_RDWR)
+        assert see(looker) == USERS
+        looker.close()
+    assert len(unit.connections) == 2
+
+
+def test_within_the_loop_one_that_does_not_answer_is_not_waited_for_for_ever(unit: Unit) -> None:
+    unit.waiting = threading.Event()
+    with unit.served():
+        looker = Looker(unit.path, timeout=0.05)
+        looker.prepare()
+        with pytest.raises(FlavourError, match="timed out"):
+            see(looker)
+        unit.waiting.set()
+
+
+def test_the_answer_to_one_who_has_given_up_is_not_the_next_ones(unit: Unit) -> None:
+    unit.waiting = threading.Event()
+
+    async def give_up(looker: Looker) -> None:
+        task = asyncio.create_task(looker.see_users(DEVICE))
+        while not unit.lines:  # noqa: ASYNC110 - nothing tells of a question
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with unit.served():
+        looker = Looker(unit.path)
+        looker.prepare()
+        asyncio.run(give_up(looker))
+        unit.answers = [json.dumps([["guest", "qemu", 8]])]
+        unit.waiting.set()
+        assert see(looker) == (User(Use.GUEST, "qemu", 8),)
+        looker.close()
+    assert len(unit.connections) == 2
 
 
 def test_two_who_ask_at_once_do_not_wait_for_each_other(unit: Unit) -> None:

@@ -1,5 +1,6 @@
 """The files as depmod and people write them, in real directories."""
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -371,6 +372,26 @@ def test_a_batch_has_one_table_and_a_change_is_seen_after_it(root: Path) -> None
         write_conf(root, "etc/modprobe.d/a.conf", "blacklist mlx5_vfio_pci\n")
         assert modules.table().resolve(MLX5).winner == "mlx5_vfio_pci"
     assert modules.table().resolve(MLX5).winner == "vfio_pci"
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_turn_of_the_loop_has_one_table_and_a_change_is_seen_in_the_next(root: Path) -> None:
+    write_index(root, GENERIC + ALIAS)
+    modules = ModuleIndex(root, RELEASE)
+
+    async def look() -> None:
+        for blacklisted in ("mlx5_vfio_pci", "none", "mlx5_vfio_pci"):
+            before = modules.table()
+            write_conf(root, "etc/modprobe.d/a.conf", f"blacklist {blacklisted}\n")
+            assert modules.table() is before
+            await asyncio.sleep(0)
+            winner = modules.table().resolve(MLX5).winner
+            assert winner == ("vfio_pci" if blacklisted == "mlx5_vfio_pci" else "mlx5_vfio_pci")
+            await asyncio.sleep(0)
+
+    asyncio.run(look())
+    write_conf(root, "etc/modprobe.d/a.conf", "# nothing\n")
+    assert modules.table().resolve(MLX5).winner == "mlx5_vfio_pci"
 
 
 @pytest.mark.usefixtures("settled")

@@ -272,3 +272,46 @@ def test_every_method_error_and_type_is_documented_in_the_interface() -> None:
     assert len(told) == 28
     assert not [line for line in lines if line.startswith("# ") and "Info(" in line]
     assert [lines[index] for index in told if not lines[index - 1].startswith("# ")] == []
+
+
+def answered_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *pieces: bytes) -> dict[str, Any]:
+    """What the file system's client makes of an answer that comes in these pieces, and then the end."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\0")
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        writer.close()
+        await writer.wait_closed()
+        answered.set()
+
+    async def call() -> dict[str, Any]:
+        server = await asyncio.start_unix_server(answer, tmp_path / "control")
+        async with server:
+            caller = await client.connect(writes=True)
+            try:
+                return await caller.call("Get", device=DEVICE)
+            finally:
+                caller.close()
+                await answered.wait()
+                await ended()
+
+    answered = asyncio.Event()
+    monkeypatch.setattr(client, "CONTROL_SOCKET", str(tmp_path / "control"))
+    return asyncio.run(call())
+
+
+def test_an_answer_may_come_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = (b'{"parameters":{"fla', b'vours":["native"]}}', b"\0")
+    assert answered_with(tmp_path, monkeypatch, *pieces) == {"flavours": ["native"]}
+
+
+@pytest.mark.parametrize("pieces", [(), (b'{"parameters":',), (b"nonsense\0",)])
+def test_a_daemon_that_ends_before_its_answer_does_or_talks_nonsense_went_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: tuple[bytes, ...]
+) -> None:
+    with pytest.raises(FlavourError, match="went away before it answered") as caught:
+        answered_with(tmp_path, monkeypatch, *pieces)
+    assert caught.value.code == "daemon-went-away"

@@ -124,7 +124,7 @@ def check_personality(device: Device, request: Request) -> None:
 
 async def check_users(host: Host, device: Device, request: Request, settings: Settings) -> tuple[User, ...]:
     """Those it is taken from by force. Raises FlavourError (EBUSY) that names who uses it."""
-    users = await asyncio.to_thread(host.occupancy.find_users, device)
+    users = await host.occupancy.see_users(device)
     group = device.iommu_group
     if group is not None and request.flavour != Flavour.VFIO and not _may_bind_beside_a_guest(host.release):
         # By whichever member of the group: also one without a driver, which nobody uses, is to get one.

@@ -11,8 +11,8 @@ def write_whole_file(path: Path, text: str, *, synced: bool = True) -> None:
     Raises OSError.
     """
     aside = path.with_suffix(".new")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with aside.open("wb") as file:
+        file.write(text.encode())
         file.flush()
         if synced:
             os.fsync(file.fileno())

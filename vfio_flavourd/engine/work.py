@@ -132,7 +132,9 @@ class Work:
             when=self._started,
             duration=time.monotonic() - self._began,
             ending=ending or self._find_ending(switch, error, outcome),
-            driver=host.sysfs.find_link(f"{DEVICES}/{request.address}/driver"),
+            driver=outcome.driver
+            if outcome is not None
+            else host.sysfs.find_link(f"{DEVICES}/{request.address}/driver"),
             previous_driver=outcome.previous_driver if outcome is not None else before,
             fallback=outcome is not None and outcome.fallback,
             forced=tuple(user.what for user in forced),

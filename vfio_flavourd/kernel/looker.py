@@ -7,6 +7,7 @@ A question is a line of JSON, `["device", path, class, driver]` or `["group", nu
 users, each as `[use, what, pid]`.
 """
 
+import asyncio
 import json
 import socket
 import sys
@@ -29,6 +30,8 @@ _SPARE = 1
 
 # Seconds: with 40,000 open files it takes some 0.3 s.
 _TIMEOUT = 30.0
+
+_ENDED = "it ended without an answer"
 
 
 class Looker:
@@ -55,14 +58,38 @@ class Looker:
 
     def find_users(self, subject: Subject) -> tuple[User, ...]:
         """As `Occupancy`. Raises FlavourError where it can't be told: then nobody may take the device."""
-        return self._ask(["device", subject.path, subject.class_code, subject.driver])
+        return self._ask(_describe(subject))
 
     def find_group_holders(self, iommu_group: int) -> tuple[User, ...]:
         """As `Occupancy`. Raises FlavourError."""
         return self._ask(["group", iommu_group])
 
+    async def see_users(self, subject: Subject) -> tuple[User, ...]:
+        """`find_users` within the loop, as long as there is a spare process: a thread that asks it takes as
+        long as many an answer. Raises FlavourError."""
+        with self._lock:
+            sock = self._idle.pop() if self._idle else None
+        if sock is None:
+            return await asyncio.to_thread(self.find_users, subject)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(self._timeout):
+                users = await _exchange_in_loop(sock, _render(_describe(subject)))
+        except TimeoutError as error:
+            sock.close()
+            raise _unknown(f"{_UNIT}@.service: {error.strerror or 'timed out'}") from error
+        except OSError:
+            sock.close()  # somebody has stopped the spare one
+            return await asyncio.to_thread(self.find_users, subject)
+        except BaseException:
+            sock.close()  # nobody waits any more: its answer would be taken for that to the next question
+            raise
+        sock.settimeout(self._timeout)
+        self._keep(sock)
+        return users
+
     def _ask(self, question: Sequence[object]) -> tuple[User, ...]:
-        line = json.dumps(question).encode() + b"\n"
+        line = _render(question)
         while True:
             with self._lock:
                 kept = self._idle.pop() if self._idle else None
@@ -83,9 +110,9 @@ class Looker:
         while not answer.endswith(b"\n"):
             chunk = sock.recv(65536)
             if not chunk:
-                raise ConnectionResetError(0, "it ended without an answer")
+                raise ConnectionResetError(0, _ENDED)
             answer += chunk
-        return tuple(User(Use(use), what, pid) for use, what, pid in json.loads(answer))
+        return _parse(answer)
 
     def _keep(self, sock: socket.socket) -> None:
         with self._lock:
@@ -103,6 +130,30 @@ class Looker:
             sock.close()
             raise _unknown(f"{self._path}: {error.strerror or error}") from error
         return sock
+
+
+async def _exchange_in_loop(sock: socket.socket, line: bytes) -> tuple[User, ...]:
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, line)
+    answer = b""
+    while not answer.endswith(b"\n"):
+        chunk = await loop.sock_recv(sock, 65536)
+        if not chunk:
+            raise ConnectionResetError(0, _ENDED)
+        answer += chunk
+    return _parse(answer)
+
+
+def _describe(subject: Subject) -> Sequence[object]:
+    return ("device", subject.path, subject.class_code, subject.driver)
+
+
+def _render(question: Sequence[object]) -> bytes:
+    return json.dumps(question).encode() + b"\n"
+
+
+def _parse(answer: bytes) -> tuple[User, ...]:
+    return tuple(User(Use(use), what, pid) for use, what, pid in json.loads(answer))
 
 
 def _unknown(why: str) -> FlavourError:
