@@ -158,9 +158,10 @@ def test_no_serial_is_read_unless_a_rule_asks(host: Host, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "open", noted)
     device = host.device
     assert read_facts(host.sysfs, device, Policy()).serials == ()
-    assert opened == []
+    assert "config" not in [Path(path).name for path in opened]
+    opened.clear()
     assert read_facts(host.sysfs, device, ASKS_FOR_SERIALS).serials == ("b4-96-91-ff-ff-12-34-56",)
-    assert [Path(path).name for path in opened] == ["config"]
+    assert "config" in [Path(path).name for path in opened]
 
 
 def test_what_it_told_earlier_still_counts(host: Host) -> None:

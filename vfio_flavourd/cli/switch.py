@@ -65,7 +65,7 @@ def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
                 outcome = reply["outcome"] or outcome
         except KeyboardInterrupt:
             progress.clear()
-            daemon.close()
+            daemon.hang_up()
             raise Interrupted(_tell_what_goes_on(device)) from None
         finally:
             progress.clear()

@@ -14,6 +14,9 @@ from ..model.codes import Code
 from ..model.errors import FlavourError
 from .protocol import CONTROL_SOCKET, NAME, READ_ONLY_SOCKET, lost, no_connection, parse_error
 
+# Seconds for which one who hangs up waits for the daemon to notice.
+_NOTICE = 2.0
+
 # `typing` takes longer to import than this module; only mypy needs it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +67,18 @@ class Connection:
         self._send(method, parameters, {"oneway": True})
 
     def close(self) -> None:
-        """The daemon gives up what it does for this connection, as far as it has touched nothing."""
+        self._socket.close()
+
+    def hang_up(self) -> None:
+        """The daemon gives up what it does for this connection, as far as it has touched nothing. Comes back
+        when it has taken notice."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._socket.settimeout(_NOTICE)
+            while self._socket.recv(65536):
+                pass  # steps that were told meanwhile
+        except OSError:
+            pass  # it is not there any more, or has other troubles
         self._socket.close()
 
     def _send(self, method: str, parameters: dict[str, Any], flags: dict[str, bool]) -> None:

@@ -190,7 +190,9 @@ class _Connection:
             self._end()
 
     def _end(self) -> None:
-        """Who wants no answer does not stay on the line either: such a call goes on."""
+        """A call is cancelled, and the connection closed when it has heard of that: so one who has only stopped
+        sending sees when the daemon has taken notice. Who wants no answer does not stay on the line either:
+        such a call goes on."""
         if self._gone:
             return
         self._gone = True
@@ -198,11 +200,13 @@ class _Connection:
         self._calls.clear()
         if self._patience:
             self._patience.cancel()
-        if self._task and self._is_attended and self._task is not asyncio.current_task():
-            self._task.cancel()
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        self._sock.close()
+        if self._task and self._is_attended and self._task is not asyncio.current_task():
+            self._task.cancel()
+            self._task.add_done_callback(lambda _: self._sock.close())
+        else:
+            self._sock.close()
 
     # what is asked
 
