@@ -8,7 +8,7 @@ from tests.guest.conftest import UNLOAD
 from tests.guest.vm import Guest
 
 # The longest that one script may take.
-PATIENCE = 600.0
+PATIENCE = 300.0
 
 # `lap COMMAND…` prints its microseconds; udev is at rest when it begins.
 LAP = """

@@ -60,7 +60,7 @@ FULL = Scale(
     modules=3_900,
     devices=(10, 100, 1000),
     events=20_000,
-    guest_events=20_000,
+    guest_events=5_000,
     vfs=64,
     idle=60.0,
 )

@@ -36,5 +36,7 @@ IN_GUEST = (
     InGuest("switch", "A switch, in the guest", switch.measure),
     InGuest("virtual-functions", "Many VFs by policy, in the guest", virtual_functions.measure),
     InGuest("service", "The service, in the guest", service.measure),
+    InGuest("storm", "A storm of uevents, in the guest", service.measure_storm),
+    InGuest("overflow", "Uevents that were lost, in the guest", service.measure_overflow),
 )
 NAMES = tuple(subject.name for subject in (*NATIVE, *IN_GUEST))

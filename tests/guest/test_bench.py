@@ -21,7 +21,16 @@ def test_the_benches_measure_each_side_and_leave_the_guest_as_it_was(host: Host)
     check(switched, switch.RAW, switch.FILE)
     check([row for row in switched if row.what != switch.NOTHING_LOADED], switch.CTL, switch.DRIVERCTL)
     check(virtual_functions.measure(host.guest, QUICK), virtual_functions.BY_POLICY, virtual_functions.LOOP)
-    served = {row.what: row for row in service.measure(host.guest, QUICK)}
-    (lost,) = (row for what, row in served.items() if what.endswith("lost"))
-    assert lost.comparisons()[0].is_met
-    check([row for what, row in served.items() if "processor time" in what], service.DAEMON, service.MONITOR)
+    ready, listed, *idle = service.measure(host.guest, QUICK)
+    check([ready], service.DAEMON, service.PYTHON)
+    check([listed], service.LIST, service.DRIVERCTL)
+    assert [row.ours for row in idle] == [service.DAEMON, service.DOOR] * 2
+    processor_time, lost = service.measure_storm(host.guest, QUICK)
+    check([processor_time], service.DAEMON, service.MONITOR)
+    assert lost.samples == {service.DAEMON: [0.0]}
+
+
+def test_a_daemon_that_has_lost_events_is_measured_until_it_is_in_sync(host: Host) -> None:
+    """It has to find a wish that was among them."""
+    (row,) = service.measure_overflow(host.guest, QUICK)
+    check([row], service.DAEMON)
