@@ -190,7 +190,7 @@ class _Connection:
             self._end()
 
     def _end(self) -> None:
-        """A call is cancelled, and the connection closed when it has heard of that: so one who has only stopped
+        """A call is cancelled, and the connection closed when it has heard of that: one who has only stopped
         sending sees when the daemon has taken notice. Who wants no answer does not stay on the line either:
         such a call goes on."""
         if self._gone:
