@@ -34,8 +34,12 @@ def one(data: bytes) -> None:
     except _SET_ASIDE:
         return
     again = _parse(json.loads(json.dumps(_render(record))))
-    assert repr(again) == repr(record)  # by their looks: NaN does not equal itself
-    assert record.is_open in (True, False)
+    assert again == record
+    for numbers in (record.identity, record.worker):
+        assert numbers is None or all(type(getattr(numbers, name)) is int for name in numbers.__slots__)
+    assert all(each is None or isinstance(each, str) for each in record.written)
+    assert record.personality is None or ".." not in record.personality.attribute.split("/")
+    assert f"{record.flavour}{record.origin_flavour}".isprintable()
 
 
 def _change(changes: bytes) -> bytes:

@@ -161,6 +161,12 @@ def written() -> bytes:
         spoil_with(together=["../../x"]),
         spoil_with(personality="enable_vfio"),
         spoil_with(worker=5),
+        spoil_with(worker={"pid": "self", "started": 1}),
+        spoil_with(written="vfio-pci"),
+        spoil_with(switching="no"),
+        spoil_with(flavour="\x1b[31m"),
+        spoil_with(identity=dict.fromkeys(Identity.__slots__, "1")),
+        spoil_with(personality={"driver": "x", "attribute": "../../../x"}),
     ],
 )
 def test_a_record_that_cannot_be_read_is_reported_and_set_aside_and_the_others_are_read(

@@ -136,6 +136,8 @@ GOOD: dict[str, Any] = {
         {"ids": 7},
         {"inode": None},
         {"inode": "x"},
+        {"inode": float("inf")},
+        {"ids": [float("inf"), 2, 3, 4]},
         {"others": "sometimes"},
     ],
     ids=str,

@@ -12,7 +12,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..kernel.processes import Worker
 from ..model.address import PciAddress, parse_address
@@ -24,6 +24,9 @@ from ..model.message_ids import MessageId, log_fields
 _log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_.+ -]{1,64}", re.ASCII)
+_FLAVOUR = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +184,29 @@ def _parse_binding(data: dict[str, Any]) -> Binding:
 
 
 def _parse_flavour(name: object) -> Flavour:
-    if not isinstance(name, str):
-        raise TypeError(f"{name!r} is no flavour")
+    if not _FLAVOUR.fullmatch(_check(name, str)):
+        raise ValueError(f"{name!r} is no flavour")
     return Flavour(name)
+
+
+def _parse_personality(data: object) -> Personality:
+    """Its paths stay below the device's directory."""
+    personality = Personality(**_fields(data, str))
+    for path in (personality.attribute, personality.ready):
+        if not path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+            raise ValueError(f"{path!r} is no path below a device's directory")
+    return personality
+
+
+def _fields(data: object, kind: type[_T]) -> dict[str, _T]:
+    return {name: _check(value, kind) for name, value in _check(data, dict).items()}
+
+
+def _check(value: object, kind: type[_T]) -> _T:
+    """Exactly that: true is no number."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not of {kind.__name__}")
+    return value
 
 
 def _render(record: Record) -> dict[str, Any]:
@@ -214,16 +237,16 @@ def _parse(data: dict[str, Any]) -> Record:
         raise ValueError(f"unknown version {data['version']!r}")
     return Record(
         address=parse_address(data["address"]),
-        identity=Identity(**data["identity"]),
+        identity=Identity(**_fields(data["identity"], int)),
         origin=_parse_binding(data["origin"]),
         origin_flavour=_parse_flavour(data["origin_flavour"]),
         origin_module=_parse_name(data["origin_module"]),
         flavour=_parse_flavour(data["flavour"]),
         before=_parse_binding(data["before"]),
-        written=tuple(_parse_text(override) for override in data["written"]),
+        written=tuple(_parse_text(override) for override in _check(data["written"], list)),
         binding=_parse_binding(data["binding"]),
-        personality=Personality(**data["personality"]) if data["personality"] is not None else None,
-        switching=bool(data["switching"]),
-        worker=Worker(**data["worker"]) if data["worker"] is not None else None,
-        together=tuple(parse_address(address) for address in data["together"]),
+        personality=None if data["personality"] is None else _parse_personality(data["personality"]),
+        switching=_check(data["switching"], bool),
+        worker=None if data["worker"] is None else Worker(**_fields(data["worker"], int)),
+        together=tuple(parse_address(address) for address in _check(data["together"], list)),
     )

@@ -95,8 +95,15 @@ class Wishes:
 
 
 def _parse_ids(ids: list[int]) -> Ids:
-    vendor, device, subsystem_vendor, subsystem_device = map(int, ids)
+    vendor, device, subsystem_vendor, subsystem_device = map(_parse_number, ids)
     return (vendor, device, subsystem_vendor, subsystem_device)
+
+
+def _parse_number(number: object) -> int:
+    """int() raises an error of its own for JSON's Infinity."""
+    if not isinstance(number, int):
+        raise TypeError(f"{number!r} is no number")
+    return number
 
 
 def _parse(data: dict[str, Any]) -> Wish:
@@ -109,7 +116,7 @@ def _parse(data: dict[str, Any]) -> Wish:
         Flavour(flavour),
         tuple(drivers),
         _parse_ids(data["ids"]),
-        int(data["inode"]),
+        _parse_number(data["inode"]),
         None if others is None else OthersInGroup(others),
     )
 

@@ -15,6 +15,9 @@ from ..model.errors import FlavourError
 # The tag that the project's udev rule gives to a device with a wish.
 _TAG = "vfio-flavour"
 
+# The kernel counts in 64 bits.
+_LONGEST_NUMBER = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Uevent:
@@ -43,7 +46,7 @@ class UdevDatabase:
             properties = self._read(address)
             wish = properties.get("VFIO_FLAVOUR_WISH")
             seqnum = properties.get("VFIO_FLAVOUR_WISH_SEQNUM", "")
-            if wish and seqnum.isdecimal():
+            if wish and seqnum.isdecimal() and len(seqnum) <= _LONGEST_NUMBER:
                 yield Uevent("change", address, wish, int(seqnum))
 
     def find_name(self, address: PciAddress) -> str:
