@@ -4,6 +4,8 @@ import asyncio
 import errno
 import logging
 import os
+import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,6 +119,57 @@ def drain(*given: Any) -> tuple[list[Uevent], int]:
     lost: list[None] = []
     uevents._drain(received.append, lambda: lost.append(None))
     return received, len(lost)
+
+
+class Overflown(Monitor):
+    """As pyudev on a real socket: the error is found again until it has been taken from there."""
+
+    def __init__(self, sock: socket.socket, *given: Any) -> None:
+        super().__init__(*given)
+        self._sock = sock
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def poll(self, timeout: float) -> Any:
+        waiting = select.poll()
+        waiting.register(self._sock, select.POLLIN)
+        if any(event & select.POLLERR for _, event in waiting.poll(0)):
+            raise OSError(f"Error while polling fd: {self.fileno()}")
+        return super().poll(timeout)
+
+
+def refused_socket() -> socket.socket:
+    """One with an error that waits to be taken: nobody listens where it has sent to."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+        gone.bind(("127.0.0.1", 0))
+        address = gone.getsockname()
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(address)
+    sock.send(b"x")
+    return sock
+
+
+def test_an_overflow_that_pyudev_has_no_number_for_is_taken_from_the_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(errno, "ENOBUFS", errno.ECONNREFUSED)  # the one that can be had without root
+    with refused_socket() as sock:
+        uevents = object.__new__(Uevents)
+        uevents._monitor = Overflown(sock, udev_device(sequence_number=9000))
+        received: list[Uevent] = []
+        lost: list[None] = []
+        uevents._drain(received.append, lambda: lost.append(None))
+        assert len(lost) == 1
+        assert [each.seqnum for each in received] == [9000]
+
+
+def test_another_error_of_the_socket_is_no_overflow() -> None:
+    with refused_socket() as sock:
+        uevents = object.__new__(Uevents)
+        uevents._monitor = Overflown(sock)
+        with pytest.raises(OSError, match="polling"):
+            uevents._drain(lambda _: None, lambda: None)
 
 
 def test_when_events_were_lost_all_devices_are_looked_at_again_and_later_events_still_come(

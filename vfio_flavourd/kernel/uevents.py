@@ -7,6 +7,8 @@ is told to look at everything again.
 import asyncio
 import errno
 import logging
+import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -77,7 +79,9 @@ class Uevents:
             try:
                 device = self._monitor.poll(timeout=0)
             except OSError as error:
-                if error.errno != errno.ENOBUFS:
+                # pyudev sees that the socket has an error before it reads, and doesn't say which (errno is
+                # None then). As long as nobody has taken it, the next look finds it again.
+                if (error.errno or self._take_error()) not in (0, errno.ENOBUFS):
                     raise
                 _log.warning(
                     "uevents were lost, looking at all devices again",
@@ -90,6 +94,10 @@ class Uevents:
             event = _parse_event(device)
             if event is not None:
                 receive(event)
+
+    def _take_error(self) -> int:
+        with socket.socket(fileno=os.dup(self._monitor.fileno())) as same:
+            return same.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def _parse_event(device: pyudev.Device) -> Uevent | None:
