@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import Host, Seen, State, write_command
 from .devices import ROLES, Role
-from .test_policy import DIRECTORY, RULES, TAKEN, forget_wishes, reload, rule, write
+from .test_policy import DIRECTORY, RULES, TAKEN, forget_wishes, reload, rule, wait_for, write
 from .vm import Guest
 
 GOOD, SIBLING, NVME, SECOND = ROLES["good"], ROLES["good_sibling"], ROLES["nvme"], ROLES["second"]
@@ -87,7 +87,7 @@ def boots(guest: Guest, at_first: State) -> Iterator[Boots]:
     forget_wishes(host)
     write(host, POLICY)
     reload(host)
-    assert host.look().devices[GOOD.bdf] == TAKEN  # already now
+    wait_for(host, GOOD.bdf, TAKEN)  # already now
     guest.reboot()
     with_policy = look_at_boot(host)
     # The native drivers are in the initramfs, where udev loads them before the root file system is there.
