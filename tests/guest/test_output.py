@@ -61,7 +61,8 @@ def test_monitor_tells_a_switch_as_it_happens(host: Host) -> None:
     host.switch(GOOD, "native")
     said = normalise(re.sub(r"^\d\d:\d\d:\d\d", "19:00:00", said, flags=re.MULTILINE))
     assert f"19:00:00 {GOOD.bdf} unbind from vft-good-vfio-pci (1 ms)\n" in said
-    assert f"19:00:00 {GOOD.bdf} to vfio by uid 0 pid 812 done: vft_good: matches vendor, device\n" in said
+    by = "uid 0 pid 812 by file"
+    assert f"19:00:00 {GOOD.bdf} to vfio by {by} done: vft_good: matches vendor, device\n" in said
     assert "\x1b" not in said
 
 
