@@ -13,7 +13,7 @@ GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 HOTPLUGGED = HOTPLUG_PORTS["hotplug1"]
 DEVICES_A_KILL = (GOOD, SIBLING, VIRTIO)
 # On each release; a thousand switches take ten minutes and more.
-KILLS, SWITCHES = 20, 240
+KILLS, SWITCHES = 16, 200
 # Seconds after the writes. Who uses the devices is told by a process that has just been started, too.
 LATEST_KILL = 2.5
 

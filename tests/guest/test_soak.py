@@ -16,7 +16,7 @@ from .conftest import Host
 from .devices import HOTPLUG_PORTS, ROLES
 
 GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
-ROUND = 40
+ROUND = 30
 SERVICES = ("vfio-flavourd", "vfio-flavour-fs")
 
 # For as long as the file is there. What is tried while a service is killed may fail; how often it did not is
