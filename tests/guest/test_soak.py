@@ -4,7 +4,6 @@ services that get killed. After each round nothing is left of it.
 `make soak` does two hours of it; `--soak-rounds` says how many rounds, of `ROUND` seconds each.
 """
 
-import itertools
 import re
 import time
 from dataclasses import astuple, dataclass
@@ -144,9 +143,8 @@ def test_nothing_is_left_of_a_round_of_everything(
     assert (last.records, last.failed_units) == (0, 0)
     for name in ("daemon_memory", "fs_memory"):
         values = [getattr(each, name) for each in left]
-        # Python takes memory by the MiB; what each round leaves behind is seen in every one of them.
-        grown = [now - then for then, now in itertools.pairwise(values)]
-        assert min(grown) < ROUND, values
-        assert values[-1] < values[0] + 8192, values
+        # Python takes memory by the MiB, when more than ever before is in work at a time. What each round of two
+        # hours left behind would add up to more.
+        assert values[-1] < values[0] + 4096, values
     told = [record["MESSAGE"] for record in journal.records()]
     assert [text for text in told if "Traceback" in text or "never retrieved" in text] == []
