@@ -144,7 +144,7 @@ def test_nothing_is_left_of_a_round_of_everything(
     assert (last.records, last.failed_units) == (0, 0)
     for name in ("daemon_memory", "fs_memory"):
         values = [getattr(each, name) for each in left]
-        # Python takes memory by the MiB, when more than ever before is in work at a time; what is left of each
+        # Python takes memory by the MiB, when more than ever is in work at a time; what is left of each
         # of two hours' rounds would add up to more.
         assert values[-1] < values[0] + 4096, values
     told = [record["MESSAGE"] for record in journal.records()]
