@@ -92,11 +92,9 @@ class Daemon:
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
         loop.set_default_executor(ThreadPoolExecutor(_LOOKING, thread_name_prefix="looking"))
-        self._hands.prepare()
-        self._looker.prepare()
         self._report_index()
         self._read_policy_at_start()
-        await self._engine.recover()
+        self._engine.recover()
         self._engine.metrics.refresh()
         service = ManagerService(
             self._engine, lambda device: self._database.find_name(device.address), self._reload
@@ -114,6 +112,9 @@ class Daemon:
         gc.collect()
         gc.freeze()
         journal.notify("READY=1")
+        # Who waits for the service needs none of them yet; what the policy wanted has started its own.
+        self._hands.prepare()
+        self._looker.prepare()
         self._engine.reconciler.lasting_wishes_changed = self._compile_wishes
         self._spawn(self._compile(asked=False))
         await stopped

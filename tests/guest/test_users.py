@@ -288,10 +288,11 @@ while True:
 '"""
 
 
-def wait_until_shown_as_stuck(host: Host, role: Role) -> str:
+def wait_until_shown_as_stuck(host: Host, role: Role, *told: str) -> str:
+    """A daemon that has just started looks who holds it while it serves already."""
     for _ in range(20):
         shown = host.show(role)
-        if shown["phase"] == "stuck":
+        if shown["phase"] == "stuck" and all(words in shown["stuck"] for words in told):
             return str(shown["stuck"])
     raise AssertionError(f"it is not shown as stuck: {shown}")
 
@@ -304,13 +305,13 @@ def check_others_go_on_while_one_is_stuck(host: Host, role: Role, before: list[f
     stop = host.run("systemctl stop vfio-flavourd vfio-flavour-fs")
     assert stop.duration < 10
     host.run("systemctl start vfio-flavourd vfio-flavour-fs")
-    stuck = wait_until_shown_as_stuck(host, role)
-    for words in told:
-        assert words in stuck
+    wait_until_shown_as_stuck(host, role, *told)
     # Whoever looks at it is not held up.
     assert host.run(f"flavourctl list; cat /run/vfio-flavour/{role.bdf}/*", timeout=20).rc == 0
-    restart = host.run("systemctl restart vfio-flavourd")
-    assert restart.duration < 10
+    # The start's part is Python's under emulation; only the stop is promised a time.
+    stop = host.run("systemctl stop vfio-flavourd")
+    assert stop.duration < 10
+    host.run("systemctl start vfio-flavourd vfio-flavour-fs")
 
 
 def wait_for_native(host: Host, role: Role, driver: str) -> State:

@@ -73,7 +73,7 @@ def add(kernel: FakeKernel, address: str = DEVICE, group: int = 7) -> FakeDevice
 
 async def start(kernel: FakeKernel, policy: Policy = TO_VFIO) -> Engine:
     engine = make_engine(kernel, policy)
-    await engine.recover()
+    engine.recover()
     await engine.reconciler.start()
     await asyncio.sleep(1)
     return engine

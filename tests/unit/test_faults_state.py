@@ -46,7 +46,7 @@ async def ask(engine: Engine, flavour: Flavour = Flavour.VFIO, **more: Any) -> O
 
 async def start(kernel: FakeKernel, policy: Policy | None = None) -> Engine:
     engine = make_engine(kernel, policy)
-    await engine.recover()
+    engine.recover()
     await engine.reconciler.start()
     while pending(engine):
         for task in await asyncio.wait(pending(engine)):

@@ -461,7 +461,7 @@ def test_told_to_stop_while_an_unbind_is_held_it_stops_in_time_and_the_next_one_
         asked.cancel()  # the process ends; its worker stays in the kernel
 
         second = make_engine(kernel, bind=1.0)
-        await second.recover()
+        second.recover()
         assert "of an earlier daemon" in second.device(ADDRESS).stuck
         outcome = await second.set_flavour(Request(OTHER, Flavour.VFIO), unheard)
         assert outcome.driver == "vfio-pci"

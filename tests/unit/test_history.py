@@ -216,7 +216,7 @@ def test_history_and_its_count_go_on_after_a_restart(kernel: FakeKernel, device:
         before = list(engine.attempts.history)
         await engine.settle(1.0)
         engine = make_engine(kernel)
-        await engine.recover()
+        engine.recover()
         assert list(engine.attempts.history) == before
         assert engine.device(ADDRESS).last == before[-1]
         assert (await ask(engine)).attempt == 3

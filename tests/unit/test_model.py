@@ -135,7 +135,7 @@ class Switching(RuleBasedStateMachine):
 
         async def restart() -> None:
             self.engine = make_engine(self.kernel)
-            await self.engine.recover()
+            self.engine.recover()
             while pending(self.engine):
                 await asyncio.wait(pending(self.engine))
 

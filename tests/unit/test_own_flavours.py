@@ -291,7 +291,7 @@ def test_killed_at_any_step_of_a_switch_to_or_from_it_a_device_is_somewhere_that
 
         async def restart(kernel: FakeKernel) -> Engine:
             engine = make_engine(kernel, policy())
-            await engine.recover()
+            engine.recover()
             await asyncio.gather(*pending(engine))
             return engine
 

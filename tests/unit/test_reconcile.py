@@ -64,7 +64,7 @@ def add_with_native(kernel: FakeKernel, address: str = "0000:01:00.0", group: in
 async def start(kernel: FakeKernel, rules: Policy | None = None, **options: Any) -> Engine:
     """A daemon begins, and has done all that it does by itself at once."""
     engine = make_engine(kernel, rules, **options)
-    await engine.recover()
+    engine.recover()
     await engine.reconciler.start()
     await asyncio.sleep(1)
     return engine
@@ -1221,7 +1221,7 @@ def test_killed_at_any_step_a_device_that_the_early_rules_kept_is_never_left_wit
 
     async def restart(kernel: FakeKernel) -> Engine:
         engine = make_engine(kernel)
-        await engine.recover()
+        engine.recover()
         while tasks := pending(engine):
             await asyncio.gather(*tasks)
         return engine

@@ -236,7 +236,7 @@ class Reconciling(RuleBasedStateMachine):
         self.engine = make_engine(self.kernel, _make_policy(says))
 
         async def run() -> None:
-            await self.engine.recover()
+            self.engine.recover()
             await self.engine.reconciler.start()
 
         self.runner.run(run())

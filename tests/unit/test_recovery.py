@@ -48,7 +48,7 @@ async def settled(engine: Engine) -> None:
 
 async def restart(kernel: FakeKernel, **timeouts: Any) -> Engine:
     engine = make_engine(kernel, **timeouts)
-    await engine.recover()
+    engine.recover()
     await settled(engine)
     return engine
 
@@ -406,7 +406,7 @@ def test_a_device_that_an_earlier_worker_still_writes_to_is_stuck_and_others_are
         kernel.writes.clear()
 
         second = make_engine(kernel)
-        await second.recover()
+        second.recover()
         stuck = second.device(ADDRESS)
         assert str(stuck.phase) == "stuck"
         assert "process" in stuck.stuck
@@ -554,7 +554,7 @@ def test_a_device_held_while_the_daemon_starts_is_stuck_and_holds_up_nobody(tmp_
         assert device.driver is not None
         held = device.driver.remove_blocks = asyncio.Event()
         engine = make_engine(kernel, bind=0.3)
-        await engine.recover()
+        engine.recover()
         status = engine.device(ADDRESS)
         # Either left on VFIO, which needs no unbind, or shown as what it is.
         assert status.stuck or has(device) == VFIO
@@ -599,7 +599,11 @@ def test_a_record_that_cannot_be_read_is_reported_and_its_device_left_alone(
     host = make_host(kernel)
     caplog.clear()
     path.with_suffix(".corrupt").replace(path)  # make_host has loaded the ledger once already
-    asyncio.run(Engine(host).recover())
+
+    async def run() -> None:
+        Engine(host).recover()
+
+    asyncio.run(run())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "set aside" in caplog.text
     assert kernel.writes == []

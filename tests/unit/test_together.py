@@ -755,7 +755,7 @@ def killed_at(kernel: FakeKernel, scenario: Scenario, first: str, number: int, *
 
 async def restart(kernel: FakeKernel) -> Engine:
     engine = make_engine(kernel)
-    await engine.recover()
+    engine.recover()
     await settled(engine)
     return engine
 

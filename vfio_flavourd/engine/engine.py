@@ -374,10 +374,10 @@ class Engine:
         self.attempts.log()
         await self.metrics.settle()
 
-    async def recover(self) -> None:
+    def recover(self) -> None:
         """Take up what an earlier daemon of this boot left."""
         self.attempts.load()
-        await self._quarantine.recover()
+        self._quarantine.recover()
         for record in self._host.ledger.all():
             if not record.is_open:
                 self._check_held(record)

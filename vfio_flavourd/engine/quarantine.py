@@ -75,8 +75,8 @@ class Quarantine:
         device is out of here again."""
         return self._spawn(self._outlast(device.address, error.blocked.finished, self._converge))
 
-    async def recover(self) -> None:
-        """Take up what an earlier daemon of this boot left; what takes longer goes on in the background."""
+    def recover(self) -> None:
+        """Take up what an earlier daemon of this boot left: shown at once, ended in the background."""
         for address, complaint in self._host.ledger.load().items():
             _log.warning("%s", complaint, extra=log_fields(MessageId.RECORD_LOST, address))
             if address is not None:
@@ -85,18 +85,25 @@ class Quarantine:
         # The last one first, as a switch of several devices is undone.
         for record in reversed(self._host.ledger.all()):
             if record.is_open:
-                await self._take_up(record)
+                self._take_up(record)
 
-    async def _take_up(self, record: Record) -> None:
+    def _take_up(self, record: Record) -> None:
         address = record.address
         finished = _now()
         if record.worker is not None and is_alive(self._host.sysfs, record.worker):
             said = f"process {record.worker.pid} of an earlier daemon is still in the kernel with it"
-            self._stuck[address] = said + await self._find_holders(address)
+            self._stuck[address] = said
+            self._spawn(self._add_holders(address, said))
             finished = self._host.hands.await_exit(record.worker.pid)
         else:
             self._stuck[address] = "a switch that was cut off is being brought to its end"
         self._spawn(self._in_turn(address, self._outlast(address, finished, self._converge)))
+
+    async def _add_holders(self, address: PciAddress, said: str) -> None:
+        """Looking into all processes takes its time, and the start of the service doesn't wait for it."""
+        holders = await self._find_holders(address)
+        if self._stuck.get(address) == said:
+            self._stuck[address] = said + holders
 
     async def _find_holders(self, address: PciAddress) -> str:
         group = self._host.sysfs.find_link(f"/sys/bus/pci/devices/{address}/iommu_group")

@@ -45,6 +45,8 @@ class Looker:
 
     def prepare(self) -> None:
         """Start the spare process. Where that can't be done, the first one who asks is told."""
+        if self._idle:
+            return
         try:
             self._keep(self._connect())
         except FlavourError:
