@@ -58,9 +58,9 @@ coverage: $(build)/dev.stamp
 	@$(venv)/bin/python -m coverage combine --quiet
 	@$(venv)/bin/python -m coverage report
 
-# Two hours on one release; a round takes some 50 s.
+# Two hours on one release; a round takes some 40 s.
 soak: $(deb) $(build)/dev.stamp
-	@$(pytest) -s tests/guest/test_soak.py --guest-release trixie --deb $(deb) --soak-rounds 144
+	@$(pytest) -s tests/guest/test_soak.py --guest-release trixie --deb $(deb) --soak-rounds 200
 
 bench: $(deb) $(build)/dev.stamp
 	@$(venv)/bin/python -m bench --deb $(deb) --write-docs
