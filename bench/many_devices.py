@@ -166,7 +166,7 @@ class _Host:
 
     async def _start(self, policy: Policy) -> Engine:
         engine = make_engine(self.kernel, policy)
-        await engine.recover()
+        engine.recover()
         await engine.reconciler.start()
         await self._settle(engine)
         return engine

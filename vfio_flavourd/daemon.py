@@ -1,6 +1,5 @@
 """vfio-flavourd: wires the parts, says when it is ready, stops in time."""
 
-import argparse
 import asyncio
 import gc
 import logging
@@ -226,12 +225,19 @@ def _log_invalid(error: PolicyError) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _read_arguments(arguments: Sequence[str]) -> None:
+    import argparse  # systemd gives none, and need not wait for it
+
     parser = argparse.ArgumentParser(
         prog="vfio-flavourd", description="Switch PCI devices between the host and VFIO. Started by systemd."
     )
     parser.add_argument("--version", action="version", version=f"vfio-flavourd {__version__}")
-    parser.parse_args(argv)
+    parser.parse_args(arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    if arguments := sys.argv[1:] if argv is None else argv:
+        _read_arguments(arguments)
     sockets = journal.activated_sockets()
     if not sockets:
         print(

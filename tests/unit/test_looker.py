@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from fake_host import QEMU, FakeHost
 
-from vfio_flavourd.kernel.looker import Looker, answer
+from vfio_flavourd.kernel.find_users import answer
+from vfio_flavourd.kernel.looker import Looker
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.occupancy import Described, Use, User
 
@@ -236,7 +237,9 @@ def test_anything_else_than_a_question_is_not_answered(tmp_path: Path, line: str
 
 
 def test_the_process_ends_with_its_connection_and_needs_nothing_but_the_standard_library() -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from vfio_flavourd.kernel.looker import main; main()"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import vfio_flavourd.kernel.find_users as it; it.main()"
+    )
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(

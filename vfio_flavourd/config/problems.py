@@ -1,6 +1,5 @@
 """What is wrong with policy files, and where."""
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -137,7 +136,9 @@ def shown(text: str) -> str:
 
 def nearest(found: str, allowed: Iterable[str]) -> str:
     """A hint, or nothing when nothing is near."""
-    close = difflib.get_close_matches(found[:100].lower(), list(allowed), n=1)
+    from difflib import get_close_matches  # only who mistypes waits for it
+
+    close = get_close_matches(found[:100].lower(), list(allowed), n=1)
     return f"did you mean {close[0]!r}?" if close else ""
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..model.address import PciAddress, parse_address
 from ..model.errors import FlavourError
-from ..model.readiness.facts import Override
+from ..model.override import Override
 from .host_files import HostFiles
 
 # driverctl(8) 0.115: save_override() keeps one file a device.

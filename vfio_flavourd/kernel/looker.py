@@ -1,25 +1,16 @@
-"""Who uses a device, asked of a process that may look into all others.
-
-What processes have open is seen in /proc/<pid>/fd, which is closed to root itself without CAP_SYS_PTRACE and
-CAP_DAC_READ_SEARCH. A unit of its own has the two, and nothing to write to (vfio-flavour-users@.service).
-
-A question is a line of JSON, `["device", path, class, driver]` or `["group", number]`; so is the answer: the
-users, each as `[use, what, pid]`.
-"""
+"""Who uses a device, asked of a process that may look into all others: `find_users.py`, which says what the
+questions and the answers are, run by a unit of its own (vfio-flavour-users@.service)."""
 
 import asyncio
 import json
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 from ..model.codes import Code
 from ..model.errors import FlavourError
-from ..model.occupancy import Described, Subject, Use, User
-from .occupancy import Occupancy
+from ..model.occupancy import Subject, Use, User
 
 _SOCKET = Path("/run/vfio-flavourd/users")
 
@@ -164,24 +155,3 @@ def _unknown(why: str) -> FlavourError:
         code=Code.USERS_UNKNOWN,
         hint=f"systemctl start {_UNIT}.socket; journalctl -u '{_UNIT}@*' shows more",
     )
-
-
-def answer(occupancy: Occupancy, questions: TextIO, answers: TextIO) -> None:
-    """Until there are no more questions."""
-    for line in questions:
-        match json.loads(line):
-            case ["device", str(path), int(class_code), str() | None as driver]:
-                users = occupancy.find_users(Described(path, class_code, driver))
-            case ["group", int(number)]:
-                users = occupancy.find_group_holders(number)
-            case _:
-                raise ValueError(f"no question: {line[:200]!r}")
-        json.dump([[user.use, user.what, user.pid] for user in users], answers)
-        answers.write("\n")
-        answers.flush()
-
-
-def main() -> int:
-    """Standard input and output are the daemon's connection."""
-    answer(Occupancy(), sys.stdin, sys.stdout)
-    return 0

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import ClassVar
 
@@ -33,6 +32,8 @@ def parse_flavour(text: str, known: Collection[str] = (Flavour.NATIVE, Flavour.V
     """Raises FlavourError (EINVAL) that names what is allowed."""
     if text in known:
         return Flavour(text)
+    from difflib import get_close_matches  # only who mistypes waits for it
+
     names = list(known)
     near = get_close_matches(text[:64].lower(), names, n=1)
     question = f"; did you mean {near[0]}?" if near else ""

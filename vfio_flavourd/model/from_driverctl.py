@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from .address import PciAddress
 from .draft import Draft, DraftRule
 from .flavour import Flavour
+from .override import Override
 from .policy import FlavourKind
-from .readiness.facts import Override
 
 _DIRECTORY = "/etc/driverctl.d"
 

@@ -6,9 +6,10 @@ from ..address import PciAddress
 from ..device import Device
 from ..flavour import Flavour
 from ..modprobe_conf import ModprobeConf
+from ..override import Override
 from ..policy import Decision
 from ..vfio_ids import VFIO_PCI, VfioIds, find_vfio_ids
-from .facts import Override, Present
+from .facts import Present
 from .finding import Finding, State, name_some
 
 

@@ -78,16 +78,6 @@ class Present:
 
 
 @dataclass(frozen=True, slots=True)
-class Override:
-    """What driverctl has saved: the name of its file, and the driver in it. `address` is None for a device
-    that isn't on the PCI bus."""
-
-    name: str
-    driver: str
-    address: PciAddress | None
-
-
-@dataclass(frozen=True, slots=True)
 class Image:
     """An initramfs that is older than the policy's rules for early boot."""
 
