@@ -19,7 +19,7 @@ PREFIXES = ("vfio_pci", "pci")
 
 def one(data: bytes) -> None:
     alias, _, rest = data.partition(b"\0")
-    files = ModuleFiles("/lib/modules/6.1", alias, builtin_modinfo=rest, dep=rest, builtin=rest)
+    files = ModuleFiles("/lib/modules/6.1", lambda: alias, builtin_modinfo=rest, dep=rest, builtin=rest)
     for prefix in PREFIXES:
         assert list(find_index_aliases(files, prefix)) == _read_line_by_line(alias, prefix)
         assert list(find_builtin_aliases(files, prefix)) == _read_entry_by_entry(rest, prefix)

@@ -5,7 +5,17 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-TARGETS = ("ledger", "modalias", "modprobe", "modules_alias", "pattern", "policy", "uevent", "varlink")
+TARGETS = (
+    "alias_index",
+    "ledger",
+    "modalias",
+    "modprobe",
+    "modules_alias",
+    "pattern",
+    "policy",
+    "uevent",
+    "varlink",
+)
 
 HERE = Path(__file__).parent
 

@@ -426,7 +426,7 @@ def test_another_kernel_release_is_seen(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_answers_kept_are_bounded() -> None:
-    table = AliasTable(ModuleFiles(alias=GENERIC))
+    table = AliasTable(ModuleFiles(read_alias=lambda: GENERIC))
     for device in range(10_000):
         table.resolve(f"pci:v000015B3d{device:08X}sv000015B3sd00000010bc02sc00i00")
     assert len(table._memo) <= 4096

@@ -1,9 +1,12 @@
 """The modules that match are those that kmod itself finds, in trees that depmod indexed."""
 
+import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vfio_flavourd.kernel.index import read_alias_table
+from vfio_flavourd.model.alias_index import AliasIndex
 from vfio_flavourd.model.aliases import Resolution, Source
 
 RELEASE = "6.12.1-test"
@@ -87,10 +91,15 @@ def matching(resolution: Resolution) -> set[str]:
 
 
 def agree(root: Path, tree: Path, conf: Path) -> None:
-    table = read_alias_table(tree, [conf], "")
+    """By depmod's index as by the text that it is made of."""
+    by_index = read_alias_table(tree, [conf], "")
+    (tree / "modules.alias").touch()
+    by_text = read_alias_table(tree, [conf], "")
     for modalias in (FULL, *OTHERS):
         expected = ask_kmod(root, conf, modalias)
-        assert matching(table.resolve(modalias)) == expected, modalias
+        found = by_index.resolve(modalias)
+        assert matching(found) == expected, modalias
+        assert by_text.resolve(modalias) == found
 
 
 fields = st.tuples(
@@ -174,3 +183,89 @@ def test_a_file_that_depmod_did_not_see_is_missing(tmp_path: Path) -> None:
     assert resolution.winner == "vfio_pci"
     assert resolution.candidates[0].reason == "module file missing: kernel/mlx5-vfio-pci.ko"
     assert resolution.candidates[-1].source is Source.FALLBACK
+
+
+# depmod's index
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Path:
+    """A tree with an index."""
+    generic = ("vfio_pci", ["vfio_pci:v*d*sv*sd*bc*sc*i*"])
+    variants = [("mlx5_vfio_pci", ["vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i*"])]
+    others = [
+        (f"o{number}", [f"pci:v{number:08X}d*sv*sd*bc*sc*i*", f"of:N{number}"]) for number in range(300)
+    ]
+    return make_tree(tmp_path, [generic, *variants, *others])
+
+
+def write_anew(path: Path, data: bytes | None = None) -> None:
+    """It is the youngest then."""
+    time.sleep(0.02)  # a tick of the clock that stamps files
+    path.write_bytes(path.read_bytes() if data is None else data)
+
+
+def open_index(data: bytes) -> AliasIndex:
+    return AliasIndex(lambda at, size: data[at : at + size])
+
+
+def find_winner(tree: Path) -> str | None:
+    table = read_alias_table(tree, [], "")
+    assert table.warnings == ()
+    return table.resolve(FULL).winner
+
+
+def test_the_index_counts_that_depmod_has_made_and_not_what_was_edited_before(indexed: Path) -> None:
+    write_anew(indexed / "modules.alias", b"alias vfio_pci:v* vfio_pci\n")
+    write_anew(indexed / "modules.alias.bin")
+    assert find_winner(indexed) == "mlx5_vfio_pci"
+
+
+def test_what_was_edited_after_depmod_counts_and_not_the_index(indexed: Path) -> None:
+    write_anew(indexed / "modules.alias", b"alias vfio_pci:v* o7\n")
+    assert find_winner(indexed) == "o7"
+
+
+def test_an_index_that_is_no_file_is_not_waited_for(indexed: Path) -> None:
+    (indexed / "modules.alias.bin").unlink()
+    os.mkfifo(indexed / "modules.alias.bin")
+    assert find_winner(indexed) == "mlx5_vfio_pci"
+
+
+@pytest.mark.parametrize("spoil", [lambda _: b"", lambda data: data[:-200], lambda data: b"x" + data[1:]])
+def test_with_a_damaged_index_the_text_counts(indexed: Path, spoil: Callable[[bytes], bytes]) -> None:
+    index = indexed / "modules.alias.bin"
+    write_anew(index, spoil(index.read_bytes()))
+    assert find_winner(indexed) == "mlx5_vfio_pci"
+
+
+def test_where_every_byte_of_an_index_is_spoilt_in_turn_it_is_told_or_gives_aliases(indexed: Path) -> None:
+    whole = (indexed / "modules.alias.bin").read_bytes()
+    for at in range(0, len(whole), 7):
+        with suppress(ValueError):
+            found = open_index(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]).find(b"vfio_pci:")
+            assert all(alias.startswith(b"vfio_pci:") for alias, _ in found)
+
+
+def test_an_index_of_which_a_node_is_below_itself_has_no_end() -> None:
+    # The root, at 12, has one child, "a": itself.
+    data = struct.pack(">3I2BI", 0xB007F457, 0x00020001, 0x2000000C, 97, 97, 0x2000000C)
+    with pytest.raises(ValueError, match="no end"):
+        open_index(data).find(b"")
+
+
+def test_a_node_that_is_longer_than_what_is_read_at_a_time_is_read_whole(tmp_path: Path) -> None:
+    names = [f"m{number}" for number in range(3000)]
+    tree = make_tree(tmp_path, [(name, ["vfio_pci:v1"]) for name in names])
+    with (tree / "modules.alias.bin").open("rb") as file:
+        index = AliasIndex(lambda at, size: os.pread(file.fileno(), size, at))
+        assert {module.decode() for _, module in index.find(b"vfio_pci:")} == set(names)
+
+
+def test_the_whole_index_is_the_whole_text(indexed: Path) -> None:
+    index = open_index((indexed / "modules.alias.bin").read_bytes())
+    text = [line.split()[1:] for line in (indexed / "modules.alias").read_bytes().splitlines()[1:]]
+    assert sorted(index.find(b"")) == sorted((alias, module) for alias, module in text)
+    assert [module for _, module in index.find(b"pci:")] == [m for a, m in text if a.startswith(b"pci:")]
+    assert index.find(b"pci:v00000007d*sv*sd*bc*sc*i*") == [(b"pci:v00000007d*sv*sd*bc*sc*i*", b"o7")]
+    assert index.find(b"pci:v00000007d*sv*sd*bc*sc*i*x") == []

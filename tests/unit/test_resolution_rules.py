@@ -31,7 +31,13 @@ def make_table(
     builtin: bytes | None = None,
     missing: frozenset[str] = frozenset(),
 ) -> AliasTable:
-    files = ModuleFiles("/m", "\n".join(aliases).encode(), builtin_modinfo, dep, builtin)
+    files = ModuleFiles(
+        "/m",
+        "\n".join(aliases).encode,
+        builtin_modinfo=builtin_modinfo,
+        dep=dep,
+        builtin=builtin,
+    )
     conf = parse_modprobe_conf("\n".join(modprobe_d or []).encode(), "/etc/modprobe.d/x.conf")
     return AliasTable(
         files, joined((conf, parse_cmdline(cmdline))), has_file=lambda path: path not in missing
@@ -370,7 +376,9 @@ def test_a_catch_all_alone_is_no_reason_to_warn() -> None:
 def test_no_index_and_no_command_line_raises(lines: list[str], junk: list[bytes], cmdline: str) -> None:
     data = b"\n".join([*(f"alias vfio_pci:{line} some_module".encode() for line in lines), *junk])
     conf = joined((parse_modprobe_conf(data, "c"), parse_cmdline(cmdline)))
-    table = AliasTable(ModuleFiles("/m", data, b"\0".join(junk), data, data), conf)
+    table = AliasTable(
+        ModuleFiles("/m", lambda: data, builtin_modinfo=b"\0".join(junk), dep=data, builtin=data), conf
+    )
     resolution = table.resolve(MLX5, loaded=["some_module"])
     assert resolution.candidates[-1].source is Source.FALLBACK
     assert table.skipped.count >= 0

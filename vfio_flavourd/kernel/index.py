@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from vfio_flavourd.model.alias_index import AliasIndex
 from vfio_flavourd.model.aliases import AliasTable
+from vfio_flavourd.model.modalias import FLAVOUR_PREFIX
 from vfio_flavourd.model.modprobe_conf import ModprobeConf, joined, parse_cmdline, parse_modprobe_conf
 from vfio_flavourd.model.module_files import ModuleFiles
 
@@ -16,7 +18,10 @@ from vfio_flavourd.model.module_files import ModuleFiles
 MODULES = ("lib/modules", "usr/lib/modules", "run/booted-system/kernel-modules/lib/modules")
 # In order of precedence, modprobe.d(5).
 MODPROBE_D = ("etc", "run", "usr/local/lib", "usr/lib", "lib")
-INDEX_FILES = ("modules.alias", "modules.dep", "modules.builtin", "modules.builtin.modinfo")
+INDEX_FILES = (
+    *("modules.alias", "modules.alias.bin", "modules.dep"),
+    *("modules.builtin", "modules.builtin.modinfo"),
+)
 # A second change within a tick of the clock that stamps files can leave the same stamps.
 SETTLED_NS = 50_000_000
 
@@ -125,19 +130,19 @@ def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str
     `modules_dir` is like /lib/modules/<release>; `modprobe_d` are directories or single files, in order
     of precedence.
     """
-    contents: dict[str, bytes | None] = {}
     warnings: list[str] = []
-    for name in INDEX_FILES:
-        path = modules_dir / name
-        contents[name], problem = _read_file(path)
-        if name == "modules.alias" and b"alias" not in (contents[name] or b""):
-            warnings.append(f"no aliases from {str(path)!r}: {problem or 'it has none'}")
+    alias = modules_dir / "modules.alias"
+    indexed = _read_indexed(modules_dir, FLAVOUR_PREFIX)
+    text, problem = (None, "") if indexed else _read_file(alias)
+    if not indexed and b"alias" not in (text or b""):
+        warnings.append(f"no aliases from {str(alias)!r}: {problem or 'it has none'}")
     files = ModuleFiles(
         str(modules_dir),
-        contents["modules.alias"] or b"",
-        contents["modules.builtin.modinfo"] or b"",
-        contents["modules.dep"],
-        contents["modules.builtin"],
+        lambda: (_read_file(alias)[0] or b"") if text is None else text,
+        {FLAVOUR_PREFIX: indexed} if indexed else {},
+        _read_file(modules_dir / "modules.builtin.modinfo")[0] or b"",
+        _read_file(modules_dir / "modules.dep")[0],
+        _read_file(modules_dir / "modules.builtin")[0],
     )
     conf, unread = read_modprobe_conf(modprobe_d, cmdline)
 
@@ -147,6 +152,26 @@ def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str
         return bool(_read_mode(modules_dir / path)) or not stat.S_ISDIR(_read_mode(tree))
 
     return AliasTable(files, conf, warnings=(*warnings, *unread), has_file=has_file)
+
+
+def _read_indexed(modules_dir: Path, prefix: str) -> list[tuple[bytes, bytes]]:
+    """What modules.alias.bin has of this prefix. Nothing where it is damaged, or older than modules.alias,
+    which somebody has edited then."""
+    try:
+        text = (modules_dir / "modules.alias").stat()
+        descriptor = os.open(modules_dir / "modules.alias.bin", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_ctime_ns < text.st_ctime_ns:
+            return []
+        index = AliasIndex(lambda at, size: os.pread(descriptor, size, at))
+        return index.find(f"{prefix}:".encode())
+    except (OSError, ValueError):
+        return []
+    finally:
+        os.close(descriptor)
 
 
 def read_modprobe_conf(modprobe_d: Sequence[Path], cmdline: str) -> tuple[ModprobeConf, tuple[str, ...]]:

@@ -1,8 +1,8 @@
-"""The text files that depmod and the kernel's build leave in a module tree."""
+"""The files that depmod and the kernel's build leave in a module tree."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from .alias_pattern import normalised
 from .modprobe_conf import SHOWN_ORIGINS, AliasLine, Skipped, find_module_name
@@ -12,11 +12,14 @@ from .modprobe_conf import SHOWN_ORIGINS, AliasLine, Skipped, find_module_name
 class ModuleFiles:
     """What a directory like /lib/modules/<release> holds, unparsed.
 
-    `dep` and `builtin` are None where nothing is known about which modules there are.
+    `read_alias` gives the text of modules.alias. `indexed` are, by prefix, what modules.alias.bin has of it:
+    each alias with its module. `dep` and `builtin` are None where nothing is known about which modules there
+    are.
     """
 
     directory: str = "/lib/modules"
-    alias: bytes = b""
+    read_alias: Callable[[], bytes] = bytes
+    indexed: Mapping[str, Iterable[tuple[bytes, bytes]]] = field(default_factory=dict)
     builtin_modinfo: bytes = b""
     dep: bytes | None = None
     builtin: bytes | None = None
@@ -25,11 +28,18 @@ class ModuleFiles:
 def find_index_aliases(files: ModuleFiles, prefix: str) -> Iterator[AliasLine]:
     """The aliases of one prefix in modules.alias, in its order.
 
-    The file is searched for the prefix and not read line by line: a flavour has a handful of the
-    tens of thousands of lines. So a pattern with a wildcard in its prefix is not found; modpost
+    Without an index the text is searched for the prefix and not read line by line: a flavour has a handful
+    of the tens of thousands of lines. So a pattern with a wildcard in its prefix is not found; modpost
     writes none (scripts/mod/file2alias.c). Nor are lines numbered, which would double the time.
     """
-    data, origin = files.alias, f"{files.directory}/modules.alias"
+    origin = f"{files.directory}/modules.alias"
+    if prefix in files.indexed:
+        for pattern, module in files.indexed[prefix]:
+            alias = _parse_alias(pattern, module)
+            if alias is not None:
+                yield AliasLine(*alias, origin)
+        return
+    data = files.read_alias()
     wanted = re.compile(re.escape(prefix.encode()).replace(b"_", b"[_-]") + b":")
     at = 0
     while found := wanted.search(data, at):
@@ -60,7 +70,7 @@ def find_malformed(files: ModuleFiles) -> Skipped:
     """Looks at every line of modules.alias, so it takes its time: 20 ms for a distribution's kernel."""
     count = 0
     origins: list[str] = []
-    for number, line in enumerate(files.alias.split(b"\n"), 1):
+    for number, line in enumerate(files.read_alias().split(b"\n"), 1):
         stripped = line.strip()
         if stripped and not stripped.startswith(b"#") and _parse_index_line(line) is None:
             count += 1
@@ -82,7 +92,11 @@ def _parse_index_line(line: bytes) -> tuple[str, str] | None:
     words = line.partition(b"#")[0].split()
     if len(words) < 3 or words[0] != b"alias":
         return None
-    normal, name = normalised(words[1].decode("latin-1")), find_module_name(words[2].decode("latin-1"))
+    return _parse_alias(words[1], words[2])
+
+
+def _parse_alias(pattern: bytes, module: bytes) -> tuple[str, str] | None:
+    normal, name = normalised(pattern.decode("latin-1")), find_module_name(module.decode("latin-1"))
     return (normal, name) if normal and name else None
 
 
