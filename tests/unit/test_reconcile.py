@@ -1163,6 +1163,24 @@ def test_a_rule_by_serial_takes_effect_when_the_native_driver_tells_it_and_holds
     run_at_once(run())
 
 
+def test_nothing_is_kept_of_the_serials_of_drives_that_come_and_go(kernel: FakeKernel) -> None:
+    async def run() -> None:
+        rules = policy(rule("vfio", serial=("S4EWNX0R123",)))
+        engine = await start(kernel, rules)
+        for number in range(3):
+            device = kernel.add_device(class_code=0x010802)
+            path = kernel.path(device) / "nvme/nvme0"
+            path.mkdir(parents=True)
+            (path / "serial").write_text(f"S{number}\n", encoding="ascii")
+            await event(engine, device)
+            assert engine.device(at(device)).serials == (f"S{number}",)
+            kernel.remove_device(device)
+            engine.forget(at(device))
+        assert engine._host.policy.serials == {}
+
+    run_at_once(run())
+
+
 # a device that the early rules have kept from its driver
 
 

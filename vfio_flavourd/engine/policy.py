@@ -54,6 +54,11 @@ class PolicyInForce:
         self.serials: dict[tuple[PciAddress, int], tuple[str, ...]] = {}
         self._modules: tuple[AliasTable, ModulesOfFlavours] | None = None
 
+    def forget(self, address: PciAddress) -> None:
+        """The device is gone."""
+        for key in [key for key in self.serials if key[0] == address]:
+            del self.serials[key]
+
     def read(self, root: Path, last_good: Path) -> None:
         """Take what is installed. Raises PolicyError; what was in force stays, and `trouble` says why."""
         if is_switched_off(root):

@@ -198,6 +198,7 @@ class Reconciler:
         self._tries.forget(address)
         self._remarks.pop(address, None)
         self._held_back.discard(address)
+        self._host.policy.forget(address)
         self._agenda.call_off(address)
 
     def stop(self) -> None:
