@@ -1,12 +1,16 @@
 """Who uses a device: functions, displays, open nodes, guests; and what is never touched to find out."""
 
 import os
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from fake_host import DD, DEVICE, OTHER, QEMU, FakeHost
 
+from vfio_flavourd.kernel.host_files import HostFiles
+from vfio_flavourd.kernel.process_users import find_open_files
 from vfio_flavourd.model.occupancy import Use, User
 
 DISPLAY = 0x030000
@@ -291,6 +295,17 @@ def test_the_kernel_tells_a_descriptor_that_only_names_a_file(tmp_path: Path) ->
             os.close(descriptor)
         [flags] = [line.split()[1] for line in lines if line.startswith("flags:")]
         assert int(flags, 8) & 0o10000000 == expected
+
+
+def test_who_holds_a_node_is_found_in_the_real_proc_whether_the_kernel_counts_files_or_not() -> None:
+    """It does since 6.2. /dev/full is held by nobody else."""
+    with subprocess.Popen(["/bin/sh", "-c", "exec 7> /dev/full; exec sleep 60"]) as child:
+        path = Path(f"/proc/{child.pid}/fd/7")
+        while not path.is_symlink():
+            time.sleep(0.01)
+        users = list(find_open_files(HostFiles(""), {"full": Use.OPEN}))
+        child.kill()
+    assert [user.pid for user in users] == [child.pid]
 
 
 def test_a_guest_that_has_only_the_devices_file_is_told_by_newer_kernels(host: FakeHost) -> None:
