@@ -297,14 +297,18 @@ def test_the_kernel_tells_a_descriptor_that_only_names_a_file(tmp_path: Path) ->
         assert int(flags, 8) & 0o10000000 == expected
 
 
-def test_who_holds_a_node_is_found_in_the_real_proc_whether_the_kernel_counts_files_or_not() -> None:
+def test_who_holds_a_node_is_found_in_the_real_proc_whether_the_kernel_counts_files_or_not(
+    tmp_path: Path,
+) -> None:
     """It does since 6.2. /dev/full is held by nobody else."""
+    (tmp_path / "proc").symlink_to("/proc")
     with subprocess.Popen(["/bin/sh", "-c", "exec 7> /dev/full; exec sleep 60"]) as child:
-        path = Path(f"/proc/{child.pid}/fd/7")
-        while not path.is_symlink():
-            time.sleep(0.01)
-        users = list(find_open_files(HostFiles(""), {"full": Use.OPEN}))
-        child.kill()
+        try:
+            while not Path(f"/proc/{child.pid}/fd/7").is_symlink():
+                time.sleep(0.01)
+            users = list(find_open_files(HostFiles(str(tmp_path)), {"full": Use.OPEN}))
+        finally:
+            child.kill()
     assert [user.pid for user in users] == [child.pid]
 
 
