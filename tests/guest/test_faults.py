@@ -3,10 +3,10 @@
 import itertools
 import random
 import time
-from dataclasses import dataclass
 
 from .conftest import UNITS, Host, Seen, files, write_command
 from .devices import HOTPLUG_PORTS, ROLES
+from .services import Held, look_at_services
 from .test_users import held
 
 GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
@@ -70,37 +70,11 @@ UNTIL_SETTLED = (
 )
 
 
-GROWTH = """
-    for unit in vfio-flavourd vfio-flavour-fs; do
-        pid=$(systemctl show --property=MainPID --value $unit)
-        sed -n 's/^RssAnon:[[:space:]]*\\([0-9]*\\) kB/\\1/p' /proc/$pid/status
-        ls /proc/$pid/fd | wc -l
-        cat /sys/fs/cgroup/system.slice/$unit.service/cgroup.procs | wc -l
-    done
-    ls /run/vfio-flavourd/devices | wc -l
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a service holds; memory in KiB, without the pages of files, which come and go."""
-
-    memory: int
-    descriptors: int
-    processes: int
-
-
-def look_at_services(host: Host) -> tuple[Held, Held]:
-    *numbers, records = (int(line) for line in host.run(GROWTH).stdout.split())
-    assert records == 0
-    return Held(*numbers[:3]), Held(*numbers[3:])
-
-
 def test_hundreds_of_switches_leave_nothing_behind(host: Host) -> None:
     before = host.look()
     good, other = (f"/run/vfio-flavour/{role.bdf}/driver_flavour" for role in (GOOD, VIRTIO))
 
-    def switch(count: int) -> tuple[Held, Held]:
+    def switch(count: int) -> tuple[Held, ...]:
         loop = "for i in $(seq {count}); do echo vfio > {file} && echo native > {file} || exit 1; done"
         both = " & ".join(loop.format(count=count // 4, file=file) for file in (good, other))
         host.run(f"{both}; status=$?; wait $! && exit $status", timeout=1200)

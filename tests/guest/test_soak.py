@@ -5,19 +5,20 @@ In the second half of the rounds the services are killed; in the first they live
 `make soak` does two hours of it; `--soak-rounds` says how many rounds, of `ROUND` seconds each.
 """
 
+import itertools
 import re
 import time
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from .conftest import Host
 from .devices import HOTPLUG_PORTS, ROLES
+from .services import SERVICES, Held, look_at_services
 
 GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 ROUND = 20
-SERVICES = ("vfio-flavourd", "vfio-flavour-fs")
 
 # For as long as the file is there. What is tried while a service is killed may fail; how often it did not is
 # said at the end.
@@ -77,14 +78,7 @@ SETTLE = """
     udevadm settle
 """
 
-LOOK = """
-    for unit in vfio-flavourd vfio-flavour-fs; do
-        pid=$(systemctl show --property=MainPID --value $unit)
-        sed -n 's/^RssAnon:[[:space:]]*\\([0-9]*\\) kB/\\1/p' /proc/$pid/status
-        ls /proc/$pid/fd | wc -l
-        cat /sys/fs/cgroup/system.slice/$unit.service/cgroup.procs | wc -l
-    done
-    ls /run/vfio-flavourd/devices | wc -l
+OTHERS = """
     pgrep -c -f /usr/libexec/vfio-flavourd/find-users
     systemctl list-units --failed --no-legend 'vfio-flavour*' | wc -l
     cat /sys/fs/cgroup/system.slice/*/cgroup.procs | wc -l
@@ -93,15 +87,9 @@ LOOK = """
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What there is after a round; memory in KiB, without the pages of files."""
+    """What there is after a round."""
 
-    daemon_memory: int
-    daemon_descriptors: int
-    daemon_processes: int
-    fs_memory: int
-    fs_descriptors: int
-    fs_processes: int
-    records: int
+    services: tuple[Held, ...]
     looking: int
     failed_units: int
     processes: int
@@ -133,22 +121,26 @@ def test_nothing_is_left_of_a_round_of_everything(
             done[what] = done.get(what, 0) + int(count)
         host.run(SETTLE.format(devices=f"{GOOD.bdf} {SIBLING.bdf} {VIRTIO.bdf}"), timeout=300)
         time.sleep(1)  # the log, and workers that are too many, go a moment after the last answer
-        left.append(Left(*(int(line) for line in host.run(LOOK, check=False).stdout.split())))
+        others = (int(line) for line in host.run(OTHERS, check=False).stdout.split())
+        left.append(Left(look_at_services(host), *others))
         print(left[-1])
         assert host.look().changed(before) == set()
     print(done)
     assert done["files"] + done["numbers"] + done["calls"] > 0
     assert done["reloads"] > 0
     first, last = left[0], left[-1]
-    for name, at_first, at_last in zip(Left.__slots__, astuple(first), astuple(last), strict=True):
-        if not name.endswith("memory"):
-            # Connections that are kept for the next call, and udev's workers, come and go.
-            assert at_last <= at_first + 10, name
-    assert (last.records, last.failed_units) == (0, 0)
-    for name in ("daemon_memory", "fs_memory"):
-        values = [getattr(each, name) for each in left[:lives]]
-        # Python takes memory by the MiB, when more than ever is in work at a time; what is left of each
-        # of an hour's rounds would add up to more.
-        assert values[-1] < values[0] + 4096, values
+    # A process that is kept for the next question, and udev's workers, come and go.
+    assert last.looking <= first.looking + 2
+    assert last.processes <= first.processes + 10
+    assert last.failed_units == 0
+    for at, service in enumerate(SERVICES):
+        held = [each.services[at] for each in left]
+        assert held[-1].processes <= held[0].processes + 2, service
+        assert held[-1].descriptors <= held[0].descriptors + 10, service
+        lived = [each.memory for each in held[: lives : max(lives // 4, 1)]]
+        grown = [now - then for then, now in itertools.pairwise(lived)]
+        # Python takes memory by the MiB, when more than ever is in work at a time; what is kept of each round
+        # is seen in every quarter of an hour.
+        assert min(grown) < (512 if len(grown) > 1 else 4096), lived
     told = [record["MESSAGE"] for record in journal.records()]
     assert [text for text in told if "Traceback" in text or "never retrieved" in text] == []
