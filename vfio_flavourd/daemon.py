@@ -110,6 +110,7 @@ class Daemon:
         # What is there now stays: no collection needs to look at it again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         journal.notify("READY=1")
         # Who waits for the service needs none of them yet; what the policy wanted has started its own.
         self._hands.prepare()
