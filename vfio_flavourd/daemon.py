@@ -110,11 +110,12 @@ class Daemon:
         # What is there now stays: no collection needs to look at it again.
         gc.collect()
         gc.freeze()
-        gc.enable()
         journal.notify("READY=1")
-        # Who waits for the service needs none of them yet; what the policy wanted has started its own.
-        self._hands.prepare()
-        self._looker.prepare()
+        if not self._stop.is_set():
+            # Who waits for the service needs none yet; where they can't be had, who needs one is told.
+            with suppress(OSError):
+                self._hands.prepare()
+            self._looker.prepare()
         self._engine.reconciler.lasting_wishes_changed = self._compile_wishes
         self._spawn(self._compile(asked=False))
         await stopped

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -290,7 +291,8 @@ while True:
 
 def wait_until_shown_as_stuck(host: Host, role: Role, *told: str) -> str:
     """A daemon that has just started looks who holds it while it serves already."""
-    for _ in range(20):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
         shown = host.show(role)
         if shown["phase"] == "stuck" and all(words in shown["stuck"] for words in told):
             return str(shown["stuck"])

@@ -184,6 +184,15 @@ def test_an_empty_index_is_a_problem(host: FakeKernel) -> None:
     assert "it has no aliases" in find(host, "modules").what
 
 
+def test_an_index_of_aliases_that_is_damaged_is_told(host: FakeKernel) -> None:
+    put(host, f"lib/modules/{RELEASE}/modules.alias.bin", "spoilt")
+    finding = find(host, "modules")
+    assert finding.state is State.WARNING
+    assert "modules.alias.bin can't be used" in finding.what
+    assert "it is cut short" in finding.what
+    assert finding.advice == f"depmod -a {RELEASE} && flavourctl reload"
+
+
 def test_modules_newer_than_the_index_are_named_and_those_that_came_with_it_are_not(host: FakeKernel) -> None:
     dep = host.root / f"lib/modules/{RELEASE}/modules.dep"
     updates = host.root / f"lib/modules/{RELEASE}/updates/dkms"

@@ -4,7 +4,6 @@ import os
 import shutil
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -90,11 +89,20 @@ def matching(resolution: Resolution) -> set[str]:
     return {candidate.module for candidate in found}
 
 
+def edit(tree: Path, text: bytes | None = None) -> None:
+    """modules.alias, after depmod."""
+    if text is not None:
+        (tree / "modules.alias").write_bytes(text)
+    after = (tree / "modules.alias.bin").stat().st_mtime_ns + 1
+    os.utime(tree / "modules.alias", ns=(after, after))
+
+
 def agree(root: Path, tree: Path, conf: Path) -> None:
     """By depmod's index as by the text that it is made of."""
     by_index = read_alias_table(tree, [conf], "")
-    (tree / "modules.alias").touch()
+    edit(tree)
     by_text = read_alias_table(tree, [conf], "")
+    assert not by_text._files.indexed
     for modalias in (FULL, *OTHERS):
         expected = ask_kmod(root, conf, modalias)
         found = by_index.resolve(modalias)
@@ -187,6 +195,8 @@ def test_a_file_that_depmod_did_not_see_is_missing(tmp_path: Path) -> None:
 
 # depmod's index
 
+OTHER_TEXT = b"alias vfio_pci:v* o7\n"
+
 
 @pytest.fixture
 def indexed(tmp_path: Path) -> Path:
@@ -199,44 +209,56 @@ def indexed(tmp_path: Path) -> Path:
     return make_tree(tmp_path, [generic, *variants, *others])
 
 
-def write_anew(path: Path, data: bytes | None = None) -> None:
-    """It is the youngest then."""
-    time.sleep(0.02)  # a tick of the clock that stamps files
-    path.write_bytes(path.read_bytes() if data is None else data)
-
-
 def open_index(data: bytes) -> AliasIndex:
     return AliasIndex(lambda at, size: data[at : at + size])
 
 
-def find_winner(tree: Path) -> str | None:
+def find_winner(tree: Path, warning: str = "") -> str | None:
     table = read_alias_table(tree, [], "")
-    assert table.warnings == ()
+    assert all(warning in told for told in table.warnings)
+    assert len(table.warnings) == bool(warning)
     return table.resolve(FULL).winner
 
 
-def test_the_index_counts_that_depmod_has_made_and_not_what_was_edited_before(indexed: Path) -> None:
-    write_anew(indexed / "modules.alias", b"alias vfio_pci:v* vfio_pci\n")
-    write_anew(indexed / "modules.alias.bin")
+def test_the_index_counts_that_depmod_has_made_and_not_the_text(indexed: Path) -> None:
+    assert find_winner(indexed) == "mlx5_vfio_pci"
+    edit(indexed, OTHER_TEXT)
+    shutil.copystat(indexed / "modules.alias.bin", indexed / "modules.alias")
     assert find_winner(indexed) == "mlx5_vfio_pci"
 
 
 def test_what_was_edited_after_depmod_counts_and_not_the_index(indexed: Path) -> None:
-    write_anew(indexed / "modules.alias", b"alias vfio_pci:v* o7\n")
+    edit(indexed, OTHER_TEXT)
     assert find_winner(indexed) == "o7"
 
 
+def test_what_was_edited_after_depmod_counts_in_a_copy_too(indexed: Path, tmp_path: Path) -> None:
+    edit(indexed, OTHER_TEXT)
+    for name in ("modules.alias", "modules.alias.bin"):
+        shutil.copy2(indexed / name, tmp_path / name)
+    assert read_alias_table(tmp_path, [], "").resolve(FULL).winner == "o7"
+
+
 def test_an_index_that_is_no_file_is_not_waited_for(indexed: Path) -> None:
+    (indexed / "modules.alias").write_bytes(OTHER_TEXT)
     (indexed / "modules.alias.bin").unlink()
     os.mkfifo(indexed / "modules.alias.bin")
-    assert find_winner(indexed) == "mlx5_vfio_pci"
+    assert find_winner(indexed) == "o7"
+
+
+def test_without_the_text_the_index_alone_does_not_count_since_others_need_the_text(indexed: Path) -> None:
+    (indexed / "modules.alias").unlink()
+    assert find_winner(indexed, "no aliases from") == "vfio_pci"
 
 
 @pytest.mark.parametrize("spoil", [lambda _: b"", lambda data: data[:-200], lambda data: b"x" + data[1:]])
-def test_with_a_damaged_index_the_text_counts(indexed: Path, spoil: Callable[[bytes], bytes]) -> None:
+def test_with_a_damaged_index_the_text_counts_and_that_is_told(
+    indexed: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    (indexed / "modules.alias").write_bytes(OTHER_TEXT)
     index = indexed / "modules.alias.bin"
-    write_anew(index, spoil(index.read_bytes()))
-    assert find_winner(indexed) == "mlx5_vfio_pci"
+    index.write_bytes(spoil(index.read_bytes()))
+    assert find_winner(indexed, "modules.alias.bin': it") == "o7"
 
 
 def test_where_every_byte_of_an_index_is_spoilt_in_turn_it_is_told_or_gives_aliases(indexed: Path) -> None:
@@ -250,6 +272,13 @@ def test_where_every_byte_of_an_index_is_spoilt_in_turn_it_is_told_or_gives_alia
 def test_an_index_of_which_a_node_is_below_itself_has_no_end() -> None:
     # The root, at 12, has one child, "a": itself.
     data = struct.pack(">3I2BI", 0xB007F457, 0x00020001, 0x2000000C, 97, 97, 0x2000000C)
+    with pytest.raises(ValueError, match="no end"):
+        open_index(data).find(b"")
+
+
+def test_an_index_of_which_a_node_is_below_itself_with_many_values_has_no_end() -> None:
+    values = b"".join(struct.pack(">I2s", number, b"m") for number in range(15_000))
+    data = struct.pack(">3I2BII", 0xB007F457, 0x00020001, 0x6000000C, 97, 97, 0x6000000C, 15_000) + values
     with pytest.raises(ValueError, match="no end"):
         open_index(data).find(b"")
 

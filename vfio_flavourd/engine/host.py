@@ -57,10 +57,9 @@ class Host:
 
     def read_facts(self, device: Device) -> Facts:
         """What rules look at; a serial only where one asks for it."""
-        key = (device.address, device.identity.inode)
-        facts = read_facts(self.sysfs, device, self.policy.policy, self.policy.serials.get(key, ()))
+        facts = read_facts(self.sysfs, device, self.policy.policy, self.policy.find_serials(device))
         if facts.serials:
-            self.policy.serials[key] = facts.serials
+            self.policy.serials[device.address] = (device.identity.inode, facts.serials)
         return facts
 
     def find_flavour(self, device: Device) -> Flavour:

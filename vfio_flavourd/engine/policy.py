@@ -9,6 +9,7 @@ from ..config.files import DIRECTORIES
 from ..config.problems import PolicyError
 from ..model.address import PciAddress
 from ..model.aliases import AliasTable
+from ..model.device import Device
 from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Policy
@@ -43,21 +44,20 @@ def has_files(root: Path) -> bool:
 
 
 class PolicyInForce:
-    """The last good set. `serials` are those that devices told (by address and inode): an NVMe drive tells
-    none while VFIO has it. `read_at` (seconds since the epoch) is when it was read from its files. `trouble`
-    says why a newer one is not in force, and is empty otherwise."""
+    """The last good set. `serials` are those that devices told, each with the inode of the one that did: an
+    NVMe drive tells none while VFIO has it. `read_at` (seconds since the epoch) is when it was read from its
+    files. `trouble` says why a newer one is not in force, and is empty otherwise."""
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.trouble = ""
         self.read_at = time.time()
         self.policy = policy or Policy()
-        self.serials: dict[tuple[PciAddress, int], tuple[str, ...]] = {}
+        self.serials: dict[PciAddress, tuple[int, tuple[str, ...]]] = {}
         self._modules: tuple[AliasTable, ModulesOfFlavours] | None = None
 
-    def forget(self, address: PciAddress) -> None:
-        """The device is gone."""
-        for key in [key for key in self.serials if key[0] == address]:
-            del self.serials[key]
+    def find_serials(self, device: Device) -> tuple[str, ...]:
+        inode, serials = self.serials.get(device.address, (0, ()))
+        return serials if inode == device.identity.inode else ()
 
     def read(self, root: Path, last_good: Path) -> None:
         """Take what is installed. Raises PolicyError; what was in force stays, and `trouble` says why."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -83,27 +83,31 @@ class Quarantine:
                 self._stuck[address] = "its record can't be read, so the device is being looked at"
                 self._spawn(self._in_turn(address, self._outlast(address, _now(), self._rebuild)))
         # The last one first, as a switch of several devices is undone.
-        for record in reversed(self._host.ledger.all()):
-            if record.is_open:
-                self._take_up(record)
+        records = [record for record in reversed(self._host.ledger.all()) if record.is_open]
+        held = [record.address for record in records if self._take_up(record)]
+        self._spawn(self._add_holders(held))
 
-    def _take_up(self, record: Record) -> None:
-        address = record.address
-        finished = _now()
-        if record.worker is not None and is_alive(self._host.sysfs, record.worker):
-            said = f"process {record.worker.pid} of an earlier daemon is still in the kernel with it"
-            self._stuck[address] = said
-            self._spawn(self._add_holders(address, said))
-            finished = self._host.hands.await_exit(record.worker.pid)
+    def _take_up(self, record: Record) -> bool:
+        """Whether an earlier daemon's worker still has it."""
+        address, worker = record.address, record.worker
+        if worker is not None and is_alive(self._host.sysfs, worker):
+            said = f"process {worker.pid} of an earlier daemon is still in the kernel with it"
+            finished = self._host.hands.await_exit(worker.pid)
         else:
-            self._stuck[address] = "a switch that was cut off is being brought to its end"
+            worker, finished = None, _now()
+            said = "a switch that was cut off is being brought to its end"
+        self._stuck[address] = said
         self._spawn(self._in_turn(address, self._outlast(address, finished, self._converge)))
+        return worker is not None
 
-    async def _add_holders(self, address: PciAddress, said: str) -> None:
-        """Looking into all processes takes its time, and the start of the service doesn't wait for it."""
-        holders = await self._find_holders(address)
-        if self._stuck.get(address) == said:
-            self._stuck[address] = said + holders
+    async def _add_holders(self, addresses: Iterable[PciAddress]) -> None:
+        """Looking into all processes takes its time: the start of the service doesn't wait for it, and others
+        who ask wait for one look at the most."""
+        for address in addresses:
+            said = self._stuck.get(address, "")
+            holders = await self._find_holders(address)
+            if said and self._stuck.get(address) == said:
+                self._stuck[address] = said + holders
 
     async def _find_holders(self, address: PciAddress) -> str:
         group = self._host.sysfs.find_link(f"/sys/bus/pci/devices/{address}/iommu_group")

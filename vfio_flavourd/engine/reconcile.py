@@ -142,7 +142,7 @@ class Reconciler:
             if applied is None or applied.inode != device.identity.inode:
                 self._agenda.begin(device.address)
                 continue
-            self._host.policy.serials[device.address, applied.inode] = applied.serials
+            self._host.policy.serials[device.address] = (applied.inode, applied.serials)
             decision = self._host.decide(device)
             wanted = self._describe(device, decision)
             if wanted not in (NOTHING, applied.wanted):
@@ -198,7 +198,7 @@ class Reconciler:
         self._tries.forget(address)
         self._remarks.pop(address, None)
         self._held_back.discard(address)
-        self._host.policy.forget(address)
+        self._host.policy.serials.pop(address, None)
         self._agenda.call_off(address)
 
     def stop(self) -> None:
@@ -352,7 +352,7 @@ class Reconciler:
         )
 
     def _note(self, device: Device, wanted: str, decision: Decision, *, done: bool) -> None:
-        serials = self._host.policy.serials.get((device.address, device.identity.inode), ())
+        serials = self._host.policy.find_serials(device)
         rule = decision.rule
         name = rule.name if rule is not None and wanted != NOTHING else ""
         self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials, name)

@@ -6,6 +6,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from vfio_flavourd.model.alias_index import AliasIndex
@@ -132,7 +133,11 @@ def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str
     """
     warnings: list[str] = []
     alias = modules_dir / "modules.alias"
-    indexed = _read_indexed(modules_dir, FLAVOUR_PREFIX)
+    indexed, problem = _read_indexed(alias, FLAVOUR_PREFIX)
+    if problem:
+        warnings.append(
+            f"can't use '{alias}.bin': {problem}, reading {alias.name} instead; depmod makes it anew"
+        )
     text, problem = (None, "") if indexed else _read_file(alias)
     if not indexed and b"alias" not in (text or b""):
         warnings.append(f"no aliases from {str(alias)!r}: {problem or 'it has none'}")
@@ -154,24 +159,37 @@ def read_alias_table(modules_dir: Path, modprobe_d: Sequence[Path], cmdline: str
     return AliasTable(files, conf, warnings=(*warnings, *unread), has_file=has_file)
 
 
-def _read_indexed(modules_dir: Path, prefix: str) -> list[tuple[bytes, bytes]]:
-    """What modules.alias.bin has of this prefix. Nothing where it is damaged, or older than modules.alias,
-    which somebody has edited then."""
+def find_damage(modules_dir: Path) -> str:
+    """What is wrong with depmod's index of aliases; empty where it is used, or doesn't count."""
+    return _read_indexed(modules_dir / "modules.alias", FLAVOUR_PREFIX)[1]
+
+
+def _read_indexed(alias: Path, prefix: str) -> tuple[list[tuple[bytes, bytes]], str]:
+    """What depmod's index has of this prefix, and what is wrong with the index. Nothing where it is older
+    than modules.alias, which somebody has edited then, or where that can't be read: others need it."""
     try:
-        text = (modules_dir / "modules.alias").stat()
-        descriptor = os.open(modules_dir / "modules.alias.bin", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(alias, "rb", opener=_open) as text, open(f"{alias}.bin", "rb", opener=_open) as index:
+            there = [os.fstat(file.fileno()) for file in (text, index)]
+            if not all(stat.S_ISREG(each.st_mode) for each in there):
+                return [], ""
+            # Not by their ctime: what copies or unpacks a tree keeps when its files were written.
+            if there[1].st_mtime_ns < there[0].st_mtime_ns:
+                return [], ""
+            read = partial(_read_at, index.fileno())
+            return AliasIndex(read).find(f"{prefix}:".encode()), ""
     except OSError:
-        return []
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_ctime_ns < text.st_ctime_ns:
-            return []
-        index = AliasIndex(lambda at, size: os.pread(descriptor, size, at))
-        return index.find(f"{prefix}:".encode())
-    except (OSError, ValueError):
-        return []
-    finally:
-        os.close(descriptor)
+        return [], ""
+    except ValueError as error:
+        return [], str(error)
+
+
+def _open(path: str, flags: int) -> int:
+    """One that is a pipe is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read_at(descriptor: int, at: int, size: int) -> bytes:
+    return os.pread(descriptor, size, at)
 
 
 def read_modprobe_conf(modprobe_d: Sequence[Path], cmdline: str) -> tuple[ModprobeConf, tuple[str, ...]]:

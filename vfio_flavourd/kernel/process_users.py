@@ -100,10 +100,13 @@ def _lets_go(name: str, node: str) -> bool:
 
 
 def _read_size(path: str) -> int:
+    """0 for what isn't there; where it may not be looked at, it is not known that it is empty."""
     try:
         return os.stat(path).st_size  # noqa: PTH116 - a Path would double what each look costs
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
     except OSError:
-        return 0  # it has ended
+        return 1
 
 
 def _scan(path: str, nodes: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:

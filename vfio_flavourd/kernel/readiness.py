@@ -9,7 +9,7 @@ from ..model.readiness.facts import Index, Platform
 from ..model.upstream_variants import UPSTREAM_VARIANTS
 from .claims import DRIVERCTL
 from .host_files import HostFiles
-from .index import MODPROBE_D, find_modules_dir, read_modprobe_conf
+from .index import MODPROBE_D, find_damage, find_modules_dir, read_modprobe_conf
 from .inventory import IOMMU_GROUPS
 from .module_lock import LOCKDOWN, read_module_lock
 
@@ -61,6 +61,7 @@ def read_index(root: Path, release: str, table: AliasTable) -> Index:
     return Index(
         directory=str(directory),
         alias_trouble=_find_alias_trouble(directory / "modules.alias"),
+        damage=find_damage(directory),
         generic=table.resolve(_GENERIC_MODALIAS, loaded=files.list("/sys/module")).candidates[-1],
         trouble=unread,
         skipped=table.skipped,

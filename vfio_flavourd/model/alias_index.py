@@ -23,9 +23,9 @@ _NUMBER = struct.Struct(">I")
 # Bytes that are read at a time: depmod writes a subtree in one piece, its root last.
 _CHUNK = 1 << 16
 
-# A damaged index may lead in a circle, and a node in it be as long as the file. modpost makes aliases of 500
-# characters at the most (scripts/mod/file2alias.c).
-_MOST_NODES = 20_000
+# A damaged index may lead in a circle, and a node in it be as long as the file. No flavour has so many nodes
+# and values; modpost makes aliases of 500 characters at the most (scripts/mod/file2alias.c).
+_MOST = 20_000
 _LONGEST_NODE = 1 << 20
 _LONGEST_ALIAS = 1000
 
@@ -55,22 +55,25 @@ class AliasIndex:
     def find(self, start: bytes) -> list[tuple[bytes, bytes]]:
         """The aliases that begin so, each with its module, in the order of the modules. Raises ValueError for
         an index that is damaged there."""
-        found = []
-        for path, node in self._walk(start):
-            found += [(priority, path, module) for priority, module in node.values if path.startswith(start)]
+        found = [
+            (priority, path, module)
+            for path, node in self._walk(start)
+            if path.startswith(start)
+            for priority, module in node.values
+        ]
         return [(alias, module) for _, alias, module in sorted(found)]
 
     def _walk(self, start: bytes) -> Iterator[tuple[bytes, _Node]]:
         """The nodes whose path agrees with `start` as far as both go, each with its path."""
         ahead = [(b"", self._root)]
-        for _ in range(_MOST_NODES):
-            if not ahead:
-                return
+        seen = 0
+        while ahead:
             path, offset = ahead.pop()
             node = self._read_node(offset)
             path += node.prefix
-            if len(path) > _LONGEST_ALIAS or len(ahead) > _MOST_NODES:
-                break
+            seen += 1 + len(node.values)
+            if max(seen, len(ahead)) > _MOST or len(path) > _LONGEST_ALIAS:
+                raise ValueError("it has no end")
             if not (path.startswith(start) or start.startswith(path)):
                 continue
             yield path, node
@@ -78,13 +81,12 @@ class AliasIndex:
                 character = bytes((node.first + at,))
                 if child & _OFFSET and start[len(path) : len(path) + 1] in (b"", character):
                     ahead.append((path + character, child))
-        raise ValueError("it has no end")
 
     def _read_node(self, offset: int) -> _Node:
         at = offset & _OFFSET
         size = _CHUNK
         while True:
-            if self._start <= at < self._start + len(self._chunk):
+            if self._start <= at <= self._start + len(self._chunk):  # one without parts is at the end
                 with suppress(struct.error, ValueError):
                     return _parse_node(self._chunk, at - self._start, offset)
             if size > _LONGEST_NODE:

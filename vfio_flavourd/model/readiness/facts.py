@@ -44,8 +44,8 @@ class Platform:
 class Index:
     """The module index of the running kernel.
 
-    `alias_trouble` is why there are no aliases, `trouble` what can't be read of modprobe.d; `newer` a
-    directory of modules that has changed since depmod ran. `generic` is vfio-pci as a candidate, and
+    `alias_trouble` is why there are no aliases, `damage` what is wrong with modules.alias.bin, `trouble` what
+    can't be read of modprobe.d; `newer` a directory of modules that has changed since depmod ran. `generic` is vfio-pci as a candidate, and
     `is_generic_loaded` tells that it is there. `flavoured` are the modules of variants. `config` has the
     kernel's configuration of those, None where that isn't installed.
     """
@@ -53,6 +53,7 @@ class Index:
     directory: str
     generic: Candidate
     alias_trouble: str = ""
+    damage: str = ""
     trouble: tuple[str, ...] = ()
     skipped: Skipped = field(default_factory=Skipped)
     newer: str = ""

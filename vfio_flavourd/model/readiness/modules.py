@@ -37,6 +37,9 @@ def _judge_index(platform: Platform, index: Index, *, is_root: bool) -> list[Fin
         )
         advice = f"{depmod}; if an upgrade has removed the running kernel's modules: reboot"
         return [*findings, Finding("modules", State.PROBLEM, what, advice)]
+    if index.damage:
+        what = f"{index.directory}/modules.alias.bin can't be used, by modprobe neither: {index.damage}"
+        findings.append(Finding("modules", State.WARNING, what, f"{depmod} && flavourctl reload"))
     if index.newer:
         findings.append(
             Finding(
