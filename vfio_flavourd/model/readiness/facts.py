@@ -45,8 +45,8 @@ class Index:
     """The module index of the running kernel.
 
     `alias_trouble` is why there are no aliases, `damage` what is wrong with modules.alias.bin, `trouble` what
-    can't be read of modprobe.d; `newer` a directory of modules that has changed since depmod ran. `generic` is
-    vfio-pci as a candidate, and `is_generic_loaded` tells that it is there. `flavoured` are the modules of
+    can't be read of modprobe.d; `newer` a directory of modules that has changed since depmod ran. `generic`
+    is vfio-pci as a candidate, and `is_generic_loaded` tells that it is there. `flavoured` are the modules of
     variants. `config` has the kernel's configuration of those, None where that isn't installed.
     """
 
