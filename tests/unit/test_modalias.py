@@ -58,6 +58,13 @@ def test_what_is_no_pci_modalias_is_one_clear_error(text: str) -> None:
     assert caught.value.hint
 
 
+def test_an_error_shows_what_was_given_whole_up_to_eighty_characters() -> None:
+    for length, shown in ((80, "x" * 80), (81, "x" * 77 + "...")):
+        with pytest.raises(FlavourError) as caught:
+            parse_modalias("x" * length)
+        assert str(caught.value) == f"'{shown}' is not the modalias of a PCI device"
+
+
 @given(st.text())
 def test_any_text_is_a_modalias_or_an_error(text: str) -> None:
     try:
@@ -111,6 +118,8 @@ def test_dashes_become_underscores_outside_of_brackets(pattern: str, normal: str
         ("vfio_pci:v000015B3d0000101[CE]sv*sd*bc*sc*i*", True),
         ("vfio_pci:v000015B3d0000101[!E]sv*sd*bc*sc*i*", False),
         ("vfio_pci:v000015B3d0000101[^A-D]sv*sd*bc*sc*i*", True),
+        ("vfio_pci:v000015B3d0000101[E-]sv*sd*bc*sc*i*", True),
+        ("vfio_pci:v000015B3d0000101[-E]sv*sd*bc*sc*i*", True),
         ("vfio_pci:v000015B3d000010??sv*", True),
         ("vfio_pci:v000015b3d0000101esv*sd*bc*sc*i*", False),
         ("vfio_pci:v000015B3d0000101E", False),
