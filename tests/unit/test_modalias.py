@@ -120,6 +120,7 @@ def test_dashes_become_underscores_outside_of_brackets(pattern: str, normal: str
         ("vfio_pci:v000015B3d0000101[^A-D]sv*sd*bc*sc*i*", True),
         ("vfio_pci:v000015B3d0000101[E-]sv*sd*bc*sc*i*", True),
         ("vfio_pci:v000015B3d0000101[-E]sv*sd*bc*sc*i*", True),
+        ("vfio_pci:v000015B3d0000101[E-", False),
         ("vfio_pci:v000015B3d000010??sv*", True),
         ("vfio_pci:v000015b3d0000101esv*sd*bc*sc*i*", False),
         ("vfio_pci:v000015B3d0000101E", False),

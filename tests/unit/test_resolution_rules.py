@@ -159,6 +159,15 @@ def test_a_built_in_variant_comes_after_the_index_and_before_the_fallback() -> N
     assert resolution.winner == "bi_vfio"
 
 
+def test_the_plain_aliases_of_a_module_are_those_of_the_index_and_those_it_has_as_a_part_of_the_kernel() -> (
+    None
+):
+    modinfo = b"mlx5_core.alias=pci:v000015B3d*\0mlx5_core.alias=auxiliary:x\0other.alias=pci:v*\0"
+    lines = ["alias pci:v000015B3d0000101Esv* mlx5_core", MLX5_ALIAS, "alias pci:v* third"]
+    found = make_table(lines, builtin_modinfo=modinfo).plain_aliases({"mlx5_core"})
+    assert [line.pattern for line in found] == ["pci:v000015B3d0000101Esv*", "pci:v000015B3d*"]
+
+
 # --- specificity
 
 RANKED = [

@@ -123,7 +123,7 @@ def _bracket(pattern: str, at: int) -> tuple[Bracket, int] | None:
         if pattern[at : at + 1] == "-" and pattern[at + 1 : at + 2] not in ("", "]"):
             high, at = _bracket_character(pattern, at + 1)
             if high:
-                characters.update(map(chr, range(ord(low), min(ord(high), 0xFF) + 1)) if low else ())
+                characters.update(map(chr, range(ord(low), min(ord(high), 0xFF) + 1)))
         else:
             characters.add(low)
         if at > len(pattern):
