@@ -67,8 +67,8 @@ AREAS = {
             "engine/to_vfio",
             "engine/to_native",
         ),
-        ("switch", "transition", "guards", "groups", "own_flavours", "faults_transition", "faults_state"),
-        slow=("history", "together", "recovery"),
+        ("switch", "transition", "guards", "own_flavours", "faults_transition", "faults_state", "history"),
+        slow=("together", "recovery"),
     ),
 }
 

@@ -13,6 +13,7 @@ from virtual_time import now, run_at_once
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 
@@ -121,14 +122,18 @@ def test_where_no_driver_takes_the_device_any_more_it_is_said_that_it_could_not_
     kernel: FakeKernel, device: FakeDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     vfio_pci = kernel.modules["vfio_pci"].drivers[0]
-    vfio_pci.probe_errno = errno.EINVAL
+    vfio_pci.probe_errno = errno.EBUSY
     before_write(
         kernel, "/vfio-pci/bind", lambda: setattr(kernel.drivers["e1000e"], "probe_errno", errno.EIO)
     )
     engine = make_engine(kernel)
     error = refuse(engine)
-    assert "could not be put back" in str(error)
-    assert "flavourctl reset" in error.hint
+    assert str(error).endswith(
+        "vfio_pci refused: Device or resource busy (EBUSY); "
+        "and it could not be put back: 'bind to e1000e' failed: Input/output error (EIO)"
+    )
+    assert (error.code, error.errno) == (Code.NOT_PUT_BACK, errno.EBUSY)
+    assert error.hint == f"flavourctl reset {ADDRESS} tries again"
     assert "could not be put back" in caplog.text
     status = engine.device(ADDRESS)
     assert (status.flavour, status.held, status.origin_driver) == (Flavour.NATIVE, True, "e1000e")
@@ -315,6 +320,7 @@ def test_a_driver_that_someone_binds_between_unbind_and_bind_is_not_taken_away_a
     kernel: FakeKernel, device: FakeDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody has looked who uses the device since."""
+    device.override = "e1000e"
     intruder = FakeDriver("intruder", None)
     kernel.register(intruder)
 
@@ -325,7 +331,7 @@ def test_a_driver_that_someone_binds_between_unbind_and_bind_is_not_taken_away_a
     before_write(kernel, "/vfio-pci/bind", intrude)
     engine = make_engine(kernel)
     error = refuse(engine)
-    assert device.driver is intruder
+    assert has(device) == ("intruder", "e1000e")
     assert "intruder" in str(error)
     assert not any("intruder/unbind" in write for write in kernel.writes)
     assert "intruder" in caplog.text
@@ -336,6 +342,7 @@ def test_a_driver_that_someone_binds_in_the_middle_is_not_taken_away_for_the_nex
     kernel: FakeKernel, device: FakeDevice
 ) -> None:
     kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=ALIAS)
+    device.override = "e1000e"
     intruder = FakeDriver("intruder", None)
     kernel.register(intruder)
 
@@ -344,8 +351,11 @@ def test_a_driver_that_someone_binds_in_the_middle_is_not_taken_away_for_the_nex
         assert kernel.probe(intruder, device) == 0
 
     before_write(kernel, "/good/bind", intrude)
-    refuse(make_engine(kernel))
-    assert device.driver is intruder
+    error = refuse(make_engine(kernel))
+    assert has(device) == ("intruder", "e1000e")
+    assert "someone else bound intruder to it during the switch" in str(error)
+    assert error.code == Code.CHANGED_BY_SOMEONE_ELSE
+    assert "find out what else manages this device" in error.hint
     assert not any("intruder/unbind" in write for write in kernel.writes)
 
 

@@ -4,13 +4,13 @@ import asyncio
 import errno
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine, pending
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
+from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepAction, StepBegun, StepReport
 from vfio_flavourd.model.policy import OthersInGroup
 
 VARIANT_ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
@@ -209,7 +209,10 @@ def test_writing_the_flavour_it_has_touches_nothing(kernel: FakeKernel) -> None:
     assert not switch(engine, Flavour.NATIVE).changed
     switch(engine, Flavour.VFIO)
     before = list(kernel.writes)
-    assert not switch(engine, Flavour.VFIO).changed
+    outcome = switch(engine, Flavour.VFIO)
+    assert outcome.changed is False
+    assert (outcome.flavour, outcome.driver, outcome.vfio_device) == (Flavour.VFIO, "vfio-pci", "vfio0")
+    assert (outcome.previous_driver, outcome.reason) == ("vfio-pci", "the device had this flavour already")
     assert kernel.writes == before
 
 
@@ -240,8 +243,9 @@ def test_a_device_unplugged_in_the_middle_is_enodev_and_leaves_no_record(kernel:
         FakeDriver("good", "good_vfio", vfio=True, on_probe=kernel.remove_device), alias=VARIANT_ALIAS
     )
     error = refuse(make_engine(kernel), Flavour.VFIO)
-    assert error.errno == errno.ENODEV
+    assert (error.code, error.errno) == (Code.DEVICE_GONE, errno.ENODEV)
     assert "went away" in str(error)
+    assert "when it is back" in error.hint
     assert not list((kernel.root / "run/devices").glob("*.json"))
 
 
@@ -264,6 +268,7 @@ def test_another_device_at_the_same_address_is_not_touched(kernel: FakeKernel) -
 def test_a_driver_changed_by_somebody_else_meanwhile_is_left_alone(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     kernel.add_native(device)
+    device.override = "e1000e"
     intruder = FakeDriver("intruder", None)
     kernel.register(intruder)
     engine = make_engine(kernel)
@@ -283,7 +288,7 @@ def test_a_driver_changed_by_somebody_else_meanwhile_is_left_alone(kernel: FakeK
 
     with pytest.raises(FlavourError, match="'unbind from e1000e' failed"):
         asyncio.run(run())
-    assert device.driver is intruder
+    assert has(device) == ("intruder", "e1000e")
 
 
 def test_a_native_probe_that_fails_on_the_way_back_leaves_the_device_on_vfio(kernel: FakeKernel) -> None:
@@ -384,6 +389,76 @@ def test_a_device_on_a_vfio_pci_that_is_part_of_the_kernel_goes_back_too(kernel:
     assert has(device) == ("e1000e", None)
 
 
+def test_what_udev_would_load_is_loaded_before_a_device_is_left_to_the_kernels_choice(
+    kernel: FakeKernel,
+) -> None:
+    device = kernel.add_device()
+    kernel.load("vfio_pci")
+    device.override = "vfio-pci"
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+    native = FakeDriver("e1000e", "e1000e", frozenset({(device.vendor, device.device)}))
+    kernel.add_module(native)
+    # As modprobe finds it.
+    kernel.modules[device.modalias] = kernel.modules["e1000e"]
+    outcome = switch(make_engine(kernel), Flavour.NATIVE)
+    assert (outcome.driver, outcome.flavour) == ("e1000e", Flavour.NATIVE)
+    assert "what the device had before is not recorded" in outcome.reason
+    assert (outcome.steps[1].action, outcome.steps[1].what) == (StepAction.LOAD, "load the native driver")
+
+
+def test_a_driver_that_comes_before_a_device_is_left_to_the_kernels_choice_keeps_it(
+    kernel: FakeKernel,
+) -> None:
+    device = kernel.add_device()
+    kernel.load("vfio_pci")
+    device.override = "vfio-pci"
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+    intruder = FakeDriver("intruder", None)
+    kernel.register(intruder)
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if path.endswith("/vfio-pci/unbind"):
+            kernel.release(device)
+            device.override = "intruder"
+            kernel.probe(intruder, device)
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+    error = refuse(make_engine(kernel), Flavour.NATIVE)
+    assert "'unbind from vfio-pci' failed" in str(error)
+    assert has(device) == ("intruder", "vfio-pci")
+
+
+def test_a_reset_with_nothing_recorded_says_so_and_touches_nothing(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    engine = make_engine(kernel)
+    outcome = asyncio.run(
+        engine.reset(Request(parse_address(device.address), Flavour.NATIVE), lambda _: None)
+    )
+    assert (outcome.changed, outcome.reason) == (False, "nothing is recorded for this device")
+    assert kernel.writes == []
+
+
+def test_a_device_without_a_driver_that_is_held_is_stuck_when_it_is_to_be_native(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+
+    async def run() -> None:
+        device.held = asyncio.Event()
+        engine = make_engine(kernel, bind=0.05)
+        request = Request(parse_address(device.address), Flavour.NATIVE)
+        with pytest.raises(FlavourError) as caught:
+            await engine.set_flavour(request, lambda _: None)
+        assert (caught.value.code, caught.value.errno) == (Code.STUCK, errno.ETIMEDOUT)
+        device.held.set()
+        await asyncio.gather(*pending(engine))
+        assert engine.device(request.address).stuck == ""
+
+    asyncio.run(run())
+    assert kernel.writes == []
+
+
 def test_reset_restores_what_others_had_set_up_even_if_that_was_vfio(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     kernel.load("vfio_pci")
@@ -432,8 +507,9 @@ def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_l
         request = Request(parse_address(device.address), Flavour.VFIO, others=OthersInGroup.IGNORE)
         with pytest.raises(FlavourError) as caught:
             await engine.set_flavour(request, lambda _: None)
-        assert caught.value.errno == errno.ETIMEDOUT
+        assert (caught.value.code, caught.value.errno) == (Code.STUCK, errno.ETIMEDOUT)
         assert "unbind from e1000e" in str(caught.value)
+        assert "when the kernel returns" in caught.value.hint
         assert "unbind from e1000e" in engine.device(request.address).stuck
         with pytest.raises(FlavourError) as caught:
             await engine.set_flavour(request, lambda _: None)
