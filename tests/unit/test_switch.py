@@ -129,8 +129,19 @@ def test_a_modprobe_that_says_ok_and_loads_nothing_is_not_believed(kernel: FakeK
     assert "not there" in outcome.reason
 
 
-@pytest.mark.parametrize("code", [errno.ENODEV, errno.EINVAL, errno.EBUSY, 517])
-def test_a_probe_that_refuses_gives_way_to_the_next_candidate(kernel: FakeKernel, code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.ENODEV, "No such device (ENODEV)"),
+        (errno.EINVAL, "Invalid argument (EINVAL)"),
+        (errno.EBUSY, "Device or resource busy (EBUSY)"),
+        (517, "Resource temporarily unavailable (EAGAIN)"),  # EPROBE_DEFER
+        (524, "Unknown error 524 (524)"),  # ENOTSUPP, which no program should see
+    ],
+)
+def test_a_probe_that_refuses_gives_way_to_the_next_candidate(
+    kernel: FakeKernel, code: int, told: str
+) -> None:
     device = kernel.add_device()
     kernel.add_native(device)
     kernel.add_module(FakeDriver("board", "board_vfio", vfio=True, probe_errno=code), alias=BOARD_ALIAS)
@@ -138,7 +149,7 @@ def test_a_probe_that_refuses_gives_way_to_the_next_candidate(kernel: FakeKernel
     outcome = switch(make_engine(kernel), Flavour.VFIO)
     assert outcome.driver == "second"
     assert not outcome.fallback
-    assert "board_vfio refused" in outcome.reason
+    assert f"board_vfio refused: {told}" in outcome.reason
     assert has(device) == ("second", "second")
 
 
@@ -154,6 +165,15 @@ def test_when_all_refuse_the_device_is_as_it_was_and_the_whole_story_is_told(ker
     assert "it has e1000e again" in str(error)
     assert has(device) == ("e1000e", None)
     assert not list((kernel.root / "run/devices").glob("*.json"))
+
+
+def test_when_all_refuse_a_device_without_a_driver_has_none_again_and_it_is_said(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert str(error).endswith("; it has no driver, as before")
+    assert error.code == Code.NO_DRIVER_TOOK_IT
+    assert has(device) == (None, None)
 
 
 def test_a_driver_that_takes_the_device_without_a_vfio_device_is_not_a_success(kernel: FakeKernel) -> None:
@@ -325,7 +345,8 @@ def test_a_personality_that_refuses_is_left_as_it_is(kernel: FakeKernel) -> None
     (kernel.path(device) / "enable_vfio").write_text("0\n", encoding="ascii")
     device.personality_errno = errno.EBUSY
     error = refuse(make_engine(kernel), Flavour.VFIO)
-    assert error.errno == errno.EBUSY
+    assert (error.code, error.errno) == (Code.WRITE_REFUSED, errno.EBUSY)
+    assert "dmesg" in error.hint
     assert has(device) == ("chameleon", None)
     assert not list((kernel.root / "run/devices").glob("*.json"))
 
