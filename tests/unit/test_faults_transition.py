@@ -92,7 +92,9 @@ def test_when_every_probe_fails_the_device_has_its_driver_again_and_the_errno_is
     kernel.add_module(FakeDriver("bad", "bad_vfio", vfio=True, probe_errno=code), alias=ALIAS)
     kernel.modules["vfio_pci"].drivers[0].probe_errno = code
     error = refuse(make_engine(kernel))
-    assert error.errno == told
+    assert (error.code, error.errno) == (Code.NO_DRIVER_TOOK_IT, told)
+    assert error.hint == f"flavourctl resolve {ADDRESS} shows the candidates, dmesg what a driver said"
+    assert str(error).startswith(f"{ADDRESS}: no VFIO driver took it: bad_vfio refused")
     assert str(error).count(f"({name})") == 2
     assert "bad_vfio refused" in str(error)
     assert "vfio_pci refused" in str(error)
@@ -189,7 +191,7 @@ def test_where_no_module_can_be_loaded_at_all_the_device_is_not_touched_and_it_i
         kernel.modules[name].status = 1
         kernel.modules[name].said = f"modprobe: ERROR: could not insert '{name}': {said}"
     error = refuse(make_engine(kernel))
-    assert error.errno == errno.EIO
+    assert (error.code, error.errno) == (Code.MODULE_NOT_LOADED, errno.EIO)
     assert str(error).count(said) == 2
     assert kernel.writes == []
     assert has(device) == NATIVE
@@ -270,6 +272,7 @@ def test_a_native_driver_that_is_gone_for_good_leaves_the_device_on_vfio_and_is_
     kernel.writes.clear()
     error = refuse(engine, Flavour.NATIVE)
     assert "its driver e1000e is gone and e1000e can't be loaded: " in str(error)
+    assert error.code == Code.MODULE_NOT_LOADED
     assert error.hint == "modprobe -v e1000e shows why"
     assert kernel.writes == []
     assert has(device) == VFIO
@@ -336,6 +339,58 @@ def test_a_driver_that_someone_binds_between_unbind_and_bind_is_not_taken_away_a
     assert not any("intruder/unbind" in write for write in kernel.writes)
     assert "intruder" in caplog.text
     assert engine.device(ADDRESS).device.driver == "intruder"
+
+
+def after_write(kernel: FakeKernel, attribute: str, do: Callable[[], object]) -> None:
+    """`do` is done once, right after the first write to that attribute that succeeds."""
+    real = kernel.write
+    done = False
+
+    async def write(path: str, text: str) -> None:
+        nonlocal done
+        await real(path, text)
+        if not done and path.endswith(attribute):
+            done = True
+            do()
+
+    kernel.write = write  # type: ignore[method-assign]
+
+
+def test_a_native_driver_that_someone_takes_away_at_once_leaves_the_device_on_vfio_as_it_was(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    engine = make_engine(kernel)
+    switch(engine)
+    after_write(kernel, "/e1000e/bind", lambda: kernel.release(device))
+    error = refuse(engine, Flavour.NATIVE)
+    assert "it should have e1000e again, but has none; it has vfio-pci again" in str(error)
+    assert error.code == Code.NO_DRIVER_TOOK_IT
+    assert "dmesg" in error.hint
+    assert has(device) == VFIO
+
+
+def test_a_driver_that_comes_to_a_device_that_is_to_have_none_is_told_and_keeps_it(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    kernel.release(device)
+    engine = make_engine(kernel)
+    switch(engine)
+    intruder = FakeDriver("intruder", None, frozenset({(device.vendor, device.device)}))
+    kernel.register(intruder)
+    after_write(kernel, "/vfio-pci/unbind", lambda: kernel.probe(intruder, device))
+    error = refuse(engine, Flavour.NATIVE)
+    assert "it should have no driver again, but has intruder" in str(error)
+    assert device.driver is intruder
+
+
+def test_a_driver_that_someone_takes_away_when_it_is_back_is_said_not_to_be_there(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+    after_write(kernel, "/e1000e/bind", lambda: kernel.release(device))
+    error = refuse(make_engine(kernel))
+    assert str(error).endswith("; and it could not be put back: it has no driver")
+    assert (error.code, error.errno) == (Code.NOT_PUT_BACK, errno.EBUSY)
 
 
 def test_a_driver_that_someone_binds_in_the_middle_is_not_taken_away_for_the_next_candidate(

@@ -217,8 +217,9 @@ def test_where_the_kernels_choice_has_that_flavour_too_native_is_not_said_to_be_
     kernel.modules["uio_pci_generic"].drivers[0].ids = frozenset({(device.vendor, device.device)})
     bind_by_others(kernel, device, "uio_pci_generic")
     error = refused(make_engine(kernel, policy()), Flavour.NATIVE)
-    assert error.errno == errno.EIO
-    assert "it is still uio" in str(error)
+    assert (error.code, error.errno) == (Code.STILL_NOT_NATIVE, errno.EIO)
+    assert "the kernel chose uio_pci_generic, so it is still uio" in str(error)
+    assert "`vfio-pci ids=`" in error.hint
     assert has(device) == ON_UIO
 
 

@@ -43,7 +43,9 @@ def test_the_best_variant_gets_the_device_under_its_drivers_own_name(kernel: Fak
     kernel.add_module(FakeDriver("good-vfio-pci", "good_vfio", vfio=True), alias=VARIANT_ALIAS)
     outcome = switch(make_engine(kernel), Flavour.VFIO)
     assert (outcome.driver, outcome.previous_driver, outcome.fallback) == ("good-vfio-pci", "e1000e", False)
-    assert outcome.vfio_device == "vfio0"
+    assert (outcome.vfio_device, outcome.group_node) == ("vfio0", "/dev/vfio/7")
+    assert (outcome.flavour, outcome.changed) == (Flavour.VFIO, True)
+    assert outcome.reason == "good_vfio: matches vendor, device"
     assert has(device) == ("good-vfio-pci", "good-vfio-pci")
     assert "vfio_pci" not in [path.name for path in (kernel.root / "sys/module").iterdir()]
 
@@ -67,6 +69,8 @@ def test_native_brings_back_the_very_driver_and_an_empty_override(kernel: FakeKe
     switch(engine, Flavour.VFIO)
     outcome = switch(engine, Flavour.NATIVE)
     assert (outcome.driver, outcome.flavour) == ("e1000e", Flavour.NATIVE)
+    assert (outcome.reason, outcome.fallback) == ("what the device had before", False)
+    assert (outcome.vfio_device, outcome.group_node) == (None, None)
     assert has(device) == ("e1000e", None)
 
 
@@ -87,7 +91,7 @@ def test_a_device_without_a_driver_has_none_again(kernel: FakeKernel) -> None:
     engine = make_engine(kernel)
     switch(engine, Flavour.VFIO)
     outcome = switch(engine, Flavour.NATIVE)
-    assert outcome.driver is None
+    assert (outcome.driver, outcome.reason) == (None, "the device had no driver before")
     assert has(device) == (None, None)
 
 
@@ -621,8 +625,30 @@ def test_a_request_with_a_time_limit_of_its_own_leaves_the_device_untouched(kern
         request = Request(parse_address(device.address), Flavour.VFIO, timeout=0.05)
         await make_engine(kernel).set_flavour(request, lambda _: None)
 
-    with pytest.raises(FlavourError):
+    with pytest.raises(FlavourError) as caught:
         asyncio.run(run())
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert has(device) == ("e1000e", None)
+
+
+def test_a_request_that_has_no_time_left_for_the_next_candidate_says_so(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+
+    async def run() -> None:
+        kernel.add_module(
+            FakeDriver("slow", "slow_vfio", vfio=True), alias=VARIANT_ALIAS, hang=asyncio.Event()
+        )
+        request = Request(parse_address(device.address), Flavour.VFIO, timeout=0.05)
+        await make_engine(kernel).set_flavour(request, lambda _: None)
+
+    with pytest.raises(
+        FlavourError, match=r"the time limit of 0\.05 s ran out before it was touched"
+    ) as caught:
+        asyncio.run(run())
+    assert (caught.value.code, caught.value.errno) == (Code.TIMED_OUT, errno.ETIMEDOUT)
+    assert "--timeout" in caught.value.hint
+    assert kernel.writes == []
     assert has(device) == ("e1000e", None)
 
 
