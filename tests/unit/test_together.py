@@ -377,7 +377,7 @@ def test_a_personality_that_does_not_change_back_is_told_of(kernel: FakeKernel) 
     )
     error = refused(make_engine(kernel), GPU, Flavour.VFIO)
     assert f"{AUDIO} of the same group: it could not be put back: snd_hda did not change back" in str(error)
-    assert has(devices[0]) == ("nouveau", None)
+    assert has(kernel, devices[0]) == ("nouveau", None, False)
 
 
 def test_a_personality_that_refuses_puts_back_those_before_it(kernel: FakeKernel) -> None:
