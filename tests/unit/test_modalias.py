@@ -137,6 +137,42 @@ def test_matching_is_over_the_whole_string_and_case_sensitive(pattern: str, expe
     assert c_fnmatch(pattern, flavoured(MLX5)) is expected
 
 
+@pytest.mark.parametrize(
+    ("bracket", "inside", "outside"),
+    [
+        ("[A-C]", "ABC", "@D-"),
+        ("[C-A]", "", "ABC-"),
+        ("[!a]", "![b", "a"),
+        ("[^a]", "^[b", "a"),
+        ("[a!^]", "a!^", "b"),
+        ("[!!]", "a", "!"),
+        ("[]a]", "]a", "["),
+        ("[!]a]", "[b!", "]a"),
+        ("[a-]", "a-", "b]"),
+        ("[-a]", "-a", "b"),
+        ("[!-a]", "b!", "-a"),
+        ("[a-c-e]", "abc-e", "d"),
+        ("[+--]", "+,-", "."),
+        (r"[\]a]", "]a", "\\"),
+        (r"[\a-\c]", "abc", "\\d-"),
+        (r"[a-\]]", "", "a]b-"),
+        (r"[\!a]", "!a", "b\\"),
+        ("[\xf0-\xff]", "\xf0\xff", "\xefa"),
+    ],
+)
+def test_a_bracket_is_one_of_its_characters_as_in_the_c_library(
+    bracket: str, inside: str, outside: str
+) -> None:
+    for character in inside + outside:
+        assert matches(bracket, character) is (character in inside) is c_fnmatch(bracket, character)
+
+
+@pytest.mark.parametrize("pattern", ["[", "[a", "[a-", "[a-b", "[!", "[]", "[!]", "[a\\", "[a-\\", "[\\]"])
+def test_a_bracket_that_nothing_closes_is_read_as_in_the_c_library(pattern: str) -> None:
+    for text in (pattern, pattern.replace("\\", ""), "a", "b", "[", ""):
+        assert matches(pattern, text) is c_fnmatch(pattern, text)
+
+
 # `[` inside of a bracket begins a class for fnmatch(3); no normalised alias can hold one that ends.
 plain = st.sampled_from("ab01EC-!^\\?*\xe9\xff")
 inside = st.text(st.sampled_from("ab01EC-!^\\\xe9"), min_size=1, max_size=5)
