@@ -327,6 +327,11 @@ def test_a_module_whose_file_is_gone_is_missing() -> None:
     assert resolution.candidates[0].reason == "module file missing: kernel/a/mlx5-vfio-pci.ko.xz"
 
 
+def test_where_nobody_can_look_the_files_that_modules_dep_names_are_taken_to_be_there() -> None:
+    table = AliasTable(ModuleFiles("/m", f"{GENERIC}\n{MLX5_ALIAS}\n".encode(), dep=DEP))
+    assert table.resolve(MLX5).winner == "mlx5_vfio_pci"
+
+
 def test_a_longer_name_is_another_module() -> None:
     dep = b"kernel/my-mlx5-vfio-pci.ko:\nkernel/mlx5-vfio-pci.ko.bak:\nkernel/vfio_pci.ko:\n"
     assert make_table([GENERIC, MLX5_ALIAS], dep=dep).resolve(MLX5).winner == "vfio_pci"
