@@ -161,11 +161,7 @@ def _render_config(area: Area, leave_out: tuple[str, ...]) -> str:
     }
     lists = [f"{name} =" + "\n    ".join(["", *each]) + "\n" for name, each in values.items()]
     # The tests of a change may take three times as long as without it, and 30 s more.
-    return (
-        "[mutmut]\n"
-        + "".join(lists)
-        + "timeout_multiplier = 3\ntimeout_constant = 10\nprocess_isolation = forkserver\n"
-    )
+    return "[mutmut]\n" + "".join(lists) + "timeout_multiplier = 3\ntimeout_constant = 10\n"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vfio_flavourd.model.alias_pattern import tokens
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.modalias import flavoured, matches, normalised, parse_modalias, specificity
 
@@ -14,6 +15,12 @@ MLX5 = "pci:v000015B3d0000101Esv000015B3sd00000010bc02sc00i00"
 
 libc = ctypes.CDLL(None)
 libc.fnmatch.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
+
+
+@pytest.fixture(autouse=True)
+def _no_pattern_is_remembered() -> None:
+    """A mutant is tried in a fork of a process that has run the tests before, and would never read one."""
+    tokens.cache_clear()
 
 
 def c_fnmatch(pattern: str, text: str) -> bool:
