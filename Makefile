@@ -1,7 +1,7 @@
 # Every target does its own set-up; CONTRIBUTING.md says what each is for.
 
 .DELETE_ON_ERROR:
-.PHONY: check unit lint deb demo reproducible fuzz bench soak coverage reference lock clean help
+.PHONY: check unit lint deb demo reproducible fuzz mutation bench soak coverage reference lock clean help
 
 # Debian's own Python, which is what the package runs on.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
@@ -48,6 +48,10 @@ RUNS ?= 10000000
 fuzz: $(build)/fuzz.stamp
 	@$(venv)/bin/python -m tests.fuzz --runs $(RUNS)
 
+# One area: make mutation AREAS=policy.
+mutation: $(build)/mutation.stamp
+	@$(venv)/bin/python -m tests.mutation $(AREAS)
+
 demo: $(deb) $(build)/dev.stamp
 	@$(venv)/bin/python -m tests.guest demo --deb $(deb)
 
@@ -81,6 +85,8 @@ lock: $(build)/venv.stamp
 		--no-annotate --upgrade --extra test --extra lint pyproject.toml --output-file requirements-dev.txt
 	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --upgrade --group fuzz --output-file requirements-fuzz.txt
+	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --upgrade --group mutation --constraint requirements-dev.txt --output-file requirements-mutation.txt
 
 $(build):
 	@mkdir -p $@
@@ -98,6 +104,10 @@ $(build)/dev.stamp: requirements-dev.txt $(build)/venv.stamp
 
 $(build)/fuzz.stamp: requirements-fuzz.txt $(build)/dev.stamp
 	@$(call quietly,pip-fuzz,$(venv)/bin/python -m pip install --require-hashes -r requirements-fuzz.txt)
+	@touch $@
+
+$(build)/mutation.stamp: requirements-mutation.txt $(build)/dev.stamp
+	@$(call quietly,pip-mutation,$(venv)/bin/python -m pip install --require-hashes -r requirements-mutation.txt)
 	@touch $@
 
 $(build)/lint-packages.stamp: | $(build)

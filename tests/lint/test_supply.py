@@ -71,7 +71,8 @@ def test_the_package_carries_its_bill_and_who_may_do_what(unpacked: Path) -> Non
     assert {"SECURITY.md", "sbom.cdx.json"} <= set(shipped)
 
 
-def test_the_fuzzer_is_pinned_by_hash() -> None:
-    text = (ROOT / "requirements-fuzz.txt").read_text(encoding="ascii").replace("\\\n", " ")
+@pytest.mark.parametrize("tool", ["fuzz", "mutation"])
+def test_what_only_a_long_run_needs_is_pinned_by_hash_too(tool: str) -> None:
+    text = (ROOT / f"requirements-{tool}.txt").read_text(encoding="ascii").replace("\\\n", " ")
     assert text.splitlines()
     assert [line for line in text.splitlines() if "==" not in line or "--hash=sha256:" not in line] == []

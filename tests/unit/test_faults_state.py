@@ -19,6 +19,7 @@ from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.policy import PolicyInForce
 from vfio_flavourd.engine.whole_file import write_whole_file
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request
 from vfio_flavourd.model.policy import Match, Policy, Rule, Settings
@@ -111,6 +112,8 @@ def test_where_nothing_can_be_recorded_nothing_is_touched_and_it_is_said_why(
             asyncio.run(ask(engine))
         assert "can't be recorded" in str(caught.value)
         assert os.strerror(code) in str(caught.value)
+        assert caught.value.code == Code.NOT_SAVED
+        assert "/run" in caught.value.hint
         assert kernel.writes == []
         assert has(device) == NATIVE
         assert not engine.device(ADDRESS).held

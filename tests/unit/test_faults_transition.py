@@ -13,6 +13,7 @@ from virtual_time import now, run_at_once
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 
@@ -91,7 +92,9 @@ def test_when_every_probe_fails_the_device_has_its_driver_again_and_the_errno_is
     kernel.add_module(FakeDriver("bad", "bad_vfio", vfio=True, probe_errno=code), alias=ALIAS)
     kernel.modules["vfio_pci"].drivers[0].probe_errno = code
     error = refuse(make_engine(kernel))
-    assert error.errno == told
+    assert (error.code, error.errno) == (Code.NO_DRIVER_TOOK_IT, told)
+    assert error.hint == f"flavourctl resolve {ADDRESS} shows the candidates, dmesg what a driver said"
+    assert str(error).startswith(f"{ADDRESS}: no VFIO driver took it: bad_vfio refused")
     assert str(error).count(f"({name})") == 2
     assert "bad_vfio refused" in str(error)
     assert "vfio_pci refused" in str(error)
@@ -121,14 +124,18 @@ def test_where_no_driver_takes_the_device_any_more_it_is_said_that_it_could_not_
     kernel: FakeKernel, device: FakeDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     vfio_pci = kernel.modules["vfio_pci"].drivers[0]
-    vfio_pci.probe_errno = errno.EINVAL
+    vfio_pci.probe_errno = errno.EBUSY
     before_write(
         kernel, "/vfio-pci/bind", lambda: setattr(kernel.drivers["e1000e"], "probe_errno", errno.EIO)
     )
     engine = make_engine(kernel)
     error = refuse(engine)
-    assert "could not be put back" in str(error)
-    assert "flavourctl reset" in error.hint
+    assert str(error).endswith(
+        "vfio_pci refused: Device or resource busy (EBUSY); "
+        "and it could not be put back: 'bind to e1000e' failed: Input/output error (EIO)"
+    )
+    assert (error.code, error.errno) == (Code.NOT_PUT_BACK, errno.EBUSY)
+    assert error.hint == f"flavourctl reset {ADDRESS} tries again"
     assert "could not be put back" in caplog.text
     status = engine.device(ADDRESS)
     assert (status.flavour, status.held, status.origin_driver) == (Flavour.NATIVE, True, "e1000e")
@@ -184,7 +191,7 @@ def test_where_no_module_can_be_loaded_at_all_the_device_is_not_touched_and_it_i
         kernel.modules[name].status = 1
         kernel.modules[name].said = f"modprobe: ERROR: could not insert '{name}': {said}"
     error = refuse(make_engine(kernel))
-    assert error.errno == errno.EIO
+    assert (error.code, error.errno) == (Code.MODULE_NOT_LOADED, errno.EIO)
     assert str(error).count(said) == 2
     assert kernel.writes == []
     assert has(device) == NATIVE
@@ -265,6 +272,7 @@ def test_a_native_driver_that_is_gone_for_good_leaves_the_device_on_vfio_and_is_
     kernel.writes.clear()
     error = refuse(engine, Flavour.NATIVE)
     assert "its driver e1000e is gone and e1000e can't be loaded: " in str(error)
+    assert error.code == Code.MODULE_NOT_LOADED
     assert error.hint == "modprobe -v e1000e shows why"
     assert kernel.writes == []
     assert has(device) == VFIO
@@ -315,6 +323,7 @@ def test_a_driver_that_someone_binds_between_unbind_and_bind_is_not_taken_away_a
     kernel: FakeKernel, device: FakeDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody has looked who uses the device since."""
+    device.override = "e1000e"
     intruder = FakeDriver("intruder", None)
     kernel.register(intruder)
 
@@ -325,17 +334,70 @@ def test_a_driver_that_someone_binds_between_unbind_and_bind_is_not_taken_away_a
     before_write(kernel, "/vfio-pci/bind", intrude)
     engine = make_engine(kernel)
     error = refuse(engine)
-    assert device.driver is intruder
+    assert has(device) == ("intruder", "e1000e")
     assert "intruder" in str(error)
     assert not any("intruder/unbind" in write for write in kernel.writes)
     assert "intruder" in caplog.text
     assert engine.device(ADDRESS).device.driver == "intruder"
 
 
+def after_write(kernel: FakeKernel, attribute: str, do: Callable[[], object]) -> None:
+    """`do` is done once, right after the first write to that attribute that succeeds."""
+    real = kernel.write
+    done = False
+
+    async def write(path: str, text: str) -> None:
+        nonlocal done
+        await real(path, text)
+        if not done and path.endswith(attribute):
+            done = True
+            do()
+
+    kernel.write = write  # type: ignore[method-assign]
+
+
+def test_a_native_driver_that_someone_takes_away_at_once_leaves_the_device_on_vfio_as_it_was(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    engine = make_engine(kernel)
+    switch(engine)
+    after_write(kernel, "/e1000e/bind", lambda: kernel.release(device))
+    error = refuse(engine, Flavour.NATIVE)
+    assert "it should have e1000e again, but has none; it has vfio-pci again" in str(error)
+    assert error.code == Code.NO_DRIVER_TOOK_IT
+    assert "dmesg" in error.hint
+    assert has(device) == VFIO
+
+
+def test_a_driver_that_comes_to_a_device_that_is_to_have_none_is_told_and_keeps_it(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    kernel.release(device)
+    engine = make_engine(kernel)
+    switch(engine)
+    intruder = FakeDriver("intruder", None, frozenset({(device.vendor, device.device)}))
+    kernel.register(intruder)
+    after_write(kernel, "/vfio-pci/unbind", lambda: kernel.probe(intruder, device))
+    error = refuse(engine, Flavour.NATIVE)
+    assert "it should have no driver again, but has intruder" in str(error)
+    assert device.driver is intruder
+
+
+def test_a_driver_that_someone_takes_away_when_it_is_back_is_said_not_to_be_there(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+    after_write(kernel, "/e1000e/bind", lambda: kernel.release(device))
+    error = refuse(make_engine(kernel))
+    assert str(error).endswith("; and it could not be put back: it has no driver")
+    assert (error.code, error.errno) == (Code.NOT_PUT_BACK, errno.EBUSY)
+
+
 def test_a_driver_that_someone_binds_in_the_middle_is_not_taken_away_for_the_next_candidate(
     kernel: FakeKernel, device: FakeDevice
 ) -> None:
     kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=ALIAS)
+    device.override = "e1000e"
     intruder = FakeDriver("intruder", None)
     kernel.register(intruder)
 
@@ -344,8 +406,11 @@ def test_a_driver_that_someone_binds_in_the_middle_is_not_taken_away_for_the_nex
         assert kernel.probe(intruder, device) == 0
 
     before_write(kernel, "/good/bind", intrude)
-    refuse(make_engine(kernel))
-    assert device.driver is intruder
+    error = refuse(make_engine(kernel))
+    assert has(device) == ("intruder", "e1000e")
+    assert "someone else bound intruder to it during the switch" in str(error)
+    assert error.code == Code.CHANGED_BY_SOMEONE_ELSE
+    assert "find out what else manages this device" in error.hint
     assert not any("intruder/unbind" in write for write in kernel.writes)
 
 

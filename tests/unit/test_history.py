@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,7 +178,26 @@ def test_what_the_kernel_does_not_come_back_from_is_stuck(kernel: FakeKernel, de
     assert device.driver is not None
     device.driver.remove_blocks = asyncio.Event()
     attempt = only_attempt(kernel)
+    assert (attempt.ending, attempt.code) == (Ending.STUCK, "stuck")
+    last = attempt.steps[-1]
+    assert (last.phase, last.action, last.what) == (Phase.SWITCHING, StepAction.UNBIND, "unbind from e1000e")
+    assert re.fullmatch(r"has not returned for 1 s \(process \d+\)", last.error)
+    assert last.duration >= 1
+
+
+def test_what_can_not_be_read_back_is_stuck_too(kernel: FakeKernel, device: FakeDevice) -> None:
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        await real(path, text)
+        if path.endswith("/vfio-pci/bind"):
+            device.held = asyncio.Event()
+
+    kernel.write = write  # type: ignore[method-assign]
+    attempt = only_attempt(kernel)
     assert attempt.ending is Ending.STUCK
+    last = attempt.steps[-1]
+    assert (last.action, last.what) == (StepAction.VERIFY, "read back what it has")
 
 
 def test_one_who_gives_up_before_anything_is_touched_has_given_up(

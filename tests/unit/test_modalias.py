@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vfio_flavourd.model.alias_pattern import tokens
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.modalias import flavoured, matches, normalised, parse_modalias, specificity
 
@@ -14,6 +15,12 @@ MLX5 = "pci:v000015B3d0000101Esv000015B3sd00000010bc02sc00i00"
 
 libc = ctypes.CDLL(None)
 libc.fnmatch.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
+
+
+@pytest.fixture(autouse=True)
+def _no_pattern_is_remembered() -> None:
+    """A mutant is tried in a fork of a process that has run the tests before, and would never read one."""
+    tokens.cache_clear()
 
 
 def c_fnmatch(pattern: str, text: str) -> bool:
@@ -56,6 +63,13 @@ def test_what_is_no_pci_modalias_is_one_clear_error(text: str) -> None:
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
     assert caught.value.hint
+
+
+def test_an_error_shows_what_was_given_whole_up_to_eighty_characters() -> None:
+    for length, shown in ((80, "x" * 80), (81, "x" * 77 + "...")):
+        with pytest.raises(FlavourError) as caught:
+            parse_modalias("x" * length)
+        assert str(caught.value) == f"'{shown}' is not the modalias of a PCI device"
 
 
 @given(st.text())
@@ -111,6 +125,9 @@ def test_dashes_become_underscores_outside_of_brackets(pattern: str, normal: str
         ("vfio_pci:v000015B3d0000101[CE]sv*sd*bc*sc*i*", True),
         ("vfio_pci:v000015B3d0000101[!E]sv*sd*bc*sc*i*", False),
         ("vfio_pci:v000015B3d0000101[^A-D]sv*sd*bc*sc*i*", True),
+        ("vfio_pci:v000015B3d0000101[E-]sv*sd*bc*sc*i*", True),
+        ("vfio_pci:v000015B3d0000101[-E]sv*sd*bc*sc*i*", True),
+        ("vfio_pci:v000015B3d0000101[E-", False),
         ("vfio_pci:v000015B3d000010??sv*", True),
         ("vfio_pci:v000015b3d0000101esv*sd*bc*sc*i*", False),
         ("vfio_pci:v000015B3d0000101E", False),
@@ -125,6 +142,42 @@ def test_dashes_become_underscores_outside_of_brackets(pattern: str, normal: str
 def test_matching_is_over_the_whole_string_and_case_sensitive(pattern: str, expected: bool) -> None:
     assert matches(pattern, flavoured(MLX5)) is expected
     assert c_fnmatch(pattern, flavoured(MLX5)) is expected
+
+
+@pytest.mark.parametrize(
+    ("bracket", "inside", "outside"),
+    [
+        ("[A-C]", "ABC", "@D-"),
+        ("[C-A]", "", "ABC-"),
+        ("[!a]", "![b", "a"),
+        ("[^a]", "^[b", "a"),
+        ("[a!^]", "a!^", "b"),
+        ("[!!]", "a", "!"),
+        ("[]a]", "]a", "["),
+        ("[!]a]", "[b!", "]a"),
+        ("[a-]", "a-", "b]"),
+        ("[-a]", "-a", "b"),
+        ("[!-a]", "b!", "-a"),
+        ("[a-c-e]", "abc-e", "d"),
+        ("[+--]", "+,-", "."),
+        (r"[\]a]", "]a", "\\"),
+        (r"[\a-\c]", "abc", "\\d-"),
+        (r"[a-\]]", "", "a]b-"),
+        (r"[\!a]", "!a", "b\\"),
+        ("[\xf0-\xff]", "\xf0\xff", "\xefa"),
+    ],
+)
+def test_a_bracket_is_one_of_its_characters_as_in_the_c_library(
+    bracket: str, inside: str, outside: str
+) -> None:
+    for character in inside + outside:
+        assert matches(bracket, character) is (character in inside) is c_fnmatch(bracket, character)
+
+
+@pytest.mark.parametrize("pattern", ["[", "[a", "[a-", "[a-b", "[!", "[]", "[!]", "[a\\", "[a-\\", "[\\]"])
+def test_a_bracket_that_nothing_closes_is_read_as_in_the_c_library(pattern: str) -> None:
+    for text in (pattern, pattern.replace("\\", ""), "a", "b", "[", ""):
+        assert matches(pattern, text) is c_fnmatch(pattern, text)
 
 
 # `[` inside of a bracket begins a class for fnmatch(3); no normalised alias can hold one that ends.

@@ -11,9 +11,10 @@ from virtual_time import run_at_once
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.device import ENABLE_VFIO, Personality
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Flavour, Outcome, Request, parse_flavour
+from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepAction, parse_flavour
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import VFIO as VFIO_KIND
 from vfio_flavourd.model.policy import FlavourKind, Match, OthersInGroup, Policy, Rule, Settings
@@ -216,8 +217,9 @@ def test_where_the_kernels_choice_has_that_flavour_too_native_is_not_said_to_be_
     kernel.modules["uio_pci_generic"].drivers[0].ids = frozenset({(device.vendor, device.device)})
     bind_by_others(kernel, device, "uio_pci_generic")
     error = refused(make_engine(kernel, policy()), Flavour.NATIVE)
-    assert error.errno == errno.EIO
-    assert "it is still uio" in str(error)
+    assert (error.code, error.errno) == (Code.STILL_NOT_NATIVE, errno.EIO)
+    assert "the kernel chose uio_pci_generic, so it is still uio" in str(error)
+    assert "`vfio-pci ids=`" in error.hint
     assert has(device) == ON_UIO
 
 
@@ -392,6 +394,12 @@ def test_a_personality_that_takes_the_value_and_makes_nothing_of_it_is_a_timeout
     error = refused(engine, Flavour.VFIO)
     assert error.errno == errno.ETIMEDOUT
     assert "nvidia took 558 in nvidia/current_vgpu_type, but no VFIO device appeared" in str(error)
+    (attempt,) = engine.attempts.history
+    assert [(step.action, step.what, step.error) for step in attempt.steps][-1] == (
+        StepAction.WAIT,
+        "wait for its driver",
+        "it has not changed",
+    )
     assert has(vgpu.device) == ("nvidia", None)
     assert engine.device(ADDRESS).flavour == Flavour.NATIVE
 
@@ -409,8 +417,45 @@ def test_a_personality_that_changes_later_is_waited_for(kernel: FakeKernel) -> N
         asyncio.get_running_loop().call_later(0.5, appear)
         outcome = await engine.set_flavour(Request(ADDRESS, Flavour.VFIO), lambda _: None)
         assert outcome.vfio_device == "vfio0"
+        last = outcome.steps[-1]
+        assert (last.action, last.what, last.error) == (StepAction.WAIT, "wait for its driver", "")
+        assert last.duration < 1
 
     run_at_once(run())
+
+
+def test_a_personality_is_asked_back_as_it_was_asked_though_the_policy_has_changed(
+    kernel: FakeKernel,
+) -> None:
+    vgpu = Vgpu(kernel)
+    ask(make_engine(kernel, policy(personalities=(VGPU,))), Flavour.VFIO)
+    (kernel.path(vgpu.device) / "other").write_text("0\n", encoding="ascii")
+    other = Personality("nvidia", "other", on="1", off="0")
+    assert ask(make_engine(kernel, policy(personalities=(other,))), Flavour.NATIVE).flavour == Flavour.NATIVE
+    assert vgpu.written == ["558\n", "0\n"]
+
+
+def test_a_reset_asks_a_personality_back(kernel: FakeKernel) -> None:
+    vgpu = Vgpu(kernel)
+    engine = make_engine(kernel, policy(personalities=(VGPU,)))
+    ask(engine, Flavour.VFIO)
+    outcome = run_at_once(engine.reset(Request(ADDRESS, Flavour.NATIVE), lambda _: None))
+    assert (outcome.driver, outcome.flavour, outcome.vfio_device) == ("nvidia", Flavour.NATIVE, None)
+    assert vgpu.written == ["558\n", "0\n"]
+    assert records(kernel) == []
+
+
+def test_a_driver_of_which_nobody_knows_how_to_ask_it_back_is_left_alone_and_it_is_said_what_to_do(
+    kernel: FakeKernel,
+) -> None:
+    vgpu = Vgpu(kernel)
+    kernel.add_vfio_device(vgpu.device)
+    error = refused(make_engine(kernel, policy()), Flavour.NATIVE)
+    assert "nvidia made it a VFIO device itself, and no attribute is known" in str(error)
+    assert (error.code, error.errno) == (Code.DRIVER_STAYS_BOUND, errno.EIO)
+    assert "`personalities`" in error.hint
+    assert (vgpu.written, kernel.writes) == ([], [])
+    assert has(vgpu.device) == ("nvidia", None)
 
 
 def test_a_personality_of_somebody_elses_doing_is_asked_back(kernel: FakeKernel) -> None:

@@ -1,5 +1,6 @@
 """Which rule decides."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ from policies import make_device, make_facts
 
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.policy import (
+    InUse,
     Match,
+    NodeAccess,
     OthersInGroup,
     Policy,
     Rule,
@@ -105,14 +108,18 @@ def test_all_conditions_must_fit() -> None:
 
 
 def test_the_first_rule_that_fits_decides_even_when_it_has_no_flavour() -> None:
-    first, second, third = (
-        rule("first", vendor=(0x8086,)),
+    second = replace(
         rule("second", flavour=None, vendor=(0x15B3,)),
-        rule("third", sriov="vf"),
+        drivers=("mlx5_vfio_pci",),
+        settings=Settings(in_use=InUse.FORCE),
+        nodes=NodeAccess("vm", None, 0o600),
     )
-    decision = decide(make_facts(sriov="vf"), Policy(rules=(first, second, third)))
+    rules = (rule("first", vendor=(0x8086,)), second, rule("third", sriov="vf"))
+    decision = decide(make_facts(sriov="vf"), Policy(rules=rules))
     assert decision.rule is second
     assert decision.flavour is None
+    assert (decision.drivers, decision.settings) == (second.drivers, second.settings)
+    assert decision.nodes == second.nodes
     assert decision.reason == "rule 'second' (/etc/second.yaml:3)"
 
 

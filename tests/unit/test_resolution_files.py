@@ -103,6 +103,9 @@ def test_a_malformed_line_is_skipped_and_counted(root: Path, line: bytes) -> Non
 
 def test_of_many_malformed_lines_the_first_few_are_shown(root: Path) -> None:
     path = write_index(root, b"nonsense\n" * 1000 + ALIAS)
+    skipped = ModuleIndex(root, RELEASE).table().skipped
+    assert skipped.count == 1000
+    assert skipped.origins == tuple(f"{path}:{number}" for number in range(1, 6))
     write_conf(root, "etc/modprobe.d/a.conf", "bad line\n")
     skipped = ModuleIndex(root, RELEASE).table().skipped
     assert skipped.count == 1001
@@ -299,6 +302,7 @@ def test_a_conf_file_that_can_not_be_read_is_told_about(root: Path) -> None:
         (b"alias a\\\\b c\n", [("a\\b", "c", "c:1")], {}, 0),
         (b"  # not a comment for kmod\n", [], {}, 1),
         (b"options x a=1\nremove x y\nsoftdep x pre: y\nweakdep x y\nconfig x\ninclude y\n", [], {}, 0),
+        (b"remove x y\nblacklist x\n", [], {"x": "c:2"}, 0),
         (b"alias a\nblacklist\ninstall x\nfoo\nalias a] b\nalias a b#c\n", [], {}, 6),
         (b"alias a\0 b\n\0\nblacklist x\0y\n", [], {"x": "c:3"}, 1),
         (b"blacklist x\nblacklist x\n", [], {"x": "c:1"}, 0),

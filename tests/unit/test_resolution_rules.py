@@ -80,7 +80,10 @@ def test_another_flavour_has_its_own_prefix_and_fallback() -> None:
     table = make_table([MLX5_ALIAS, "alias uio_pci:v000015B3d* uio_mlx"])
     resolution = table.resolve(MLX5, prefix="uio_pci", fallback="uio_pci_generic")
     assert [candidate.module for candidate in resolution.candidates] == ["uio_mlx", "uio_pci_generic"]
-    assert table.flavoured_modules("uio_pci", "uio_pci_generic") == {"uio_mlx", "uio_pci_generic"}
+    for prefix in ("uio_pci", "uio-pci"):
+        assert table.resolve(MLX5, prefix=prefix, fallback="uio_pci_generic") == resolution
+        assert table.flavoured_modules(prefix, "uio_pci_generic") == {"uio_mlx", "uio_pci_generic"}
+        assert [line.module for line in table.flavoured_aliases(prefix)] == ["uio_mlx"]
 
 
 def test_a_flavour_without_aliases_has_its_fallback_and_no_warning() -> None:
@@ -130,8 +133,9 @@ def test_modprobe_d_replaces_nothing_for_the_devices_it_does_not_match() -> None
     assert table.resolve(MLX5).winner == "mlx5_vfio_pci"
 
 
-def test_modprobe_d_may_match_with_a_wildcard_in_the_prefix() -> None:
-    table = make_table([GENERIC, MLX5_ALIAS], ["alias vfio*15B3* my_vfio", "alias usb:* other"])
+@pytest.mark.parametrize("pattern", ["vfio*15B3*", "*15B3*", "?fio_pci:v000015B3*", "[v]fio_pci:v000015B3*"])
+def test_modprobe_d_may_match_with_a_wildcard_in_the_prefix(pattern: str) -> None:
+    table = make_table([GENERIC, MLX5_ALIAS], [f"alias {pattern} my_vfio", "alias usb:* other"])
     assert table.resolve(MLX5).winner == "my_vfio"
 
 
@@ -159,6 +163,15 @@ def test_a_built_in_variant_comes_after_the_index_and_before_the_fallback() -> N
         ("vfio_pci", Source.FALLBACK),
     ]
     assert resolution.winner == "bi_vfio"
+
+
+def test_the_plain_aliases_of_a_module_are_those_of_the_index_and_those_it_has_as_a_part_of_the_kernel() -> (
+    None
+):
+    modinfo = b"mlx5_core.alias=pci:v000015B3d*\0mlx5_core.alias=auxiliary:x\0other.alias=pci:v*\0"
+    lines = ["alias pci:v000015B3d0000101Esv* mlx5_core", MLX5_ALIAS, "alias pci:v* third"]
+    found = make_table(lines, builtin_modinfo=modinfo).plain_aliases({"mlx5_core"})
+    assert [line.pattern for line in found] == ["pci:v000015B3d0000101Esv*", "pci:v000015B3d*"]
 
 
 # --- specificity
@@ -320,6 +333,11 @@ def test_a_module_whose_file_is_gone_is_missing() -> None:
     assert resolution.candidates[0].reason == "module file missing: kernel/a/mlx5-vfio-pci.ko.xz"
 
 
+def test_where_nobody_can_look_the_files_that_modules_dep_names_are_taken_to_be_there() -> None:
+    table = AliasTable(ModuleFiles("/m", f"{GENERIC}\n{MLX5_ALIAS}\n".encode(), dep=DEP))
+    assert table.resolve(MLX5).winner == "mlx5_vfio_pci"
+
+
 def test_a_longer_name_is_another_module() -> None:
     dep = b"kernel/my-mlx5-vfio-pci.ko:\nkernel/mlx5-vfio-pci.ko.bak:\nkernel/vfio_pci.ko:\n"
     assert make_table([GENERIC, MLX5_ALIAS], dep=dep).resolve(MLX5).winner == "vfio_pci"
@@ -338,10 +356,14 @@ def test_nothing_is_missing_where_nothing_is_known_about_files(dep: bytes | None
 
 
 def test_an_install_command_that_refuses_is_a_rejection_unless_loaded() -> None:
-    table = make_table([GENERIC, MLX5_ALIAS], ["install mlx5* /bin/false", "install mlx5_vfio_pci /bin/x"])
+    table = make_table(
+        [GENERIC, MLX5_ALIAS], ["install mlx5* /bin/false  # no", "install mlx5_vfio_pci /bin/x"]
+    )
     resolution = table.resolve(MLX5)
     assert resolution.winner == "vfio_pci"
-    assert "/bin/false" in resolution.candidates[0].reason
+    assert resolution.candidates[0].reason == (
+        "its install command is '/bin/false # no' (/etc/modprobe.d/x.conf:1)"
+    )
     assert table.resolve(MLX5, loaded={"mlx5_vfio_pci"}).winner == "mlx5_vfio_pci"
 
 

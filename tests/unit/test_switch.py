@@ -4,13 +4,13 @@ import asyncio
 import errno
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine, pending
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
+from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepAction, StepBegun, StepReport
 from vfio_flavourd.model.policy import OthersInGroup
 
 VARIANT_ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
@@ -43,7 +43,9 @@ def test_the_best_variant_gets_the_device_under_its_drivers_own_name(kernel: Fak
     kernel.add_module(FakeDriver("good-vfio-pci", "good_vfio", vfio=True), alias=VARIANT_ALIAS)
     outcome = switch(make_engine(kernel), Flavour.VFIO)
     assert (outcome.driver, outcome.previous_driver, outcome.fallback) == ("good-vfio-pci", "e1000e", False)
-    assert outcome.vfio_device == "vfio0"
+    assert (outcome.vfio_device, outcome.group_node) == ("vfio0", "/dev/vfio/7")
+    assert (outcome.flavour, outcome.changed) == (Flavour.VFIO, True)
+    assert outcome.reason == "good_vfio: matches vendor, device"
     assert has(device) == ("good-vfio-pci", "good-vfio-pci")
     assert "vfio_pci" not in [path.name for path in (kernel.root / "sys/module").iterdir()]
 
@@ -67,6 +69,8 @@ def test_native_brings_back_the_very_driver_and_an_empty_override(kernel: FakeKe
     switch(engine, Flavour.VFIO)
     outcome = switch(engine, Flavour.NATIVE)
     assert (outcome.driver, outcome.flavour) == ("e1000e", Flavour.NATIVE)
+    assert (outcome.reason, outcome.fallback) == ("what the device had before", False)
+    assert (outcome.vfio_device, outcome.group_node) == (None, None)
     assert has(device) == ("e1000e", None)
 
 
@@ -87,7 +91,7 @@ def test_a_device_without_a_driver_has_none_again(kernel: FakeKernel) -> None:
     engine = make_engine(kernel)
     switch(engine, Flavour.VFIO)
     outcome = switch(engine, Flavour.NATIVE)
-    assert outcome.driver is None
+    assert (outcome.driver, outcome.reason) == (None, "the device had no driver before")
     assert has(device) == (None, None)
 
 
@@ -129,8 +133,19 @@ def test_a_modprobe_that_says_ok_and_loads_nothing_is_not_believed(kernel: FakeK
     assert "not there" in outcome.reason
 
 
-@pytest.mark.parametrize("code", [errno.ENODEV, errno.EINVAL, errno.EBUSY, 517])
-def test_a_probe_that_refuses_gives_way_to_the_next_candidate(kernel: FakeKernel, code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (errno.ENODEV, "No such device (ENODEV)"),
+        (errno.EINVAL, "Invalid argument (EINVAL)"),
+        (errno.EBUSY, "Device or resource busy (EBUSY)"),
+        (517, "Resource temporarily unavailable (EAGAIN)"),  # EPROBE_DEFER
+        (524, "Unknown error 524 (524)"),  # ENOTSUPP, which no program should see
+    ],
+)
+def test_a_probe_that_refuses_gives_way_to_the_next_candidate(
+    kernel: FakeKernel, code: int, told: str
+) -> None:
     device = kernel.add_device()
     kernel.add_native(device)
     kernel.add_module(FakeDriver("board", "board_vfio", vfio=True, probe_errno=code), alias=BOARD_ALIAS)
@@ -138,7 +153,7 @@ def test_a_probe_that_refuses_gives_way_to_the_next_candidate(kernel: FakeKernel
     outcome = switch(make_engine(kernel), Flavour.VFIO)
     assert outcome.driver == "second"
     assert not outcome.fallback
-    assert "board_vfio refused" in outcome.reason
+    assert f"board_vfio refused: {told}" in outcome.reason
     assert has(device) == ("second", "second")
 
 
@@ -154,6 +169,15 @@ def test_when_all_refuse_the_device_is_as_it_was_and_the_whole_story_is_told(ker
     assert "it has e1000e again" in str(error)
     assert has(device) == ("e1000e", None)
     assert not list((kernel.root / "run/devices").glob("*.json"))
+
+
+def test_when_all_refuse_a_device_without_a_driver_has_none_again_and_it_is_said(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert str(error).endswith("; it has no driver, as before")
+    assert error.code == Code.NO_DRIVER_TOOK_IT
+    assert has(device) == (None, None)
 
 
 def test_a_driver_that_takes_the_device_without_a_vfio_device_is_not_a_success(kernel: FakeKernel) -> None:
@@ -209,7 +233,10 @@ def test_writing_the_flavour_it_has_touches_nothing(kernel: FakeKernel) -> None:
     assert not switch(engine, Flavour.NATIVE).changed
     switch(engine, Flavour.VFIO)
     before = list(kernel.writes)
-    assert not switch(engine, Flavour.VFIO).changed
+    outcome = switch(engine, Flavour.VFIO)
+    assert outcome.changed is False
+    assert (outcome.flavour, outcome.driver, outcome.vfio_device) == (Flavour.VFIO, "vfio-pci", "vfio0")
+    assert (outcome.previous_driver, outcome.reason) == ("vfio-pci", "the device had this flavour already")
     assert kernel.writes == before
 
 
@@ -240,8 +267,9 @@ def test_a_device_unplugged_in_the_middle_is_enodev_and_leaves_no_record(kernel:
         FakeDriver("good", "good_vfio", vfio=True, on_probe=kernel.remove_device), alias=VARIANT_ALIAS
     )
     error = refuse(make_engine(kernel), Flavour.VFIO)
-    assert error.errno == errno.ENODEV
+    assert (error.code, error.errno) == (Code.DEVICE_GONE, errno.ENODEV)
     assert "went away" in str(error)
+    assert "when it is back" in error.hint
     assert not list((kernel.root / "run/devices").glob("*.json"))
 
 
@@ -264,6 +292,7 @@ def test_another_device_at_the_same_address_is_not_touched(kernel: FakeKernel) -
 def test_a_driver_changed_by_somebody_else_meanwhile_is_left_alone(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     kernel.add_native(device)
+    device.override = "e1000e"
     intruder = FakeDriver("intruder", None)
     kernel.register(intruder)
     engine = make_engine(kernel)
@@ -283,7 +312,7 @@ def test_a_driver_changed_by_somebody_else_meanwhile_is_left_alone(kernel: FakeK
 
     with pytest.raises(FlavourError, match="'unbind from e1000e' failed"):
         asyncio.run(run())
-    assert device.driver is intruder
+    assert has(device) == ("intruder", "e1000e")
 
 
 def test_a_native_probe_that_fails_on_the_way_back_leaves_the_device_on_vfio(kernel: FakeKernel) -> None:
@@ -320,7 +349,8 @@ def test_a_personality_that_refuses_is_left_as_it_is(kernel: FakeKernel) -> None
     (kernel.path(device) / "enable_vfio").write_text("0\n", encoding="ascii")
     device.personality_errno = errno.EBUSY
     error = refuse(make_engine(kernel), Flavour.VFIO)
-    assert error.errno == errno.EBUSY
+    assert (error.code, error.errno) == (Code.WRITE_REFUSED, errno.EBUSY)
+    assert "dmesg" in error.hint
     assert has(device) == ("chameleon", None)
     assert not list((kernel.root / "run/devices").glob("*.json"))
 
@@ -384,6 +414,76 @@ def test_a_device_on_a_vfio_pci_that_is_part_of_the_kernel_goes_back_too(kernel:
     assert has(device) == ("e1000e", None)
 
 
+def test_what_udev_would_load_is_loaded_before_a_device_is_left_to_the_kernels_choice(
+    kernel: FakeKernel,
+) -> None:
+    device = kernel.add_device()
+    kernel.load("vfio_pci")
+    device.override = "vfio-pci"
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+    native = FakeDriver("e1000e", "e1000e", frozenset({(device.vendor, device.device)}))
+    kernel.add_module(native)
+    # As modprobe finds it.
+    kernel.modules[device.modalias] = kernel.modules["e1000e"]
+    outcome = switch(make_engine(kernel), Flavour.NATIVE)
+    assert (outcome.driver, outcome.flavour) == ("e1000e", Flavour.NATIVE)
+    assert "what the device had before is not recorded" in outcome.reason
+    assert (outcome.steps[1].action, outcome.steps[1].what) == (StepAction.LOAD, "load the native driver")
+
+
+def test_a_driver_that_comes_before_a_device_is_left_to_the_kernels_choice_keeps_it(
+    kernel: FakeKernel,
+) -> None:
+    device = kernel.add_device()
+    kernel.load("vfio_pci")
+    device.override = "vfio-pci"
+    kernel.probe(kernel.drivers["vfio-pci"], device)
+    intruder = FakeDriver("intruder", None)
+    kernel.register(intruder)
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if path.endswith("/vfio-pci/unbind"):
+            kernel.release(device)
+            device.override = "intruder"
+            kernel.probe(intruder, device)
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+    error = refuse(make_engine(kernel), Flavour.NATIVE)
+    assert "'unbind from vfio-pci' failed" in str(error)
+    assert has(device) == ("intruder", "vfio-pci")
+
+
+def test_a_reset_with_nothing_recorded_says_so_and_touches_nothing(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    engine = make_engine(kernel)
+    outcome = asyncio.run(
+        engine.reset(Request(parse_address(device.address), Flavour.NATIVE), lambda _: None)
+    )
+    assert (outcome.changed, outcome.reason) == (False, "nothing is recorded for this device")
+    assert kernel.writes == []
+
+
+def test_a_device_without_a_driver_that_is_held_is_stuck_when_it_is_to_be_native(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+
+    async def run() -> None:
+        device.held = asyncio.Event()
+        engine = make_engine(kernel, bind=0.05)
+        request = Request(parse_address(device.address), Flavour.NATIVE)
+        with pytest.raises(FlavourError) as caught:
+            await engine.set_flavour(request, lambda _: None)
+        assert (caught.value.code, caught.value.errno) == (Code.STUCK, errno.ETIMEDOUT)
+        device.held.set()
+        await asyncio.gather(*pending(engine))
+        assert engine.device(request.address).stuck == ""
+
+    asyncio.run(run())
+    assert kernel.writes == []
+
+
 def test_reset_restores_what_others_had_set_up_even_if_that_was_vfio(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     kernel.load("vfio_pci")
@@ -432,8 +532,9 @@ def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_l
         request = Request(parse_address(device.address), Flavour.VFIO, others=OthersInGroup.IGNORE)
         with pytest.raises(FlavourError) as caught:
             await engine.set_flavour(request, lambda _: None)
-        assert caught.value.errno == errno.ETIMEDOUT
+        assert (caught.value.code, caught.value.errno) == (Code.STUCK, errno.ETIMEDOUT)
         assert "unbind from e1000e" in str(caught.value)
+        assert "when the kernel returns" in caught.value.hint
         assert "unbind from e1000e" in engine.device(request.address).stuck
         with pytest.raises(FlavourError) as caught:
             await engine.set_flavour(request, lambda _: None)
@@ -524,8 +625,30 @@ def test_a_request_with_a_time_limit_of_its_own_leaves_the_device_untouched(kern
         request = Request(parse_address(device.address), Flavour.VFIO, timeout=0.05)
         await make_engine(kernel).set_flavour(request, lambda _: None)
 
-    with pytest.raises(FlavourError):
+    with pytest.raises(FlavourError) as caught:
         asyncio.run(run())
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert has(device) == ("e1000e", None)
+
+
+def test_a_request_that_has_no_time_left_for_the_next_candidate_says_so(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+
+    async def run() -> None:
+        kernel.add_module(
+            FakeDriver("slow", "slow_vfio", vfio=True), alias=VARIANT_ALIAS, hang=asyncio.Event()
+        )
+        request = Request(parse_address(device.address), Flavour.VFIO, timeout=0.05)
+        await make_engine(kernel).set_flavour(request, lambda _: None)
+
+    with pytest.raises(
+        FlavourError, match=r"the time limit of 0\.05 s ran out before it was touched"
+    ) as caught:
+        asyncio.run(run())
+    assert (caught.value.code, caught.value.errno) == (Code.TIMED_OUT, errno.ETIMEDOUT)
+    assert "--timeout" in caught.value.hint
+    assert kernel.writes == []
     assert has(device) == ("e1000e", None)
 
 

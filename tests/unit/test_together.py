@@ -367,6 +367,19 @@ def test_a_personality_is_asked_back_where_a_later_one_fails(kernel: FakeKernel)
     assert records(kernel) == [f"{GPU}.json", f"{AUDIO}.json", f"{USB}.json"]
 
 
+def test_a_personality_that_does_not_change_back_is_told_of(kernel: FakeKernel) -> None:
+    devices = add_group(kernel)
+    kernel.add_personality(devices[1])
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EIO
+    real = kernel.remove_vfio_device
+    kernel.remove_vfio_device = (  # type: ignore[method-assign]
+        lambda device: None if device is devices[1] else real(device)
+    )
+    error = refused(make_engine(kernel), GPU, Flavour.VFIO)
+    assert f"{AUDIO} of the same group: it could not be put back: snd_hda did not change back" in str(error)
+    assert has(kernel, devices[0]) == ("nouveau", None, False)
+
+
 def test_a_personality_that_refuses_puts_back_those_before_it(kernel: FakeKernel) -> None:
     devices = add_group(kernel)
     kernel.add_personality(devices[1])

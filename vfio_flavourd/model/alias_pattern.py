@@ -120,10 +120,10 @@ def _bracket(pattern: str, at: int) -> tuple[Bracket, int] | None:
         if pattern[at] == "]" and at > first:
             return Bracket(frozenset(characters), negated), at + 1
         low, at = _bracket_character(pattern, at)
-        if pattern[at : at + 1] == "-" and pattern[at + 1 : at + 2] not in ("", "]"):
+        if pattern[at : at + 1] == "-" and pattern[at + 1 : at + 2] != "]":
             high, at = _bracket_character(pattern, at + 1)
             if high:
-                characters.update(map(chr, range(ord(low), min(ord(high), 0xFF) + 1)) if low else ())
+                characters.update(map(chr, range(ord(low), min(ord(high), 0xFF) + 1)))
         else:
             characters.add(low)
         if at > len(pattern):
@@ -132,7 +132,7 @@ def _bracket(pattern: str, at: int) -> tuple[Bracket, int] | None:
 
 
 def _bracket_character(pattern: str, at: int) -> tuple[str, int]:
-    """A character that may be escaped; empty, and a place beyond the end, for a lone backslash there."""
-    if pattern[at] != "\\":
-        return pattern[at], at + 1
+    """A character that may be escaped; where there is none, it is empty and the place is beyond the end."""
+    if pattern[at : at + 1] != "\\":
+        return pattern[at : at + 1], at + 1
     return pattern[at + 1 : at + 2], at + 2
