@@ -334,7 +334,7 @@ def test_a_module_whose_file_is_gone_is_missing() -> None:
 
 
 def test_where_nobody_can_look_the_files_that_modules_dep_names_are_taken_to_be_there() -> None:
-    table = AliasTable(ModuleFiles("/m", f"{GENERIC}\n{MLX5_ALIAS}\n".encode(), dep=DEP))
+    table = AliasTable(ModuleFiles("/m", f"{GENERIC}\n{MLX5_ALIAS}\n".encode, dep=DEP))
     assert table.resolve(MLX5).winner == "mlx5_vfio_pci"
 
 
