@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from tests.outputs import validate_output
 from vfio_flavourd.cli import main as cli
 from vfio_flavourd.cli import output
 from vfio_flavourd.kernel.sysfs import Sysfs
+
+
+# What is started in the background ignores these, and so would each program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
