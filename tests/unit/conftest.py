@@ -16,7 +16,6 @@ from vfio_flavourd.cli import main as cli
 from vfio_flavourd.cli import output
 from vfio_flavourd.kernel.sysfs import Sysfs
 
-
 # What is started in the background ignores these, and so would each program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
