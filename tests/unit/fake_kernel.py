@@ -543,6 +543,34 @@ def make_engine(kernel: FakeKernel, policy: Policy | None = None, **options: Any
     return Engine(make_host(kernel, policy, **options))
 
 
+def before_write(kernel: FakeKernel, attribute: str, do: Callable[[], object]) -> None:
+    """`do` is done once, right before the first write to that attribute."""
+    _meddle(kernel, attribute, do, is_after=False)
+
+
+def after_write(kernel: FakeKernel, attribute: str, do: Callable[[], object]) -> None:
+    """`do` is done once, right after the first write to that attribute that succeeds."""
+    _meddle(kernel, attribute, do, is_after=True)
+
+
+def _meddle(kernel: FakeKernel, attribute: str, do: Callable[[], object], *, is_after: bool) -> None:
+    real = kernel.write
+    done = False
+
+    async def write(path: str, text: str) -> None:
+        nonlocal done
+        is_meant = not done and path.endswith(attribute)
+        if is_after:
+            await real(path, text)
+        if is_meant:
+            done = True
+            do()
+        if not is_after:
+            await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]  # this is what a fake is for
+
+
 def has(device: FakeDevice) -> tuple[str | None, str | None]:
     """Its driver and its override."""
     return (device.driver.name if device.driver else None, device.override)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, after_write, before_write, has, make_engine
 from virtual_time import now, run_at_once
 
 from vfio_flavourd.engine.engine import Engine
@@ -60,21 +60,6 @@ def refuse(engine: Engine, flavour: Flavour = Flavour.VFIO) -> FlavourError:
     with pytest.raises(FlavourError) as caught:
         switch(engine, flavour)
     return caught.value
-
-
-def before_write(kernel: FakeKernel, attribute: str, do: Callable[[], object]) -> None:
-    """`do` is done once, right before the first write to that attribute."""
-    real = kernel.write
-    done = False
-
-    async def write(path: str, text: str) -> None:
-        nonlocal done
-        if not done and path.endswith(attribute):
-            done = True
-            do()
-        await real(path, text)
-
-    kernel.write = write  # type: ignore[method-assign]
 
 
 def records(kernel: FakeKernel) -> list[str]:
@@ -339,21 +324,6 @@ def test_a_driver_that_someone_binds_between_unbind_and_bind_is_not_taken_away_a
     assert not any("intruder/unbind" in write for write in kernel.writes)
     assert "intruder" in caplog.text
     assert engine.device(ADDRESS).device.driver == "intruder"
-
-
-def after_write(kernel: FakeKernel, attribute: str, do: Callable[[], object]) -> None:
-    """`do` is done once, right after the first write to that attribute that succeeds."""
-    real = kernel.write
-    done = False
-
-    async def write(path: str, text: str) -> None:
-        nonlocal done
-        await real(path, text)
-        if not done and path.endswith(attribute):
-            done = True
-            do()
-
-    kernel.write = write  # type: ignore[method-assign]
 
 
 def test_a_native_driver_that_someone_takes_away_at_once_leaves_the_device_on_vfio_as_it_was(

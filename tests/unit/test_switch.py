@@ -4,7 +4,7 @@ import asyncio
 import errno
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine, pending
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, before_write, has, make_engine, pending
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
@@ -15,6 +15,19 @@ from vfio_flavourd.model.policy import OthersInGroup
 
 VARIANT_ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
 BOARD_ALIAS = "vfio_pci:v00008086d000010D3sv00001AF4sd00001100bc*sc*i*"
+
+
+def intrude_before(kernel: FakeKernel, device: FakeDevice, attribute: str) -> None:
+    """Somebody else gives the device a driver of his, right before that write."""
+    intruder = FakeDriver("intruder", None)
+    kernel.register(intruder)
+
+    def intrude() -> None:
+        kernel.release(device)
+        device.override = "intruder"
+        kernel.probe(intruder, device)
+
+    before_write(kernel, attribute, intrude)
 
 
 def switch(
@@ -293,21 +306,10 @@ def test_a_driver_changed_by_somebody_else_meanwhile_is_left_alone(kernel: FakeK
     device = kernel.add_device()
     kernel.add_native(device)
     device.override = "e1000e"
-    intruder = FakeDriver("intruder", None)
-    kernel.register(intruder)
+    intrude_before(kernel, device, "/e1000e/unbind")
     engine = make_engine(kernel)
 
     async def run() -> None:
-        original = kernel.write
-
-        async def write(path: str, text: str) -> None:
-            if path.endswith("/e1000e/unbind"):
-                kernel.release(device)
-                device.override = "intruder"
-                kernel.probe(intruder, device)
-            await original(path, text)
-
-        kernel.write = write  # type: ignore[method-assign]
         await engine.set_flavour(Request(parse_address(device.address), Flavour.VFIO), lambda _: None)
 
     with pytest.raises(FlavourError, match="'unbind from e1000e' failed"):
@@ -438,18 +440,7 @@ def test_a_driver_that_comes_before_a_device_is_left_to_the_kernels_choice_keeps
     kernel.load("vfio_pci")
     device.override = "vfio-pci"
     kernel.probe(kernel.drivers["vfio-pci"], device)
-    intruder = FakeDriver("intruder", None)
-    kernel.register(intruder)
-    real = kernel.write
-
-    async def write(path: str, text: str) -> None:
-        if path.endswith("/vfio-pci/unbind"):
-            kernel.release(device)
-            device.override = "intruder"
-            kernel.probe(intruder, device)
-        await real(path, text)
-
-    kernel.write = write  # type: ignore[method-assign]
+    intrude_before(kernel, device, "/vfio-pci/unbind")
     error = refuse(make_engine(kernel), Flavour.NATIVE)
     assert "'unbind from vfio-pci' failed" in str(error)
     assert has(device) == ("intruder", "vfio-pci")
