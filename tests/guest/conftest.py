@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("VFIO_FLAVOUR_DEB"),
         help="the package, installed in the guest (default: $VFIO_FLAVOUR_DEB or that of `make deb`)",
     )
-    group.addoption("--soak-rounds", type=int, default=3, help="how long test_soak.py goes on")
+    group.addoption("--soak-minutes", type=float, default=2, help="how long test_soak.py goes on")
 
 
 # A boot, and under it perhaps a build of everything, is part of the first test's time.

@@ -1,8 +1,8 @@
 """Everything at once, for as long as is wished: switches, hotplug, reloads, clients that come and go badly,
 services that get killed. After each round nothing is left of it.
 
-In the second half of the rounds the services are killed; in the first they live on, and must not grow.
-`make soak` does two hours of it; `--soak-rounds` says how many rounds, of `ROUND` seconds each.
+In the second half of the time the services are killed; in the first they live on, and must not grow.
+`make soak` does two hours of it; `--soak-minutes` says how long. The load of a round is on for `ROUND` seconds.
 """
 
 import itertools
@@ -99,17 +99,20 @@ class Left:
 def test_nothing_is_left_of_a_round_of_everything(
     host: Host, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    rounds = request.config.getoption("--soak-rounds")
+    half = request.config.getoption("--soak-minutes") * 60 / 2
     script = tmp_path / "bad_clients.py"
     script.write_text(BAD_CLIENTS.replace("DEVICE", SIBLING.bdf), encoding="ascii")
     host.guest.push(script, "/run/bad_clients.py")
     before, journal = host.look(), host.journal()
     done: dict[str, int] = {}
-    left = []
-    lives = rounds - rounds // 2
-    for number in range(rounds):
-        bdfs = {"good": GOOD.bdf, "sibling": SIBLING.bdf, "virtio": VIRTIO.bdf}
-        kills = "true" if number < lives else "kills"
+    left: list[Left] = []
+    lives = 0
+    bdfs = {"good": GOOD.bdf, "sibling": SIBLING.bdf, "virtio": VIRTIO.bdf}
+    began = time.monotonic()
+    while not left or len(left) == lives or time.monotonic() - began < 2 * half:
+        lives_on = not left or time.monotonic() - began < half
+        lives += lives_on
+        kills = "true" if lives_on else "kills"
         pending = host.guest.start(LOAD.format(**bdfs, seconds=ROUND, kills=kills))
         until = time.monotonic() + ROUND
         while time.monotonic() < until - 5:

@@ -150,6 +150,13 @@ def test_the_same_modules_match(
     agree(tmp_path, tree, conf_dir)
 
 
+def test_of_a_module_with_several_matching_aliases_the_same_is_shown(tmp_path: Path) -> None:
+    for aliases in (["vfio_pci:v0*", "vfio_pci:v00*"], ["vfio_pci:v00*", "vfio_pci:v0*"]):
+        tree = make_tree(tmp_path, [("a_vfio_pci", aliases)])
+        agree(tmp_path, tree, tmp_path)
+        assert read_alias_table(tree, [], "").resolve(FULL).candidates[0].pattern == "vfio_pci:v00*"
+
+
 def test_the_same_files_of_modprobe_d_count(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, [("vfio_pci", ["vfio_pci:v*"])])
     conf_dir = tmp_path / "conf"

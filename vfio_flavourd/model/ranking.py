@@ -26,13 +26,19 @@ class Match:
 
 def ranked(matches: Iterable[Match], loaded: Collection[str]) -> list[Match]:
     """The narrower pattern first within a source, then what is loaded, then as they came; each module
-    at its best place."""
+    at its best place, there with its longest pattern: depmod's index knows no order within a module."""
     best: dict[str, Match] = {}
     for match in sorted(
         matches, key=lambda match: (_rank(match), bool(match.ranks) and match.module not in loaded)
     ):
-        best.setdefault(match.module, match)
+        first = best.setdefault(match.module, match)
+        if _rank(match) == _rank(first) and _length(match) > _length(first):
+            best[match.module] = match
     return list(best.values())
+
+
+def _length(match: Match) -> tuple[int, str]:
+    return len(match.line.pattern), match.line.pattern
 
 
 def _rank(match: Match) -> tuple[int, tuple[int, ...]]:
