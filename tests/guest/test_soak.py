@@ -2,7 +2,7 @@
 services that get killed. After each round nothing is left of it.
 
 In the second half of the time the services are killed; in the first they live on, and must not grow.
-`make soak` does two hours of it; `--soak-minutes` says how long. The load of a round is on for `ROUND` seconds.
+`make soak` does two hours of it; `--soak-minutes` says how long. A round's load is on for `ROUND` seconds.
 """
 
 import itertools
