@@ -46,6 +46,7 @@ deb: $(deb)
 # `make fuzz RUNS=20000` for a short one; one target: python -m tests.fuzz policy.
 RUNS ?= 10000000
 fuzz: $(build)/fuzz.stamp
+	@for run in 1 2 3 4 5 6 7 8 9 10; do $(pytest) -q -m hypothesis --hypothesis-profile random tests/unit || exit; done
 	@$(venv)/bin/python -m tests.fuzz --runs $(RUNS)
 
 # One area: make mutation AREAS=policy.

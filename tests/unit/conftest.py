@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_kernel import FakeKernel
+from hypothesis import settings
 
 from tests.outputs import validate_output
 from vfio_flavourd.cli import main as cli
@@ -19,6 +20,11 @@ from vfio_flavourd.kernel.sysfs import Sysfs
 # What is started in the background ignores these, and so would each program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# The same examples each time, so that what passes once passes again; `make fuzz` has others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("random", deadline=None)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

@@ -323,7 +323,7 @@ def check_only_policy_errors(path: Path) -> None:
         assert all(line.isprintable() for line in problem.render())
 
 
-fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 words = [
     "version: 1",
     "rules:",

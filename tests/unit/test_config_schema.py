@@ -266,7 +266,7 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 
 
 @given(name=names, serial=st.from_regex("[!-~]([ -~]{0,62}[!-~])?", fullmatch=True))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_that_is_taken_survives_rendering(tmp_path: Path, name: str, serial: str) -> None:
     path = tmp_path / "10.yaml"
     match = {"name": name, "match": {"serial": serial}}

@@ -136,7 +136,7 @@ def test_an_empty_host_has_an_empty_picture_that_says_so() -> None:
     assert "no PCI devices on this host" in render_dot(data, TITLE)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     name=st.text(max_size=200),
     driver=st.text("abcdefghijklmnopqrstuvwxyz_WM", min_size=1, max_size=64),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fake_kernel import FakeKernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from policies import make_device, make_facts
 from served import Said
@@ -339,7 +339,6 @@ _masks = st.sampled_from([0, 0xFF0000, 0xFFFF00, 0xFFFFFF, 0x00FF00, 0xF00000, 0
 _ids = st.builds(VfioId, _numbers, _numbers, _numbers, _numbers, _classes, _masks)
 
 
-@settings(deadline=None)
 @given(
     each=_ids,
     numbers=st.tuples(*[st.sampled_from([0x10DE, 0x1B80, 0x8086, 0x1234])] * 4),

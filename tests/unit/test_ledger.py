@@ -87,7 +87,7 @@ def test_a_record_is_found_again_by_the_next_daemon(directory: Path) -> None:
     assert files(directory) == ["0000:01:00.0.json"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(record=records)
 def test_every_record_comes_back_as_it_was_written(
     record: Record, tmp_path_factory: pytest.TempPathFactory
@@ -185,7 +185,7 @@ def test_a_record_that_cannot_be_read_is_reported_and_set_aside_and_the_others_a
     assert PassingLedger(directory).load() == {}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 10_000), junk=st.binary(max_size=20))
 def test_no_file_at_all_keeps_the_daemon_from_starting(
     cut: int, junk: bytes, tmp_path_factory: pytest.TempPathFactory

@@ -187,7 +187,7 @@ globs = st.lists(plain | inside.map(lambda text: f"[{text}]") | st.just("]"), ma
 
 
 @given(globs.filter(lambda text: normalised(text) is not None), st.text("ab01EC-!^\\\xe9\xff]", max_size=8))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_matching_agrees_with_the_c_library(pattern: str, text: str) -> None:
     assert matches(pattern, text) is c_fnmatch(pattern, text)
 
@@ -206,7 +206,7 @@ modaliases = st.tuples(*[ids] * 4, *[st.sampled_from(("00", "9A"))] * 3).map(
 
 
 @given(pci_globs, modaliases)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_matching_of_pci_patterns_agrees_with_the_c_library(pattern: str, text: str) -> None:
     assert matches(pattern, text) is c_fnmatch(pattern, text)
 

@@ -195,7 +195,7 @@ def test_whatever_names_there_are_no_label_is_cut_or_over_another() -> None:
     assert "\x1b" not in picture
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.lists(st.floats(0, 1e6, allow_subnormal=False) | st.floats(0, 1e-3), min_size=1, max_size=8),
@@ -213,7 +213,7 @@ def test_whatever_the_steps_take_the_picture_stays_readable(durations: list[list
     assert len(ET.tostring(root)) < 200_000
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.floats(0, 1e6, allow_subnormal=False) | st.floats(0, 1e-2), max_size=12))
 def test_a_scale_keeps_the_order_and_has_round_ticks_that_do_not_overlap(times: list[float]) -> None:
     scale = Scale(pairwise(sorted(times)), 660, 11)

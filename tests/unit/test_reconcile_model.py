@@ -283,7 +283,7 @@ def _make_runner() -> asyncio.Runner:
 
 
 Reconciling.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=25, suppress_health_check=list(HealthCheck)
 )
 
 

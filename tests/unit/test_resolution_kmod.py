@@ -139,7 +139,7 @@ conf_lines = st.one_of(
     builtin=st.lists(st.tuples(st.sampled_from(["bi_one", "bi_two"]), patterns), max_size=2),
     conf=st.lists(conf_lines, max_size=4),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_same_modules_match(
     tmp_path: Path, modules: dict[str, list[str]], builtin: list[tuple[str, str]], conf: list[str]
 ) -> None:

@@ -199,7 +199,7 @@ RANKED = [
 
 
 @given(st.permutations(list(enumerate(RANKED))))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_narrower_pattern_wins_whatever_the_order_of_the_lines(lines: list[tuple[int, str]]) -> None:
     table = make_table([f"alias vfio_pci:{pattern} m{rank}" for rank, pattern in lines])
     resolution = table.resolve(MLX5)
@@ -394,7 +394,7 @@ def test_a_catch_all_alone_is_no_reason_to_warn() -> None:
     st.lists(st.binary(max_size=40), max_size=3),
     st.text(max_size=40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_index_and_no_command_line_raises(lines: list[str], junk: list[bytes], cmdline: str) -> None:
     data = b"\n".join([*(f"alias vfio_pci:{line} some_module".encode() for line in lines), *junk])
     conf = joined((parse_modprobe_conf(data, "c"), parse_cmdline(cmdline)))

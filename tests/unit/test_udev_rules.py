@@ -485,7 +485,7 @@ def is_decided(rule: Rule, facts: Facts) -> bool:
     return driver and not rule.match.serial and not vf_in_slot
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.lists(RULES, max_size=4), DEVICES, st.booleans())
 def test_the_rules_decide_as_the_policy_does(rules: list[Rule], facts: Facts, boot_vga: bool) -> None:
     policy = make_policy(*rules)
