@@ -203,6 +203,16 @@ def test_a_driver_that_takes_the_device_without_a_vfio_device_is_not_a_success(k
     assert has(device) == ("vfio-pci", "vfio-pci")
 
 
+def test_where_the_last_of_them_makes_no_vfio_device_the_device_is_as_it_was(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.modules["vfio_pci"].drivers[0].vfio = False
+    error = refuse(make_engine(kernel), Flavour.VFIO)
+    assert "vfio_pci took the device, but no VFIO device appeared; it has e1000e again" in str(error)
+    assert (error.code, error.errno) == (Code.NO_DRIVER_TOOK_IT, errno.EIO)
+    assert has(device) == ("e1000e", None)
+
+
 def test_a_module_that_hangs_gives_way_in_time_and_is_not_started_twice(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     other = kernel.add_device("0000:02:00.0", group=8)
@@ -697,3 +707,100 @@ def test_where_all_are_rejected_each_is_told_and_nothing_is_touched(kernel: Fake
     assert error.code == Code.NO_CANDIDATE
     assert f"no VFIO driver took it: vfio_pci is rejected: blacklisted by {conf}:1" in str(error)
     assert kernel.writes == []
+
+
+def test_who_asked_is_told_of_each_step_as_it_begins_and_as_it_has_ended(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(name="bad_vfio", alias=VARIANT_ALIAS, status=1, said="modprobe: ERROR: no such luck")
+    told: list[StepBegun | StepReport] = []
+    request = Request(parse_address(device.address), Flavour.VFIO)
+    outcome = asyncio.run(make_engine(kernel).set_flavour(request, told.append))
+    begun = [step.what for step in told if isinstance(step, StepBegun)]
+    ended = [step for step in told if isinstance(step, StepReport)]
+    steps = [
+        (StepAction.LOAD, "load bad_vfio"),
+        (StepAction.LOAD, "load vfio_pci"),
+        (StepAction.OVERRIDE, "set driver_override to vfio-pci"),
+        (StepAction.UNBIND, "unbind from e1000e"),
+        (StepAction.BIND, "bind to vfio-pci"),
+        (StepAction.VERIFY, "read back what it has"),
+    ]
+    assert begun == [what for _, what in steps]
+    assert [(step.action, step.what) for step in ended] == steps
+    assert [step.error for step in ended] == ["no such luck", "", "", "", "", ""]
+    assert list(outcome.steps[1:]) == ended  # the first one is the guards
+    assert outcome.address == parse_address(device.address)
+
+
+def test_writing_native_to_what_never_left_its_driver_says_so(kernel: FakeKernel) -> None:
+    kernel.add_native(kernel.add_device())
+    outcome = switch(make_engine(kernel), Flavour.NATIVE)
+    assert (outcome.changed, outcome.reason) == (False, "the device had this flavour already")
+    assert (outcome.driver, outcome.flavour) == ("e1000e", Flavour.NATIVE)
+
+
+def test_a_driver_that_is_named_and_has_the_device_already_is_told_as_such(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    before = list(kernel.writes)
+    outcome = switch(engine, Flavour.VFIO, device.address, "vfio-pci")
+    assert (outcome.changed, outcome.reason) == (False, "vfio-pci has the device already")
+    assert kernel.writes == before
+
+
+def test_a_named_driver_without_an_alias_that_made_a_vfio_device_is_unbound_again(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("special", "special", vfio=True))
+    engine = make_engine(kernel)
+    assert switch(engine, Flavour.VFIO, device.address, "special").driver == "special"
+    assert switch(engine, Flavour.NATIVE).driver == "e1000e"
+    assert has(device) == ("e1000e", None)
+
+
+def test_a_driver_is_loaded_again_by_the_name_of_its_module(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    native = FakeDriver("sample", "sample_core", frozenset({(device.vendor, device.device)}))
+    kernel.add_module(native)
+    kernel.load("sample_core")
+    engine = make_engine(kernel)
+    switch(engine, Flavour.VFIO)
+    kernel.unload("sample_core")
+    assert switch(engine, Flavour.NATIVE).driver == "sample"
+    assert has(device) == ("sample", None)
+
+
+def test_what_is_rejected_after_the_driver_that_takes_the_device_is_not_told(kernel: FakeKernel) -> None:
+    kernel.add_native(kernel.add_device())
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=BOARD_ALIAS)
+    kernel.add_module(FakeDriver("other", "other_vfio", vfio=True), alias=VARIANT_ALIAS)
+    conf = kernel.root / "etc/modprobe.d/no.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text("blacklist other_vfio\n", encoding="ascii")
+    outcome = switch(make_engine(kernel), Flavour.VFIO)
+    assert outcome.driver == "good"
+    assert "rejected" not in outcome.reason
+
+
+def test_the_story_of_several_that_were_not_had_is_told_one_after_the_other(kernel: FakeKernel) -> None:
+    kernel.add_native(kernel.add_device())
+    kernel.add_module(name="a_vfio", alias=BOARD_ALIAS)
+    kernel.add_module(name="b_vfio", alias=VARIANT_ALIAS)
+    kernel.add_module(name="c_vfio", alias="vfio_pci:v00008086d*", status=1, said="modprobe: ERROR: no luck")
+    kernel.add_module(name="d_vfio", alias="vfio_pci:v0000808*", status=1, said="modprobe: ERROR: none here")
+    conf = kernel.root / "etc/modprobe.d/no.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text("blacklist a_vfio\nblacklist b_vfio\n", encoding="ascii")
+    engine = make_engine(kernel)
+    rejected = f"a_vfio is rejected: blacklisted by {conf}:1; b_vfio is rejected: blacklisted by {conf}:2"
+    refused = "c_vfio: no luck; d_vfio: none here"
+    kernel.modules["vfio_pci"].status, kernel.modules["vfio_pci"].said = 1, "modprobe: ERROR: not either"
+    error = refuse(engine, Flavour.VFIO)
+    assert f"no VFIO driver took it: {rejected}; {refused}; vfio_pci: not either" in str(error)
+    assert (error.code, error.errno) == (Code.MODULE_NOT_LOADED, errno.EIO)
+    kernel.modules["vfio_pci"].status = 0
+    outcome = switch(engine, Flavour.VFIO)
+    assert outcome.reason.endswith(f"; {rejected}; tried before: {refused}")
