@@ -7,6 +7,7 @@ as a worker process does, but against this model.
 
 import asyncio
 import errno
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from vfio_flavourd.model.policy import Policy, Settings
 
 RELEASE = "6.12.0-fake"
 GENERIC_ALIAS = "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci"
+
+# The first IOMMU group that VFIO makes up for a device without one.
+MADE_UP = 100
 
 
 @dataclass(eq=False)
@@ -137,13 +141,16 @@ class FakeKernel:
         }.items():
             (path / name).write_text(value + "\n", encoding="ascii")
         if group is not None:
-            (self.root / f"sys/kernel/iommu_groups/{group}").mkdir(parents=True, exist_ok=True)
-            members = self.root / f"sys/kernel/iommu_groups/{group}/devices"
-            members.mkdir(parents=True, exist_ok=True)
-            (members / address).symlink_to(path)
-            (path / "iommu_group").symlink_to(self.root / f"sys/kernel/iommu_groups/{group}")
+            self._put_into_group(made, group)
         (self.root / "sys/bus/pci/devices" / address).symlink_to(path)
         return made
+
+    def _put_into_group(self, device: FakeDevice, number: int) -> Path:
+        group = self.root / f"sys/kernel/iommu_groups/{number}"
+        (group / "devices").mkdir(parents=True, exist_ok=True)
+        (group / "devices" / device.address).symlink_to(self.path(device))
+        (self.path(device) / "iommu_group").symlink_to(group)
+        return group
 
     def remove_device(self, device: FakeDevice) -> None:
         device.removed = True
@@ -261,6 +268,9 @@ class FakeKernel:
         return 0
 
     def add_vfio_device(self, device: FakeDevice) -> None:
+        if device.group is None:  # vfio_noiommu_group_alloc()
+            group = self._put_into_group(device, MADE_UP + self._vfio_devices)
+            (group / "name").write_text("vfio-noiommu\n", encoding="ascii")
         (self.path(device) / f"vfio-dev/vfio{self._vfio_devices}").mkdir(parents=True)
         self._vfio_devices += 1
 
@@ -269,6 +279,10 @@ class FakeKernel:
         for child in base.iterdir():
             child.rmdir()
         base.rmdir()
+        if device.group is None:
+            group = (self.path(device) / "iommu_group").readlink()
+            (self.path(device) / "iommu_group").unlink()
+            shutil.rmtree(group)
 
     def release(self, device: FakeDevice) -> None:
         self._hide_driver(device)

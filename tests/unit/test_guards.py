@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
+from fake_kernel import MADE_UP, FakeDevice, FakeDriver, FakeKernel, has, make_engine
 from virtual_time import run_at_once
 
 from vfio_flavourd.engine.engine import Engine
@@ -323,7 +323,8 @@ def test_a_device_in_no_iommu_group_is_refused_unless_the_policy_allows_it(kerne
     assert "no IOMMU group" in str(error)
     assert kernel.writes == []
     allowing = Policy(defaults=Settings(1.0, 1.0, noiommu=NoIommu.ALLOW))
-    assert ask(make_engine(kernel, allowing), make_request()).driver == "vfio-pci"
+    outcome = ask(make_engine(kernel, allowing), make_request())
+    assert (outcome.driver, outcome.group_node) == ("vfio-pci", f"/dev/vfio/noiommu-{MADE_UP}")
     assert has(device) == VFIO
 
 
