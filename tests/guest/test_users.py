@@ -105,6 +105,16 @@ USES = {
         f"{NIC}; ip route del default; ip address flush dev $card; ip link set $card down",
         ("default route via ", "192.0.2.7/24 on "),
     ),
+    # /proc/net/route has the first way only.
+    "one of two ways of the default route": Use(
+        GOOD,
+        "ip link add aside type dummy; ip address add 198.51.100.7/24 dev aside; ip link set aside up;"
+        f" {NIC}; ip link set $card up; {CARRIER}; ip route add default"
+        " nexthop via 198.51.100.1 dev aside nexthop via 192.0.2.1 dev $card onlink",
+        "ip -4 route; ip -4 -br address",
+        f"{NIC}; ip route del default; ip link del aside; ip link set $card down",
+        ("default route via ",),
+    ),
     "a bridge's port": Use(
         GOOD,
         f"{NIC}; ip link add br0 type bridge; ip link set $card master br0",

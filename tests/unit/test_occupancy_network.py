@@ -70,6 +70,17 @@ def test_an_ipv6_default_route_is_one(host: FakeHost, eth0: str) -> None:
     assert host.told() == ["route: default route via eth0"]
 
 
+@pytest.mark.parametrize("far_away", ["240.0.0.1", "2000::1"])
+def test_every_way_of_a_default_route_of_several_is_one(host: FakeHost, eth0: str, far_away: str) -> None:
+    host.add_route("eth1", "00000000", "00000000", "010200C0", 3)  # the file has the first way only
+    host.routes[far_away] = Route((3, 2))
+    assert host.users() == ()
+    host.routes[far_away] = Route((3, 2), is_default=True)
+    assert host.told() == ["route: default route via eth0"]
+    host.add_route("eth0", "00000000", "00000000", "010200C0", 3)
+    assert host.told() == ["route: default route via eth0"]
+
+
 def test_a_route_that_rejects_is_none(host: FakeHost, eth0: str) -> None:
     host.add_route("eth0", "00000000", "00000000", flags=0x201)
     host.write("/proc/net/ipv6_route", f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} ffffffff 1 0 00200200 eth0\n")
@@ -98,7 +109,7 @@ def test_an_address_that_stands_alone_is_one(host: FakeHost, eth0: str) -> None:
     assert host.told() == ["address: 203.0.113.1/32 on eth0"]
 
 
-@pytest.mark.parametrize("route", [None, Route((9,), is_local=False)])
+@pytest.mark.parametrize("route", [None, Route((9,))])
 def test_an_address_that_the_kernel_cannot_be_asked_about_is_told_by_its_network(
     host: FakeHost, eth0: str, route: Route | None
 ) -> None:
@@ -200,32 +211,32 @@ def test_an_interface_in_another_network_name_space_is_in_use(host: FakeHost) ->
 def test_a_network_file_system_is_told_with_its_server(host: FakeHost, eth0: str) -> None:
     host.mount("0:70", "/mnt/nfs", "nfs4", "nas:/export", "rw,vers=4.2,addr=192.0.2.9,clientaddr=192.0.2.7")
     assert host.users() == ()
-    host.routes["192.0.2.9"] = Route((2,), is_local=False)
+    host.routes["192.0.2.9"] = Route((2,))
     assert host.told() == ["network storage: /mnt/nfs (nfs4) from 192.0.2.9 by eth0"]
 
 
 def test_a_server_that_is_reached_by_another_interface_does_not_count(host: FakeHost, eth0: str) -> None:
     host.mount("0:70", "/mnt/nfs", "nfs4", "nas:/export", "rw,addr=192.0.2.9")
-    host.routes["192.0.2.9"] = Route((3,), is_local=False)
+    host.routes["192.0.2.9"] = Route((3,))
     assert host.users() == ()
 
 
 def test_a_server_that_is_reached_by_several_ways_counts_for_each(host: FakeHost, eth0: str) -> None:
     host.mount("0:70", "/mnt/smb", "cifs", "//nas/share", "rw,addr=fd00::9")
-    host.routes["fd00::9"] = Route((3, 2), is_local=False)
+    host.routes["fd00::9"] = Route((3, 2))
     assert host.told() == ["network storage: /mnt/smb (cifs) from fd00::9 by eth0"]
 
 
 def test_the_root_over_the_network_is_worse_than_storage(host: FakeHost, eth0: str) -> None:
     host.mount("0:70", "/", "nfs", "192.0.2.9:/root", "rw,addr=192.0.2.9")
-    host.routes["192.0.2.9"] = Route((2,), is_local=False)
+    host.routes["192.0.2.9"] = Route((2,))
     assert host.users() == (User(Use.ROOT, "/ (nfs) from 192.0.2.9 by eth0"),)
 
 
 def test_a_containers_network_file_system_is_told_with_who_sees_it(host: FakeHost, eth0: str) -> None:
     host.add_process(CONTAINER, "plex", name_space="mnt:[4026532500]")
     host.mount("0:70", "/media", "nfs4", "nas:/m", "rw,addr=192.0.2.9", pid=CONTAINER)
-    host.routes["192.0.2.9"] = Route((2,), is_local=False)
+    host.routes["192.0.2.9"] = Route((2,))
     assert host.users() == (
         User(
             Use.NETWORK_STORAGE,
@@ -241,7 +252,7 @@ def test_iscsi_and_nvme_over_the_network_are_told(host: FakeHost, eth0: str) -> 
     host.write("/sys/class/nvme/nvme5/uevent", "NVME_TRTYPE=tcp\nNVME_TRADDR=192.0.2.10\nNVME_TRSVCID=4420\n")
     host.write("/sys/class/nvme/nvme0/uevent", "NVME_TRTYPE=pcie\n")
     for address in ("192.0.2.9", "192.0.2.10"):
-        host.routes[address] = Route((2,), is_local=False)
+        host.routes[address] = Route((2,))
     assert host.told() == [
         "network storage: iSCSI disks from 192.0.2.9 by eth0",
         "network storage: NVMe disks of nvme5 from 192.0.2.10 by eth0",
@@ -252,7 +263,7 @@ def test_mounts_are_looked_through_only_where_a_network_file_system_is_registere
     host: FakeHost, eth0: str
 ) -> None:
     host.mount("0:70", "/mnt/nfs", "nfs4", "nas:/export", "rw,addr=192.0.2.9")
-    host.routes["192.0.2.9"] = Route((2,), is_local=False)
+    host.routes["192.0.2.9"] = Route((2,))
     host.path("/proc/filesystems").write_text("nodev\tsysfs\n\text4\n", encoding="ascii")
     assert host.told() == []
     host.path("/proc/filesystems").write_text("nodev\tsysfs\nnodev\tnfs4\n\text4\n", encoding="ascii")
@@ -284,10 +295,9 @@ def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def answer(*attributes: bytes, kind: int = 24, route_type: int = 1) -> bytes:
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 254, 0, 0, route_type, 0) + b"".join(
-        attributes
-    )
+def answer(*attributes: bytes, kind: int = 24, route_type: int = 1, length: int = 32) -> bytes:
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, length, 0, 0, 254, 0, 0, route_type, 0)
+    body += b"".join(attributes)
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 1, 0) + body
 
 
@@ -318,16 +328,17 @@ def test_a_kernel_that_does_not_answer_is_no_error(
     with ours, kernels:
         kernels.send(answer(attribute(4, struct.pack("=I", 2))))
         found = find_route(ip_address("192.0.2.9"))
-        assert found == (Route((2,), is_local=False) if failure is None else None)
+        assert found == (Route((2,)) if failure is None else None)
         assert failure is not None or kernels.recv(8192) == pack_request(ip_address("192.0.2.9"))
 
 
 def test_an_answer_has_one_interface_or_several() -> None:
     destination, number = attribute(1, bytes((192, 0, 2, 9))), attribute(4, struct.pack("=I", 2))
-    assert parse_answer(answer(destination, number)) == Route((2,), is_local=False)
+    assert parse_answer(answer(destination, number)) == Route((2,))
     assert parse_answer(answer(number, route_type=2)) == Route((2,), is_local=True)
     ways = b"".join(struct.pack("=HBBI", 16, 0, 0, way) + bytes(8) for way in (2, 3))
-    assert parse_answer(answer(destination, attribute(9, ways))) == Route((2, 3), is_local=False)
+    assert parse_answer(answer(destination, attribute(9, ways))) == Route((2, 3))
+    assert parse_answer(answer(attribute(9, ways), length=0)) == Route((2, 3), is_default=True)
 
 
 @pytest.mark.parametrize(

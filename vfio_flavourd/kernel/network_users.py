@@ -23,6 +23,9 @@ _RTF_UP, _RTF_GATEWAY, _RTF_REJECT = 0x1, 0x2, 0x200
 # net/ipv6.h: an address of this scope is there as soon as the interface is up.
 _SCOPE_LINK = 0x20
 
+# Assigned to nobody, so no route is narrower than the default one.
+_FAR_AWAY: tuple[Address, ...] = (IPv4Address("240.0.0.1"), IPv6Address("2000::1"))
+
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph"})
 
 
@@ -55,27 +58,35 @@ def _find_traffic(files: HostFiles, paths: Sequence[str], find_route: FindRoute)
     labels = {interface.name: interface.label for interface in interfaces}
     numbers = {files.read_value(f"{interface.path}/ifindex"): interface.name for interface in interfaces}
 
-    def find_interface(route: Route | None) -> str | None:
+    def find_interfaces(route: Route | None) -> list[str]:
         ways = (str(number) for number in (route.interfaces if route is not None else ()))
-        return next((numbers[way] for way in ways if way in numbers), None)
+        return [numbers[way] for way in ways if way in numbers]
+
+    def find_interface(route: Route | None) -> str | None:
+        return next(iter(find_interfaces(route)), None)
 
     routes = tuple(_read_routes(files, labels))
     defaults = [route.name for route in routes if route.network.prefixlen == 0]
-    for name in (*defaults, *_read_ipv6_default_routes(files)):
+    defaults += _read_ipv6_default_routes(files)
+    for address in _FAR_AWAY:
+        entry = find_route(address)
+        # The files have of a route of several ways the first one (net/ipv4/fib_trie.c), and no other tables.
+        defaults += find_interfaces(entry) if entry is not None and entry.is_default else []
+    for name in dict.fromkeys(defaults):
         if name in labels:
             yield User(Use.ROUTE, f"default route via {labels[name]}")
-    for address in _read_ipv4_addresses(files):
+    for own_address in _read_ipv4_addresses(files):
         near = {
             route.name: route.network.prefixlen
             for route in sorted(routes, key=lambda route: route.network.prefixlen)
-            if not route.has_gateway and address in route.network
+            if not route.has_gateway and own_address in route.network
         }
-        entry = find_route(address)
+        entry = find_route(own_address)
         # Where it isn't local it is in a table of its own, as with a VRF, or the kernel can't be asked.
         own = find_interface(entry) if entry is not None and entry.is_local else next(iter(near), None)
         if own is not None:
             # An address can also stand alone.
-            yield User(Use.ADDRESS, f"{address}/{near.get(own, 32)} on {labels[own]}")
+            yield User(Use.ADDRESS, f"{own_address}/{near.get(own, 32)} on {labels[own]}")
     for text, name in _read_ipv6_addresses(files):
         if name in labels:
             yield User(Use.ADDRESS, f"{text} on {labels[name]}")

@@ -28,10 +28,11 @@ _ATTRIBUTE = struct.Struct("=HH")
 @dataclass(frozen=True, slots=True)
 class Route:
     """`interfaces` are their numbers, several for a route of several ways; `is_local` says that the
-    address is the host's own, on that interface."""
+    address is the host's own, on that interface; `is_default` that the route is for any address."""
 
     interfaces: tuple[int, ...]
-    is_local: bool
+    is_local: bool = False
+    is_default: bool = False
 
 
 FindRoute = Callable[[Address], Route | None]
@@ -61,7 +62,7 @@ def parse_answer(data: bytes) -> Route | None:
     """None for an error message, and for what makes no sense."""
     if len(data) < _HEADER.size + _ROUTE.size or _HEADER.unpack_from(data)[1] != _RTM_NEWROUTE:
         return None
-    is_local = _ROUTE.unpack_from(data, _HEADER.size)[7] == _RTN_LOCAL
+    _, length, *_, route_type, _ = _ROUTE.unpack_from(data, _HEADER.size)
     interfaces: list[int] = []
     for kind, value in _split(data[_HEADER.size + _ROUTE.size :]):
         if kind == _RTA_OIF and len(value) >= 4:
@@ -69,7 +70,7 @@ def parse_answer(data: bytes) -> Route | None:
         elif kind == _RTA_MULTIPATH:
             # struct rtnexthop: two bytes of flags and weight, then the number.
             interfaces += [struct.unpack_from("=I", way)[0] for _, way in _split(value) if len(way) >= 4]
-    return Route(tuple(interfaces), is_local) if interfaces else None
+    return Route(tuple(interfaces), route_type == _RTN_LOCAL, length == 0) if interfaces else None
 
 
 def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
