@@ -88,6 +88,7 @@ AREAS = {
             "together",
             "recovery",
             "reconcile",
+            "early_rules",
         ),
         slow=(
             "test_together",
@@ -120,6 +121,7 @@ def _try(tree: Path, area: Area, children: int) -> None:
     outcomes = _run(tree, area, children, leave_out=area.slow)
     left = [name for name, outcome in outcomes.items() if outcome in ("survived", "not run")]
     if area.slow and left:
+        print(f"{len(left)} changes are left for the slow tests:", *left, sep="\n", flush=True)
         again = _run(tree, area, children, *left)
         outcomes |= {name: again[name] for name in left}
     print(f"| file | changes | {' | '.join(_COLUMNS)} |\n|---|{'--:|' * (1 + len(_COLUMNS))}")
