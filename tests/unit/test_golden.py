@@ -134,7 +134,7 @@ class Session:
 
 def normalise(text: str, root: Path) -> str:
     text = text.replace(str(root), "")
-    text = re.sub(r"^ {12} *\d+\.\d ms", " " * 16 + "1.0 ms", text, flags=re.MULTILINE)
+    text = re.sub(r"(?<=after) +(?=\d+ ms:)", " ", text)
     text = re.sub(r"\d+\.\d ms", "1.0 ms", text)
     text = re.sub(r"(?<![.\d])\d+ ms", "1 ms", text)
     text = re.sub(r"(?<=\d ms) {2,}", "  ", text)  # padded to the longest

@@ -11,7 +11,7 @@ from ..model.errors import FlavourError
 from ..model.printable import printable
 from .group_words import find_kind, tell_driver
 from .log_lines import read_log_lines
-from .output import print_json, tell_candidates, tell_policy_trouble
+from .output import print_json, tell_candidates, tell_policy_trouble, tell_step
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, find_width, measure, paint, shorten
 
 Answer = dict[str, Any]
@@ -170,11 +170,8 @@ class _Page:
         self.row("last", f"to {last['flavour']} at {when} by {printable(last['requester']) or 'the policy'}")
         margin = " " * (_MARGIN + 1)
         for step in last["steps"]:
-            what = f"{printable(step['what'])} {self._paint(_milliseconds(step['duration']), DIM)}"
-            if step["error"]:
-                what += f" {self._paint(printable(step['error']), RED)}"
-            began = self._paint(_milliseconds(step["started"]).rjust(10), DIM)
-            self.lines.append(f"{margin}{began} {what}")
+            began = self._paint(f"{step['started'] * 1000:.0f} ms:".rjust(8), DIM)
+            self.lines.append(f"{margin}after {began} {tell_step(step, color=self._color)}")
         said = last["error"].removeprefix(f"{device['device']}: ") or last["reason"]
         self.row("came of it", f"{last['outcome']}: {printable(said)}", RED if last["error"] else "")
 
@@ -203,10 +200,6 @@ class _Page:
             else:
                 lines.append(word)
         return lines
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
 
 
 def _explain(device: Answer) -> str:
