@@ -12,6 +12,7 @@ from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepAction, StepBegun, StepReport
 from vfio_flavourd.model.policy import OthersInGroup
+from vfio_flavourd.model.udev_rules import PLACEHOLDER
 
 VARIANT_ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
 BOARD_ALIAS = "vfio_pci:v00008086d000010D3sv00001AF4sd00001100bc*sc*i*"
@@ -804,3 +805,26 @@ def test_the_story_of_several_that_were_not_had_is_told_one_after_the_other(kern
     kernel.modules["vfio_pci"].status = 0
     outcome = switch(engine, Flavour.VFIO)
     assert outcome.reason.endswith(f"; {rejected}; tried before: {refused}")
+
+
+@pytest.mark.parametrize(
+    "way", [[Flavour.NATIVE], [Flavour.VFIO, Flavour.NATIVE]], ids=["at once", "from VFIO"]
+)
+def test_what_an_early_rule_kept_from_its_driver_gets_it_and_goes_back_to_it_ever_after(
+    kernel: FakeKernel, way: list[Flavour]
+) -> None:
+    device = kernel.add_device()
+    device.override = PLACEHOLDER
+    native = FakeDriver("e1000e", "e1000e", frozenset({(device.vendor, device.device)}))
+    kernel.add_module(native)
+    kernel.modules[device.modalias] = kernel.modules["e1000e"]  # as modprobe finds it
+    engine = make_engine(kernel)
+    for flavour in way:
+        outcome = switch(engine, flavour)
+        assert (outcome.flavour, outcome.changed) == (flavour, True)
+    assert outcome.reason == "the kernel chose the driver: the policy kept its native driver away since boot"
+    assert has(device) == ("e1000e", None)
+    switch(engine, Flavour.VFIO)
+    assert switch(engine, Flavour.NATIVE).driver == "e1000e"
+    assert has(device) == ("e1000e", None)
+    assert not list((kernel.root / "run/devices").glob("*.json"))
