@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def test_a_flavour_without_aliases_is_had_by_its_driver_and_given_back(kernel: F
     assert has(device) == ON_UIO
     status = engine.device(ADDRESS)
     assert (status.flavour, status.origin_driver, status.wish) == ("uio", "e1000e", "uio")
+    record = json.loads((kernel.root / f"run/devices/{ADDRESS}.json").read_text(encoding="utf-8"))
+    assert (record["flavour"], record["origin_flavour"], record["switching"]) == ("uio", "native", False)
     assert "good" not in kernel.drivers
     assert ask(engine, Flavour.NATIVE).flavour == Flavour.NATIVE
     assert has(device) == NATIVE
@@ -451,7 +454,8 @@ def test_a_driver_of_which_nobody_knows_how_to_ask_it_back_is_left_alone_and_it_
     vgpu = Vgpu(kernel)
     kernel.add_vfio_device(vgpu.device)
     error = refused(make_engine(kernel, policy()), Flavour.NATIVE)
-    assert "nvidia made it a VFIO device itself, and no attribute is known" in str(error)
+    what = "nvidia made it a VFIO device itself, and no attribute is known to take that back"
+    assert str(error) == f"{ADDRESS}: {what}"
     assert (error.code, error.errno) == (Code.DRIVER_STAYS_BOUND, errno.EIO)
     assert "`personalities`" in error.hint
     assert (vgpu.written, kernel.writes) == ([], [])

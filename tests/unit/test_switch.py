@@ -438,10 +438,13 @@ def test_what_udev_would_load_is_loaded_before_a_device_is_left_to_the_kernels_c
     kernel.add_module(native)
     # As modprobe finds it.
     kernel.modules[device.modalias] = kernel.modules["e1000e"]
-    outcome = switch(make_engine(kernel), Flavour.NATIVE)
+    told: list[StepBegun | StepReport] = []
+    request = Request(parse_address(device.address), Flavour.NATIVE)
+    outcome = asyncio.run(make_engine(kernel).set_flavour(request, told.append))
     assert (outcome.driver, outcome.flavour) == ("e1000e", Flavour.NATIVE)
-    assert "what the device had before is not recorded" in outcome.reason
+    assert outcome.reason == "the kernel chose the driver: what the device had before is not recorded"
     assert (outcome.steps[1].action, outcome.steps[1].what) == (StepAction.LOAD, "load the native driver")
+    assert told.index(StepBegun("load the native driver")) + 1 == told.index(outcome.steps[1])
 
 
 def test_a_driver_that_comes_before_a_device_is_left_to_the_kernels_choice_keeps_it(
