@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setattr(blocking_client, "CONTROL_SOCKET", str(tmp_path / "control"))
     monkeypatch.setattr(blocking_client, "READ_ONLY_SOCKET", str(tmp_path / "readonly"))
     monkeypatch.setattr(resolve, "Sysfs", lambda: Sysfs(str(tmp_path)))
-    monkeypatch.setattr(resolve, "ModuleIndex", lambda: ModuleIndex(tmp_path, RELEASE))
+    monkeypatch.setattr(resolve, "ModuleIndex", partial(ModuleIndex, tmp_path, RELEASE))
     monkeypatch.delenv("NO_COLOR", raising=False)
     return Host(tmp_path, monkeypatch, capsys)
 
@@ -261,11 +262,30 @@ def test_resolve_reads_the_directories_it_is_given_and_no_others(host: Host, tmp
 
 
 def test_resolve_without_an_index_says_so_and_falls_back(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
     directories = ["--modules-dir", str(tmp_path / "none"), "--modprobe-d", str(tmp_path)]
     said = host.say_alone("resolve", MODALIAS, *directories)
     assert said.status == 0
     assert "warning: no aliases from" in said.out
     assert "-> 1. vfio_pci" in said.out
+
+
+@pytest.mark.parametrize("option", ["--modules-dir", "--modprobe-d"])
+def test_a_directory_for_resolve_that_is_not_there_is_an_error(host: Host, option: str) -> None:
+    check_error(
+        host.say_alone("resolve", MODALIAS, option, "/lib/modules/6.12.l"),
+        2,
+        "there is no '/lib/modules/6.12.l'",
+    )
+
+
+def test_resolve_with_another_modprobe_d_is_still_for_the_running_kernel(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir(exist_ok=True)
+    (tmp_path / "proc/cmdline").write_text("quiet module_blacklist=vfio_pci\n", encoding="ascii")
+    (tmp_path / "empty.d").mkdir()
+    said = host.say_alone("resolve", MODALIAS, "--modprobe-d", str(tmp_path / "empty.d"))
+    assert said.status == 1
+    assert "vfio_pci: blacklisted by the kernel command line" in said.out
 
 
 def test_resolve_of_what_is_loaded_asks_no_file(host: Host) -> None:

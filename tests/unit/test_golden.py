@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def session(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterato
         patch.setattr(blocking_client, "CONTROL_SOCKET", str(root / "control"))
         patch.setattr(blocking_client, "READ_ONLY_SOCKET", str(root / "readonly"))
         patch.setattr(resolve, "Sysfs", lambda: Sysfs(str(root)))
-        patch.setattr(resolve, "ModuleIndex", lambda: ModuleIndex(root, RELEASE))
+        patch.setattr(resolve, "ModuleIndex", partial(ModuleIndex, root, RELEASE))
         uname = os.uname()
         patch.setattr(
             os, "uname", lambda: type(uname)((uname.sysname, "host", RELEASE, uname.version, "x86_64"))

@@ -139,6 +139,20 @@ def test_a_variant_that_cannot_be_loaded_gives_way_to_vfio_pci_and_says_why(kern
     assert has(device) == ("vfio-pci", "vfio-pci")
 
 
+def test_that_the_generic_driver_had_to_do_is_told_as_long_as_it_has_the_device(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(name="bad_vfio", alias=VARIANT_ALIAS, status=1)
+    engine = make_engine(kernel)
+    assert switch(engine, Flavour.VFIO).fallback
+    again = switch(engine, Flavour.VFIO)
+    assert (again.changed, again.fallback) == (False, True)
+    by_name = switch(engine, Flavour.VFIO, device.address, "bad_vfio")
+    assert (by_name.changed, by_name.fallback) == (False, True)
+    assert not switch(engine, Flavour.VFIO, device.address, "vfio-pci").fallback  # just what was asked for
+    assert [attempt.fallback for attempt in engine.attempts.history] == [True, False, False, False]
+
+
 def test_a_modprobe_that_says_ok_and_loads_nothing_is_not_believed(kernel: FakeKernel) -> None:
     kernel.add_native(kernel.add_device())
     kernel.add_module(name="empty_vfio", alias=VARIANT_ALIAS)

@@ -4,10 +4,12 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from ..kernel.index import MODPROBE_D, ModuleIndex, read_alias_table
+from ..kernel.index import ModuleIndex, find_modprobe_d, read_alias_table
 from ..kernel.inventory import read_device
 from ..kernel.sysfs import Sysfs
 from ..model.address import parse_address
+from ..model.codes import Code
+from ..model.errors import FlavourError
 from .output import print_json, tell_candidates
 
 
@@ -16,17 +18,20 @@ def resolve(arguments: argparse.Namespace) -> int:
     modalias = arguments.device
     if not modalias.startswith(("pci:", "vfio_pci:")):
         modalias = read_device(sysfs, parse_address(modalias)).modalias
-    if arguments.modules_dir is None and arguments.modprobe_d is None:
-        resolution = ModuleIndex().table().resolve(modalias, loaded=sysfs.list("/sys/module"))
+    modules_dir, modprobe_d = arguments.modules_dir, arguments.modprobe_d or ()
+    for path in (modules_dir, *modprobe_d):
+        if path is not None and not path.exists():
+            raise FlavourError(
+                f"there is no {str(path)!r}",
+                code=Code.INVALID_ARGUMENT,
+                hint="--modules-dir takes one like /lib/modules/6.12.1, --modprobe-d like /etc/modprobe.d",
+            )
+    if modules_dir is None:
+        table, loaded = ModuleIndex(modprobe_d=modprobe_d).table(), sysfs.list("/sys/module")
     else:
-        # Another tree than the running kernel's: what is loaded here says nothing about it.
-        import os
-
-        modules_dir = arguments.modules_dir or Path("/lib/modules") / os.uname().release
-        modprobe_d = arguments.modprobe_d or [
-            Path("/") / directory / "modprobe.d" for directory in MODPROBE_D
-        ]
-        resolution = read_alias_table(modules_dir, modprobe_d, "").resolve(modalias)
+        # Another tree than the running kernel's: what is loaded, or on its command line, says nothing of it.
+        table, loaded = read_alias_table(modules_dir, modprobe_d or find_modprobe_d(Path("/")), ""), ()
+    resolution = table.resolve(modalias, loaded=loaded)
     data = {
         "modalias": resolution.modalias,
         "candidates": [asdict(candidate) for candidate in resolution.candidates],

@@ -9,7 +9,7 @@ from ..doors import blocking_client
 from ..model.address import parse_address
 from ..model.errors import FlavourError
 from ..model.printable import printable
-from .group_words import find_kind, tell_driver
+from .group_words import find_kind, tell_driver, tell_state
 from .log_lines import read_log_lines
 from .output import print_json, tell_candidates, tell_policy_trouble, tell_step
 from .terminal import BOLD, DIM, GREEN, RED, YELLOW, find_width, measure, paint, shorten
@@ -138,13 +138,14 @@ class _Page:
         number = group["group"]
         others = [member for member in group["members"] if member["device"] != device["device"]]
         blocking = [member["device"] for member in others if member["device"] in group["in_the_way"]]
-        if not others:
-            self.row("group", f"{number}, viable: nothing else is in it")
-        elif not blocking:
-            self.row("group", f"{number}, viable: no other device in it is in the way")
-        else:
+        if blocking:
             them = f"{', '.join(blocking)} {'is' if len(blocking) == 1 else 'are'} in the way"
             self.row("group", f"{number}, not viable: no guest can have it while {them}")
+        elif group["state"] in ("bridges", "unprotected"):
+            self.row("group", f"{number}, {tell_state(group)}")
+        else:
+            rest = "no other device in it is in the way" if others else "nothing else is in it"
+            self.row("group", f"{number}, {tell_state(group)}; {rest}")
         for place, other in enumerate(others, start=1):
             branch = f"{' ' * _MARGIN} {'└─' if place == len(others) else '├─'}"
             mark = "in the way" if other["device"] in blocking else ""

@@ -285,9 +285,9 @@ class Switch:
             device = self.host.read_device(device.address)  # VFIO has made a group up
         return replace(device, vfio_device=vfio_device).group_node
 
-    def unchanged(self, device: Device, reason: str) -> Outcome:
+    def unchanged(self, device: Device, reason: str, *, fallback: bool = False) -> Outcome:
         now = Observed(Binding(device.driver, None), device.vfio_device)
-        return replace(self.outcome(device, now, reason), changed=False)
+        return replace(self.outcome(device, now, reason, fallback=fallback), changed=False)
 
     @property
     def is_out_of_time(self) -> bool:

@@ -25,14 +25,16 @@ async def to_vfio(switch: Switch, device: Device) -> Outcome:
     """
     flavour, named = switch.request.flavour, switch.drivers
     kind = switch.host.policy.policy.flavours[flavour]
+    resolution = switch.host.resolve(device.modalias, kind, named, switch.settings.denied)
     if switch.host.find_flavour(device) == flavour and not switch.request.drivers:
-        return switch.unchanged(device, "the device had this flavour already")
+        module = device.driver_module or str(device.driver).replace("-", "_")
+        generic = module == resolution.candidates[-1].module and _knows_better(resolution)
+        return switch.unchanged(device, "the device had this flavour already", fallback=generic)
     check_personality(device, switch.request)
     if flavour == Flavour.VFIO:
         check_isolation(switch.host, device, switch.settings)
         if device.personality is not None:
             return await ask(switch, device, device.personality, wanted=True)
-    resolution = switch.host.resolve(device.modalias, kind, named, switch.settings.denied)
     return await _Candidates(switch, device, resolution).run()
 
 
@@ -79,7 +81,8 @@ class _Candidates:
         """None when it refused and the next one is to be tried."""
         switch, device = self._switch, self._device
         if switch.before is None and device.driver == driver and not self._lacks_vfio(device.vfio_device):
-            return switch.unchanged(device, f"{driver} has the device already")
+            reason = f"{driver} has the device already"
+            return switch.unchanged(device, reason, fallback=self._is_fallback(candidate))
         if switch.before is None and self._flavour == Flavour.VFIO:
             check_isolation(switch.host, device, switch.settings)  # its module is there by now
         goal = Binding(driver, driver)
@@ -116,5 +119,9 @@ class _Candidates:
 
     def _is_fallback(self, candidate: Candidate) -> bool:
         """The generic driver, though something better was known."""
-        others = any(each.source is not Source.FALLBACK for each in self._resolution.candidates)
-        return candidate.source is Source.FALLBACK and others
+        return candidate.source is Source.FALLBACK and _knows_better(self._resolution)
+
+
+def _knows_better(resolution: Resolution) -> bool:
+    """Than the generic driver."""
+    return any(candidate.source is not Source.FALLBACK for candidate in resolution.candidates)

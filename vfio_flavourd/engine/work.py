@@ -136,7 +136,7 @@ class Work:
             if outcome is not None
             else host.sysfs.find_link(f"{DEVICES}/{request.address}/driver"),
             previous_driver=outcome.previous_driver if outcome is not None else before,
-            fallback=outcome is not None and outcome.fallback,
+            fallback=outcome is not None and outcome.fallback and outcome.changed,
             forced=tuple(user.what for user in forced),
             rule=self.rule,
             reason="" if outcome is None else outcome.reason,

@@ -28,12 +28,14 @@ SETTLED_NS = 50_000_000
 
 
 class ModuleIndex:
-    """Keeps the running kernel's AliasTable, or that of `release`."""
+    """Keeps the running kernel's AliasTable, or that of `release`; `modprobe_d` stand for the system's."""
 
-    def __init__(self, root: Path = Path("/"), release: str | None = None) -> None:
+    def __init__(
+        self, root: Path = Path("/"), release: str | None = None, modprobe_d: Sequence[Path] = ()
+    ) -> None:
         self._root = root
         self._release = release
-        self._modprobe_d = tuple(root / directory / "modprobe.d" for directory in MODPROBE_D)
+        self._modprobe_d = tuple(modprobe_d) or find_modprobe_d(root)
         self._read_for: str | None = None
         self._present: tuple[tuple[str, int, int], ...] = ()
         self._absent: tuple[str, ...] = ()
@@ -113,6 +115,11 @@ class ModuleIndex:
         self._absent = tuple(absent)
         youngest = max((changed for _, changed, _ in self._present), default=0)
         self._settled = youngest + SETTLED_NS < time.time_ns()
+
+
+def find_modprobe_d(root: Path) -> tuple[Path, ...]:
+    """Where the system's modprobe.d is, in order of precedence."""
+    return tuple(root / directory / "modprobe.d" for directory in MODPROBE_D)
 
 
 def find_modules_dir(root: Path, release: str) -> Path:
