@@ -453,7 +453,7 @@ def test_a_failure_is_1_and_tells_the_whole_story(host: Host) -> None:
     assert error.startswith(f"flavourctl: {DEVICE}: ")
     assert "vfio_pci refused: Invalid argument (EINVAL)" in error
     assert "it has e1000e again" in error
-    assert hint.startswith("  flavourctl resolve")
+    assert hint.startswith("  flavourctl show")
     assert host.driver == "e1000e"
 
 

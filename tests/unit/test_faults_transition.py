@@ -78,7 +78,7 @@ def test_when_every_probe_fails_the_device_has_its_driver_again_and_the_errno_is
     kernel.modules["vfio_pci"].drivers[0].probe_errno = code
     error = refuse(make_engine(kernel))
     assert (error.code, error.errno) == (Code.NO_DRIVER_TOOK_IT, told)
-    assert error.hint == f"flavourctl resolve {ADDRESS} shows the candidates, dmesg what a driver said"
+    assert error.hint == f"flavourctl show {ADDRESS} shows the candidates, dmesg what a driver said"
     assert str(error).startswith(f"{ADDRESS}: no VFIO driver took it: bad_vfio refused")
     assert str(error).count(f"({name})") == 2
     assert "bad_vfio refused" in str(error)

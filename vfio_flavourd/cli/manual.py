@@ -45,7 +45,8 @@ DESCRIPTIONS = {
     ),
     "resolve": (
         "Which drivers could serve a device or a modalias, the best first, each with the reason, and"
-        " what was passed over and why. Needs no daemon."
+        " what was passed over and why. Needs no daemon, and knows nothing of the policy, which can deny"
+        " drivers or name one: flavourctl show has the candidates that a switch would try."
     ),
     "set": (
         "Give a device a flavour: native, vfio, or one of the policy's own. The steps are printed on"

@@ -62,7 +62,7 @@ class _Candidates:
             + ("; ".join([*self._tell_rejected(), *self._refusals])),
             code=self._code,
             errno=errno.ETIMEDOUT if self._switch.is_out_of_time else self._errno,
-            hint=f"flavourctl resolve {address} shows the candidates, dmesg what a driver said",
+            hint=f"flavourctl show {address} shows the candidates, dmesg what a driver said",
         )
         raise await self._switch.undo(self._device, failure)
 

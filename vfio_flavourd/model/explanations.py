@@ -116,7 +116,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ("A bridge was named, or a rule of the policy matches one.",),
         (
             "Switch the devices behind it.",
-            "Only with a driver other than pcieport does it keep its group from a guest: flavourctl groups.",
+            "Only a driver other than pcieport and pci-stub keeps its group from guests: flavourctl groups.",
         ),
     ),
     Code.GROUP_NOT_VIABLE: Explanation(
@@ -179,7 +179,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
             "Their files are missing: the kernel's package was updated or is installed in part.",
         ),
         (
-            "flavourctl resolve DEV says for each candidate why it is rejected, and by what.",
+            "flavourctl show DEV says for each candidate why it is rejected, and by what.",
             "Remove the line it names; after a change to the modules, run depmod, then flavourctl reload.",
         ),
     ),
@@ -200,7 +200,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ),
         (
             "dmesg says what the driver had to say; flavourctl show DEV lists the attempts.",
-            "flavourctl resolve DEV lists the candidates; --driver D tries another one.",
+            "flavourctl show DEV lists the candidates; --driver D tries another one.",
         ),
     ),
     Code.WRITE_REFUSED: Explanation(
@@ -294,7 +294,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         "no error: the device has the flavour, but by the generic driver instead of a better one",
         ("Every better candidate is rejected, could not be loaded, or refused the device.",),
         (
-            "flavourctl resolve DEV and flavourctl show DEV say why.",
+            "flavourctl show DEV says why.",
             "Without --strict this is a success.",
         ),
     ),
