@@ -25,6 +25,7 @@ from vfio_flavourd.kernel.modules import Modules
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import PciAddress
 from vfio_flavourd.model.device import Device
+from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import Policy, Settings
 
@@ -88,7 +89,7 @@ class FakeKernel:
     """Keeps the tree under `root` true to its devices, drivers and modules; `writes` is what was written.
 
     With `crash_after` the daemon is killed before the operation that comes after so many; the worker with
-    it, unless `batch_goes_on`.
+    it, unless `batch_goes_on`. With `dies_at` the next worker alone is killed, before that operation.
     """
 
     def __init__(self, root: Path) -> None:
@@ -99,6 +100,7 @@ class FakeKernel:
         self.writes: list[str] = []
         self.crash_after: int | None = None
         self.batch_goes_on = False
+        self.dies_at: int | None = None
         self.users: dict[str, tuple[User, ...]] = {}
         self.group_holders: dict[int, tuple[User, ...]] = {}
         self._vfio_devices = 0
@@ -399,23 +401,10 @@ class FakeHands:
             begun(pid)
 
         async def work() -> None:
-            killed = False
-            for index, operation in enumerate(operations):
-                self.operations += 1
-                if self._kernel.crash_after is not None and self.operations > self._kernel.crash_after:
-                    killed = True
-                    if not self._kernel.batch_goes_on:
-                        break
-                result = await self._one(index, operation, guard)
-                if not killed:
-                    results.append(result)
-                    if watch is not None:
-                        watch(result)
-                if result.errno:
-                    break
+            error = await self._work(pid, operations, guard, results, watch)
             self._kernel.end_process(pid)
-            if killed:
-                finished.set_exception(Crash())
+            if error is not None:
+                finished.set_exception(error)
             elif not finished.done():
                 finished.set_result(results)
 
@@ -426,6 +415,34 @@ class FakeHands:
         if not done:
             raise Blocked(pid, results, finished)
         return finished.result()
+
+    async def _work(
+        self,
+        pid: int,
+        operations: Sequence[Operation],
+        guard: Guard | None,
+        results: list[Result],
+        watch: Callable[[Result], None] | None,
+    ) -> BaseException | None:
+        """What the one who waits is raised, where somebody is killed."""
+        error: BaseException | None = None
+        dies_at, self._kernel.dies_at = self._kernel.dies_at, None
+        for index, operation in enumerate(operations):
+            if index == dies_at:
+                return FlavourError(f"worker process {pid} died before its work was done")
+            self.operations += 1
+            if self._kernel.crash_after is not None and self.operations > self._kernel.crash_after:
+                error = Crash()
+                if not self._kernel.batch_goes_on:
+                    break
+            result = await self._one(index, operation, guard)
+            if error is None:
+                results.append(result)
+                if watch is not None:
+                    watch(result)
+            if result.errno:
+                break
+        return error
 
     async def _one(self, index: int, operation: Operation, guard: Guard | None) -> Result:
         kind, *rest = operation

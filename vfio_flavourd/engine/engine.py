@@ -219,6 +219,14 @@ class Engine:
                 )
             work.conclude(self._host, self.attempts, error=told, ending=ending)
             raise
+        except Exception as error:
+            told = FlavourError(
+                f"{work.request.address}: the daemon itself failed: {error!r}",
+                code=Code.FAILED,
+                hint="journalctl -u vfio-flavourd shows where",
+            )
+            work.conclude(self._host, self.attempts, error=told)
+            raise
         attempt = work.conclude(self._host, self.attempts, outcome=outcome)
         if work.drops_wish:
             await self._drop_wishes((work.request.address, *(other.address for other in outcome.others)))
@@ -251,6 +259,7 @@ class Engine:
     async def _in_turn(self, work: Work) -> Outcome:
         address = work.request.address
         self._quarantine.check(address)
+        self._host.read_device(address)  # a turn for what isn't there would be kept for good
         turn = self._find_turn(address)
         if not work.request.by_hand and self._quarantine.holds(turn):
             raise FlavourError(

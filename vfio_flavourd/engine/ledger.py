@@ -107,9 +107,13 @@ class Ledger:
             if os.write(descriptor, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
+            os.replace(f"{path}.new", f"{path}.json")
+        except OSError:
+            with suppress(OSError):  # the next start does it
+                os.unlink(f"{path}.new")
+            raise
         finally:
             os.close(descriptor)
-        os.replace(f"{path}.new", f"{path}.json")
         os.fsync(self._descriptor)
         self._records[record.address] = record
 

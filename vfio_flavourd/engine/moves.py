@@ -144,7 +144,8 @@ async def move(
 
     `timeout` is in seconds. `expected` is what the steps were planned on without having read the
     override: StaleError when that is another. Raises StepError for the first step that failed,
-    StuckError when one does not return in time, GoneError when the device is another one than it was.
+    StuckError when one does not return in time, GoneError when the device is another one than it was, and
+    FlavourError when the process that writes can't be had, or is killed.
     """
     first = 0 if expected is None else 1
 
@@ -171,6 +172,11 @@ async def move(
             timeout,
             stuck,
         ) from blocked
+    except OSError as error:
+        raise FlavourError(
+            f"{device.address}: no process could be had to write for it: {error.strerror or error}",
+            hint="the daemon's limits on processes and memory: systemctl status vfio-flavourd",
+        ) from error
     last = results[-1]
     if not last.errno:
         return _parse_observation(results[first + len(steps) :])

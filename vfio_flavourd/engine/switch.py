@@ -17,11 +17,13 @@ from ..model.codes import Code
 from ..model.device import Binding, Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepAction, StepBegun, StepReport
+from ..model.occupancy import User
 from ..model.plan import Action, Step, plan_ask_back, plan_move
 from ..model.policy import Decision
 from ..model.transition import LAST, Phase, check_move
 from .attempts import Report, without_address
 from .delay import READ_BACK, Delay
+from .guards import check_users
 from .host import Host
 from .ledger import Record, find_record
 from .moves import (
@@ -53,9 +55,10 @@ class Aim:
 class NotRecordedError(FlavourError):
     """The record could not be made to last, so the device was not touched."""
 
-    def __init__(self, device: Device, cause: OSError) -> None:
+    def __init__(self, device: Device, cause: OSError, *, touched: bool) -> None:
+        end = "so it is not switched on" if touched else "so it is not touched"
         super().__init__(
-            f"{device.address}: what it has now can't be recorded ({cause.strerror}), so it is not touched",
+            f"{device.address}: what it has now can't be recorded ({cause.strerror}), {end}",
             code=Code.NOT_SAVED,
             hint="see whether /run is full or read-only",
         )
@@ -64,11 +67,12 @@ class NotRecordedError(FlavourError):
 class Switch:
     """Carries out one request.
 
-    `phase` and `steps` can be looked at while it runs; `touched` tells whether anything has been
-    written, from when on it is carried to an end and no longer given up. `before` is what the device
-    had at the beginning, from the first move on. With `together` it is one of several that are for all of
-    these devices or none: it stays open after its end, until `commit` or `undo`. Times count from `began`
-    (monotonic), when the switch was asked for.
+    `phase` and `steps` can be looked at while it runs; `touched` tells whether anything has been written,
+    from when on it is carried to an end and no longer given up. `before` is what the device had at the
+    beginning, from the first move on. `is_late` says that time has gone by since it was seen who uses the
+    device; `forced` are those who came in that time, and are no obstacle. With `together` it is one of
+    several that are for all of these devices or none: it stays open after its end, until `commit` or `undo`.
+    Times count from `began` (monotonic), when the switch was asked for.
     """
 
     def __init__(
@@ -96,6 +100,9 @@ class Switch:
         self.steps: list[StepReport] = []
         self.touched = False
         self.before: Binding | None = None
+        self.is_late = False
+        self.forced: tuple[User, ...] = ()
+        self._kept: Record | None = None
         self._aim = Aim(request.flavour)
         self._written: set[str | None] = set()
         self.delay = Delay()
@@ -103,7 +110,7 @@ class Switch:
     async def run(self, device: Device, way: "Way") -> Outcome:
         """Raises FlavourError when the device does not have the flavour afterwards."""
         try:
-            outcome = await way(self, device)
+            outcome = await self._go(device, way)
         except StuckError as error:
             self.get_stuck(error)
             raise
@@ -116,6 +123,19 @@ class Switch:
             raise
         self.enter(Phase.DONE)
         return outcome
+
+    async def _go(self, device: Device, way: "Way") -> Outcome:
+        """Also where a killed worker or a full /run ends it in the middle, the device goes back."""
+        try:
+            return await way(self, device)
+        except (StuckError, GoneError):
+            raise
+        except FlavourError as error:
+            record = find_record(self.host.ledger, device)
+            is_open = record is not None and record.switching and self.before is not None
+            if not is_open or self.phase is Phase.UNDOING:
+                raise
+            raise await self.undo(device, error) from error
 
     def get_stuck(self, error: StuckError) -> None:
         """It is given up on; what has not come back is its last step."""
@@ -139,6 +159,7 @@ class Switch:
     async def load(self, module: str) -> tuple[str, ...]:
         """The module's PCI drivers. Raises NotLoaded."""
         start = self._begin_step(f"load {module}")
+        self.is_late |= not self.host.modules.find_drivers(module)
         try:
             drivers = await self.host.modules.load(module, self._limit(self.settings.load_timeout))
         except NotLoaded as error:
@@ -150,6 +171,7 @@ class Switch:
     async def load_native(self, modalias: str) -> None:
         """What udev would load for the device."""
         start = self._begin_step("load the native driver")
+        self.is_late = True
         await self.host.modules.load_native(modalias, self._limit(self.settings.load_timeout))
         self._add_step(StepAction.LOAD, "load the native driver", start)
 
@@ -165,10 +187,12 @@ class Switch:
 
         The first time it goes by what the device should have, and looks only where that is wrong: a
         look of its own takes as long as the writes. Raises FlavourError (EIO, nothing touched) when it
-        can't be written down, and as `move` does.
+        can't be written down, EBUSY when somebody has come to use the device, and as `move` does.
         """
         if self.before is None:
-            kept = find_record(self.host.ledger, device)
+            if self.is_late:
+                await self._see_again(device)
+            self._kept = kept = find_record(self.host.ledger, device)
             self.before = self._expected(device, kept)
             try:
                 return await self._carry_out(device, self.before, plan, aim, expected=self.before)
@@ -185,13 +209,21 @@ class Switch:
                 if now.driver is not None:
                     raise  # another driver has taken over
                 # Its driver has given it up by itself: 6.1 ends an NVMe probe that fails in the background.
-                self._take_back_record(device, kept)
                 self.before = Binding(None, self.before.override)
                 return await self._carry_out(device, now, plan, aim)
         now = (await self.observe(device)).binding
         if now.driver is not None and now.driver not in (self.before.driver, *self._written):
             raise TakenError(device, now.driver)
         return await self._carry_out(device, now, plan, aim)
+
+    async def _see_again(self, device: Device) -> None:
+        """Who uses it by now: a module takes seconds to load, and others have had their turn before."""
+        start = time.monotonic()
+        try:
+            self.forced = await check_users(self.host, device, self.request, self.settings)
+        except FlavourError:
+            self._add_step(StepAction.GUARD, "see again whether it may be taken", start, "refused")
+            raise
 
     def _take_back_record(self, device: Device, kept: Record | None) -> None:
         """What was written down as there before has turned out not to be."""
@@ -205,9 +237,18 @@ class Switch:
         if self.before is None:
             return cause
         self.enter(Phase.UNDOING)
+        try:
+            return await self._undo(device, self.before, cause)
+        except (StuckError, GoneError):
+            raise
+        except FlavourError as error:
+            return self._could_not(device, cause, without_address(error, device.address))
+
+    async def _undo(self, device: Device, before: Binding, cause: FlavourError) -> FlavourError:
+        """Raises FlavourError where it can't be."""
         bind = self.settings.bind_timeout
         seen = await observe(self.host, device, bind)
-        now, goal = seen.binding, self.before
+        now, goal = seen.binding, before
         if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
             # It was not unbound by us: whoever changed its driver meanwhile keeps it.
             goal = Binding(now.driver, goal.override)
@@ -219,11 +260,8 @@ class Switch:
             steps = plan_ask_back(
                 self._aim.personality, seen.vfio_device, wanted=self._aim.flavour == Flavour.VFIO
             )
-        try:
-            # Going back has the full time, also where the one who asked has run out of his.
-            after = await self._move_on_record(device, steps, bind)
-        except (StepError, NotRecordedError) as error:
-            return self._could_not(device, cause, without_address(error, device.address))
+        # Going back has the full time, also where the one who asked has run out of his.
+        after = await self._move_on_record(device, steps, bind)
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
         if self._aim.personality is not None and not await self._has_changed(device, self._aim.flavour):
@@ -344,7 +382,9 @@ class Switch:
             try:
                 self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
             except OSError as error:
-                raise NotRecordedError(device, error) from error
+                # To go back, what was written down at the beginning is enough.
+                if self.phase is not Phase.UNDOING or not self._is_on_record(device):
+                    raise NotRecordedError(device, error, touched=self.touched) from error
             self.touched = True
             self._tell_what_it_is_at()
 
@@ -355,8 +395,12 @@ class Switch:
         finally:
             self.delay.end()
 
+    def _is_on_record(self, device: Device) -> bool:
+        record = find_record(self.host.ledger, device)
+        return record is not None and record.before == self.before
+
     def _make_record(self, device: Device, aim: Aim, before: Binding) -> Record:
-        kept = find_record(self.host.ledger, device)
+        kept = self._kept
         if kept is not None:
             origin, flavour, module = kept.origin, kept.origin_flavour, kept.origin_module
         else:

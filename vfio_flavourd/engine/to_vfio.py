@@ -80,7 +80,7 @@ class _Candidates:
     async def _try(self, candidate: Candidate, driver: str) -> Outcome | None:
         """None when it refused and the next one is to be tried."""
         switch, device = self._switch, self._device
-        if switch.before is None and device.driver == driver and not self._lacks_vfio(device.vfio_device):
+        if switch.before is None and device.driver == driver and self._is_had(driver, device.vfio_device):
             reason = f"{driver} has the device already"
             return switch.unchanged(device, reason, fallback=self._is_fallback(candidate))
         if switch.before is None and self._flavour == Flavour.VFIO:
@@ -97,8 +97,11 @@ class _Candidates:
             self._code = Code.NO_DRIVER_TOOK_IT
             self._errno = error.errno
             return None
-        if after.binding.driver != driver or self._lacks_vfio(after.vfio_device):
-            self._refusals.append(f"{candidate.module} took the device, but no VFIO device appeared")
+        if after.binding.driver != driver or not self._is_had(driver, after.vfio_device):
+            what = f"it is not {self._flavour} by that driver"
+            if self._flavour == Flavour.VFIO:
+                what = "no VFIO device appeared"
+            self._refusals.append(f"{candidate.module} took the device, but {what}")
             self._code = Code.NO_DRIVER_TOOK_IT
             return None
         switch.settle(device, after)
@@ -114,8 +117,10 @@ class _Candidates:
         first = takewhile(lambda each: each is not before, self._resolution.candidates)
         return [f"{each.module} is rejected: {each.reason}" for each in first if not each.accepted]
 
-    def _lacks_vfio(self, vfio_device: str | None) -> bool:
-        return self._flavour == Flavour.VFIO and vfio_device is None
+    def _is_had(self, driver: str, vfio_device: str | None) -> bool:
+        if self._flavour == Flavour.VFIO:
+            return vfio_device is not None
+        return self._switch.host.find_flavour_of(driver, vfio_device) == self._flavour
 
     def _is_fallback(self, candidate: Candidate) -> bool:
         """The generic driver, though something better was known."""

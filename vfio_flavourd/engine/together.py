@@ -33,6 +33,7 @@ async def run_together(
         try:
             # What it has may have changed while the others had their turn.
             device = member.switch.look_again(member.device) if number else member.device
+            member.switch.is_late = bool(number)
             outcomes.append(await member.switch.run(device, member.way))
         except FlavourError as error:
             if isinstance(error, StuckError):

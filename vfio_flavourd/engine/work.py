@@ -123,7 +123,8 @@ class Work:
         before = None
         if member is not None:
             before = member.switch.before.driver if member.switch.before else member.device.driver
-        forced = self.verdict.forced if is_first and self.is_touched else ()
+        late = switch.forced if switch is not None else ()
+        forced = (*self.verdict.forced, *late) if is_first and self.is_touched else ()
         return Attempt(
             id=number,
             address=request.address,
@@ -137,7 +138,7 @@ class Work:
             else host.sysfs.find_link(f"{DEVICES}/{request.address}/driver"),
             previous_driver=outcome.previous_driver if outcome is not None else before,
             fallback=outcome is not None and outcome.fallback and outcome.changed,
-            forced=tuple(user.what for user in forced),
+            forced=tuple(dict.fromkeys(user.what for user in forced)),
             rule=self.rule,
             reason="" if outcome is None else outcome.reason,
             error="" if error is None else str(error),
