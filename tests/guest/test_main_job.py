@@ -142,6 +142,21 @@ def test_a_module_that_hangs_gives_way_in_time_while_others_go_on(host: Host) ->
     assert host.look().changed(before) == set()
 
 
+def test_a_device_that_comes_into_use_while_a_module_loads_is_not_taken(host: Host) -> None:
+    before = host.look()
+    write = host.guest.start(write_command(HANG, "vfio"))
+    host.run(HANG_STARTED)
+    host.run(f"ip link add br7 type bridge; ip link set $(ls {HANG.sysfs}/net) master br7")
+    try:
+        done = write.wait()
+        assert done.rc != 0
+        assert "Device or resource busy" in done.stderr
+        assert "bridge br7" in host.read(HANG, "last_error")
+        assert host.look().changed(before) == set()
+    finally:
+        host.run(f"ip link del br7; {RELEASE_HANG}")
+
+
 def test_a_file_can_be_read_while_a_write_to_it_waits(host: Host) -> None:
     write = host.guest.start(write_command(HANG, "vfio"))
     host.run(HANG_STARTED)
