@@ -148,7 +148,7 @@ complete -c flavourctl -n "__flavourctl_in set" -l persist -d 'keep it across re
 complete -c flavourctl -n "__flavourctl_in set" -l force -d 'take it even though it is in use (root)'
 complete -c flavourctl -n "__flavourctl_in set" -l group -xa 'refuse together ignore' -d 'when others in its IOMMU group aren\'t on VFIO: refuse, switch all together, or ignore them'
 complete -c flavourctl -n "__flavourctl_in set" -l timeout -x -d 'give up after S seconds'
-complete -c flavourctl -n "__flavourctl_in set" -l no-wait -d 'return as soon as the daemon has begun'
+complete -c flavourctl -n "__flavourctl_in set" -l no-wait -d 'return once the device is being changed'
 complete -c flavourctl -n '__flavourctl_at set 1' -xa '(__flavourctl_devices)'
 complete -c flavourctl -n '__flavourctl_at set 2' -xa '(__flavourctl_flavours)'
 
@@ -158,7 +158,7 @@ complete -c flavourctl -n "__flavourctl_in reset" -l no-color -d 'no colours (as
 complete -c flavourctl -n "__flavourctl_in reset" -l force -d 'take it even though it is in use (root)'
 complete -c flavourctl -n "__flavourctl_in reset" -l group -xa 'refuse together ignore' -d 'when others in its IOMMU group aren\'t on VFIO: refuse, switch all together, or ignore them'
 complete -c flavourctl -n "__flavourctl_in reset" -l timeout -x -d 'give up after S seconds'
-complete -c flavourctl -n "__flavourctl_in reset" -l no-wait -d 'return as soon as the daemon has begun'
+complete -c flavourctl -n "__flavourctl_in reset" -l no-wait -d 'return once the device is being changed'
 complete -c flavourctl -n '__flavourctl_at reset 1' -xa '(__flavourctl_devices)'
 
 complete -c flavourctl -n "__flavourctl_in check" -l help -d 'show this help message and exit'

@@ -24,6 +24,7 @@ from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.printable import printable
 
 ROOT = Path(__file__).parents[2]
@@ -410,18 +411,35 @@ def test_strict_is_content_with_the_generic_driver_where_nothing_better_is_known
     assert host.say("set", DEVICE, "vfio", "--strict").status == 0
 
 
-def test_no_wait_returns_at_once_and_the_daemon_does_it_all_the_same(host: Host) -> None:
+def test_no_wait_returns_once_the_device_is_being_changed_and_the_daemon_goes_on(host: Host) -> None:
+    blocks = host.kernel.drivers["e1000e"].remove_blocks = asyncio.Event()
+    host.after = lambda engine: blocks.set()
     said = host.say("set", DEVICE, "vfio", "--no-wait")
-    assert said.status == 0
-    assert said.out == ""
-    assert f"flavourctl show {DEVICE}" in said.err
+    assert (said.status, said.out) == (0, "")
+    assert said.err.endswith(f"{DEVICE}: under way; flavourctl show {DEVICE} says what becomes of it\n")
     assert host.driver == "vfio-pci"
 
 
 def test_no_wait_as_json_is_an_object_too(host: Host) -> None:
     said = host.say("set", DEVICE, "vfio", "--no-wait", "--json")
     assert said.status == 0
-    assert said.data["device"] == DEVICE
+    assert said.data == {"version": 1, "device": DEVICE, "taken_up": True}
+
+
+def test_no_wait_waits_for_a_refusal_and_for_what_changes_nothing(host: Host) -> None:
+    host.kernel.users[DEVICE] = (User(Use.MOUNT, "/srv on nvme0n1"),)
+    check_error(host.say("set", DEVICE, "vfio", "--no-wait"), 75, f"{DEVICE}: in use: /srv on nvme0n1")
+    check_error(host.say("reset", "05:00.0", "--no-wait"), 3, "0000:05:00.0")
+    said = host.say("set", DEVICE, "native", "--no-wait")
+    assert said.out == f"{DEVICE}: native by e1000e: the device had this flavour already\n"
+
+
+def test_no_wait_does_not_say_that_a_module_which_can_not_be_loaded_is_under_way(host: Host) -> None:
+    host.kernel.modules["vfio_pci"].status = 1
+    said = host.say("set", DEVICE, "vfio", "--no-wait")
+    assert said.status != 0
+    assert "no VFIO driver took it" in said.err
+    assert host.driver == "e1000e"
 
 
 def test_a_time_limit_that_is_up_is_75_and_the_device_untouched(host: Host) -> None:
@@ -705,13 +723,35 @@ def test_one_who_reads_no_further_is_no_reason_to_complain(tmp_path: Path) -> No
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("argv", ["check", "resolve " + MODALIAS, "set 01:00 vfio", "--help", "lst"])
+def test_a_closed_output_is_no_error_of_its_own(closed: str, argv: str) -> None:
+    def run(redirected: str) -> subprocess.CompletedProcess[str]:
+        command = f"exec {sys.executable} -m vfio_flavourd.cli.main {argv} {redirected}"
+        return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+
+    whole, part = run(""), run(closed)
+    assert part.returncode == whole.returncode
+    assert part.stdout == ("" if closed.startswith(">") else whole.stdout)
+    assert part.stderr == ("" if "2" in closed else whole.stderr)
+
+
+def test_help_is_printed_in_any_encoding() -> None:
+    command = [sys.executable, "-m", "vfio_flavourd.cli.main", "resolve", "--help"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_an_interrupt_is_130_without_a_traceback(host: Host) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     host.monkeypatch.setattr(resolve, "ModuleIndex", interrupt)
     said = host.say_alone("resolve", MODALIAS)
-    assert said == Said(130, "", "flavourctl: interrupted\n")
+    assert said == Said(130, "", "flavourctl: interrupted\n  flavourctl explain interrupted\n")
+    said = host.say_alone("resolve", MODALIAS, "--json")
+    assert (said.status, said.data["error"]["code"]) == (130, "interrupted")
 
 
 def test_the_address_in_an_answer_is_the_kernels_form(host: Host) -> None:

@@ -1,6 +1,7 @@
 """flavourctl in a real terminal, narrow and wide, and in pipes."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -222,7 +223,7 @@ def test_ctrl_c_in_the_middle_says_that_the_daemon_carries_it_to_its_end(kernel:
         assert await terminal.wait() == 130
         assert terminal.lines[-2:] == [
             f"flavourctl: interrupted: {DEVICE}: the daemon carries the switch to its end",
-            f"  flavourctl show {DEVICE} says what became of it",
+            f"  flavourctl show {DEVICE} says what became of it (flavourctl explain interrupted)",
         ]
         holds.set()
         await engine.settle(5)
@@ -251,7 +252,7 @@ def test_monitor_ends_quietly_at_ctrl_c(kernel: FakeKernel) -> None:
     talk(kernel, story)
 
 
-def test_monitor_says_in_one_line_that_the_daemon_has_gone(kernel: FakeKernel) -> None:
+def test_monitor_says_that_the_daemon_has_gone(kernel: FakeKernel) -> None:
     started = []
 
     async def story(engine: Engine) -> None:
@@ -262,5 +263,7 @@ def test_monitor_says_in_one_line_that_the_daemon_has_gone(kernel: FakeKernel) -
     with started[0] as process:
         out, err = process.communicate()
     assert process.returncode == 69
-    assert err == "flavourctl: the daemon has gone\n"
-    assert out == ""
+    first, hint = err.splitlines()
+    assert first == "flavourctl: the daemon has gone"
+    assert hint.endswith("(flavourctl explain daemon-went-away)")
+    assert json.loads(out)["error"]["code"] == "daemon-went-away"

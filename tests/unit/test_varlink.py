@@ -173,7 +173,7 @@ def test_one_who_wants_no_answer_gets_the_switch_all_the_same(
 ) -> None:
     async def talk(path: str) -> None:
         with blocking_client.connect(writes=True) as caller:
-            caller.send("SetFlavour", device=DEVICE, flavour="vfio")
+            caller._send("SetFlavour", {"device": DEVICE, "flavour": "vfio"}, {"oneway": True})
         await asyncio.sleep(0.1)
 
     serve(kernel, monkeypatch, talk)

@@ -37,7 +37,8 @@ def show_history(arguments: argparse.Namespace) -> int:
     elif attempts:
         _print(attempts, color=arguments.color)
     else:
-        print("flavourctl: nothing has been tried since the boot", file=sys.stderr)
+        of_it = f" for {device}" if device else ""
+        print(f"flavourctl: nothing has been tried{of_it} since the boot", file=sys.stderr)
     return 0
 
 

@@ -19,6 +19,7 @@ _FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    _prepare_output()
     try:
         try:
             status = _run(_parse(argv))
@@ -29,13 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _prepare_output() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # as after `>&-`; a socket would have its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not every locale has each sign that is printed, or that a device's name has.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = build_parser().parse_args(argv)
     arguments.json = getattr(arguments, "json", False)
     arguments.color = wants_color(sys.stdout, refused=getattr(arguments, "no_color", False))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Not every locale has each sign that is printed, or that a device's name has.
-        sys.stdout.reconfigure(errors="backslashreplace")
     return arguments
 
 
@@ -87,10 +94,11 @@ def _complain(arguments: argparse.Namespace, error: FlavourError) -> int:
 
 
 def _tell_interrupted(arguments: argparse.Namespace, told: str) -> int:
-    print(f"flavourctl: interrupted{f': {told}' if told else ''}", file=sys.stderr)
+    hint = ""
     if arguments.verb in ("set", "reset"):
-        print(f"  flavourctl show {printable(arguments.device)} says what became of it", file=sys.stderr)
-    return find_exit_status(Code.INTERRUPTED, errno.EINTR)
+        hint = f"flavourctl show {arguments.device} says what became of it"
+    error = FlavourError(f"interrupted{f': {told}' if told else ''}", code=Code.INTERRUPTED, hint=hint)
+    return _complain(arguments, error)
 
 
 def _stop_printing(error: OSError) -> int:

@@ -97,8 +97,9 @@ DESCRIPTIONS = {
     ),
     "explain": (
         "What an error code means, why it happens and what to do about it. Every error but a mistyped command"
-        ' names its code in its second line, and as "code" with --json. An exit status or the name of an'
-        " errno lists the codes that lead to it; without any, all codes are listed. Needs no daemon."
+        ' and the problems of a policy names its code in its second line, and as "code" with --json. An exit'
+        " status or the name of an errno lists the codes that lead to it; without any, all codes are listed."
+        " Needs no daemon."
     ),
 }
 

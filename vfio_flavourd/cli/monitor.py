@@ -3,10 +3,10 @@
 import argparse
 import sys
 import time
-from typing import Any
+from typing import Any, Never
 
 from ..doors import blocking_client
-from ..model.codes import Code, find_exit_status
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from ..model.printable import printable
 from .output import print_json_line, tell_step
@@ -17,14 +17,15 @@ def monitor(arguments: argparse.Namespace) -> int:
     """Ctrl-C is how it ends, or the daemon's end."""
     try:
         with blocking_client.connect(writes=False) as daemon:
-            return _follow(daemon, arguments)
+            _follow(daemon, arguments)
     except KeyboardInterrupt:
         if sys.stdout.isatty():
             print()  # the terminal has written ^C
         return 0
 
 
-def _follow(daemon: blocking_client.Connection, arguments: argparse.Namespace) -> int:
+def _follow(daemon: blocking_client.Connection, arguments: argparse.Namespace) -> Never:
+    """Raises FlavourError when the daemon goes."""
     try:
         for event in daemon.follow("Monitor"):
             if arguments.json:
@@ -34,8 +35,11 @@ def _follow(daemon: blocking_client.Connection, arguments: argparse.Namespace) -
     except FlavourError as error:
         if error.code != Code.DAEMON_WENT_AWAY:
             raise
-    print("flavourctl: the daemon has gone", file=sys.stderr)
-    return find_exit_status(Code.DAEMON_WENT_AWAY, 0)
+    raise FlavourError(
+        "the daemon has gone",
+        code=Code.DAEMON_WENT_AWAY,
+        hint="flavourctl list shows what the devices are now, journalctl -u vfio-flavourd why it went",
+    )
 
 
 def _tell(event: dict[str, Any], *, color: bool) -> str:

@@ -61,7 +61,8 @@ class DryRun(TypedDict):
 
 
 class TakenUp(TypedDict):
-    """`set --no-wait` and `reset --no-wait`: the daemon is at it."""
+    """`set --no-wait` and `reset --no-wait`: the device is being changed. What ends sooner, or changes
+    nothing, is told as without it."""
 
     device: str
     taken_up: bool
@@ -153,7 +154,7 @@ class ErrorTold(TypedDict):
 
 
 class Failed(TypedDict):
-    """Any verb that fails."""
+    """Any verb that fails, but for a policy's problems: those have places (`check`, `cat-config`)."""
 
     error: ErrorTold
 

@@ -155,7 +155,7 @@ def _add_waiting(parser: argparse.ArgumentParser) -> None:
         help="when others in its IOMMU group aren't on VFIO: refuse, switch all together, or ignore them",
     )
     parser.add_argument("--timeout", type=_parse_seconds, metavar="S", help="give up after S seconds")
-    parser.add_argument("--no-wait", action="store_true", help="return as soon as the daemon has begun")
+    parser.add_argument("--no-wait", action="store_true", help="return once the device is being changed")
 
 
 def _parse_path(text: str) -> Path:

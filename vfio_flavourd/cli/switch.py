@@ -8,12 +8,20 @@ from ..doors import blocking_client
 from ..model.address import parse_address
 from ..model.codes import Code, find_exit_status
 from ..model.errors import FlavourError
-from ..model.flavour import parse_flavour
+from ..model.flavour import StepAction
 from ..model.printable import printable
 from .output import Interrupted, print_json
 from .progress import Progress
 
 Answer = dict[str, Any]
+
+# From the first of these on the daemon carries a switch to its end, whoever hangs up.
+_WRITES = frozenset(
+    {StepAction.OVERRIDE, StepAction.UNBIND, StepAction.BIND, StepAction.PROBE, StepAction.ASK}
+)
+
+# Seconds for which the daemon is waited for when somebody wants to be gone.
+_PATIENCE = 2.0
 
 
 def switch(arguments: argparse.Namespace) -> int:
@@ -36,7 +44,7 @@ def switch(arguments: argparse.Namespace) -> int:
 
 
 def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
-    """The outcome; None with --no-wait."""
+    """The outcome; None where --no-wait does not wait for it."""
     parameters: Answer = {
         "device": device,
         "timeout": arguments.timeout,
@@ -49,11 +57,6 @@ def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
         parameters |= {"flavour": arguments.flavour, "drivers": arguments.driver}
         parameters["persist"] = arguments.persist or None
     with blocking_client.connect(writes=True) as daemon:
-        if arguments.no_wait:
-            if "flavour" in parameters:  # nobody would hear of a typo
-                parse_flavour(arguments.flavour, daemon.call("Get", device=device)["flavours"])
-            daemon.send(method, **parameters)
-            return None
         progress = Progress(no_color=getattr(arguments, "no_color", False))
         outcome: Answer = {}
         try:
@@ -62,6 +65,8 @@ def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
                     progress.begin(running)
                 if step := reply["step"]:
                     progress.end(step)
+                    if arguments.no_wait and step["action"] in _WRITES:
+                        return None
                 outcome = reply["outcome"] or outcome
         except KeyboardInterrupt:
             progress.clear()
@@ -75,7 +80,7 @@ def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
 def _tell_what_goes_on(device: str) -> str:
     """After the daemon has been hung up on."""
     try:
-        with blocking_client.connect(writes=False) as daemon:
+        with blocking_client.connect(writes=False, patience=_PATIENCE) as daemon:
             now = daemon.call("Get", device=device)["device"]
     except FlavourError as error:
         return str(error)

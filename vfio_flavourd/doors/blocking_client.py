@@ -62,10 +62,6 @@ class Connection:
             answer, goes_on = self._receive()
             yield answer
 
-    def send(self, method: str, **parameters: Any) -> None:
-        """Call without waiting for an answer. Raises FlavourError."""
-        self._send(method, parameters, {"oneway": True})
-
     def close(self) -> None:
         self._socket.close()
 
