@@ -167,6 +167,29 @@ def test_a_device_that_is_not_there_is_no_refusal(kernel: FakeKernel) -> None:
     assert (attempt.driver, attempt.previous_driver, attempt.steps) == (None, None, ())
 
 
+def test_of_an_address_that_was_made_up_nothing_stays_beyond_the_history(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    made_up = [parse_address(f"{domain:08x}:00:00.0") for domain in range(0x10000, 0x10010)]
+
+    async def run() -> None:
+        engine = make_engine(kernel)
+        await ask(engine)
+        for address in made_up:
+            for flavour, switch in ((Flavour.VFIO, engine.set_flavour), (Flavour.NATIVE, engine.reset)):
+                with pytest.raises(FlavourError):
+                    await switch(Request(address, flavour), lambda _: None)
+        assert [attempt.address for attempt in engine.attempts.history][1::2] == made_up
+        await engine.settle(1.0)
+        restarted = make_engine(kernel)
+        restarted.recover()
+        for each in (engine, restarted):
+            assert {each.attempts.find_last(address) for address in made_up} == {None}
+            assert each.attempts.find_last(ADDRESS) is not None
+
+    run_at_once(run())
+
+
 def test_what_changes_nothing_says_so(kernel: FakeKernel, device: FakeDevice) -> None:
     engine = make_engine(kernel)
     run_at_once(ask(engine, Flavour.NATIVE))
