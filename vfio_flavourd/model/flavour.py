@@ -69,7 +69,7 @@ class Request:
     that the policy or resolution decides. `timeout` (seconds) bounds the whole switch. `requester` is for
     the log. `force` takes a device that is in use; `others` stands above the policy's word on the others in
     its IOMMU group. `by_hand` tells a person's or a program's wish from the policy's own, and `persist` has
-    it outlive the boot.
+    it outlive the boot; `may_undo_lasting` is for a reset where one does.
     """
 
     address: PciAddress
@@ -81,6 +81,7 @@ class Request:
     others: OthersInGroup | None = None
     by_hand: bool = True
     persist: bool = False
+    may_undo_lasting: bool = True
 
 
 class StepAction(StrEnum):
