@@ -16,7 +16,7 @@ from vfio_flavourd.doors.connections import Peer, current_peer, wants_steps
 from vfio_flavourd.doors.varlink import ManagerService
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.requester import Requester, find_requester, name_requester
+from vfio_flavourd.model.requester import Requester, find_requester, name_requester, parse_unit
 
 ROOT, MEMBER, LOOKING = Peer(1, 0, True), Peer(7, 1000, True), Peer(8, 1001, False)
 DEVICE = "0000:01:00.0"
@@ -237,3 +237,25 @@ def test_who_asked_can_be_read_back_from_what_is_written(requester: Requester) -
 @pytest.mark.parametrize("text", ["policy", "uevent 12", "", "uid x pid 1", "uid 1 pid 2 by hand"])
 def test_who_is_no_process_has_no_number(text: str) -> None:
     assert name_requester(text) == {"REQUESTER": text, "REQUESTER_UID": ""}
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/libvirtd.service\n", "libvirtd.service"),
+        ("0::/system.slice/system-getty.slice/getty@tty1.service\n", "getty@tty1.service"),
+        ("0::/user.slice/user-1000.slice/session-3.scope\n", "session-3.scope"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/mine.service\n", "user@1000.service"),
+        ("0::/machine.slice/machine-qemu\\x2d1.scope/libvirt/emulator\n", "machine-qemu\\x2d1.scope"),
+        ("0::/system.slice/gone.service (deleted)\n", "gone.service"),
+        ("12:pids:/x.service\n1:name=systemd:/x.service\n0::/init.scope\n", "init.scope"),
+        ("0::/\n", ""),
+        ("0::/docker/0123abcd\n", ""),
+        ("0::/docker/x.service\n", ""),
+        ("0::/system.slice/a\x1b[31m.service\n", ""),
+        ("0::/system.slice/a b.service\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_process_s_unit_is_the_one_that_systemd_named(cgroup: str, unit: str) -> None:
+    assert parse_unit(cgroup) == unit

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def make_attempt(number: int) -> Attempt:
         address=ADDRESS,
         flavour=Flavour.VFIO,
         requester="uid 0 pid 1",
+        unit="a.service",
         when=1.5,
         duration=0.5,
         ending=Ending.FAILED,
@@ -251,6 +253,15 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert list(load(tmp_path / "history")) == attempts
 
 
+def test_what_an_older_daemon_has_written_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    History(path).write([make_attempt(1)])
+    data = json.loads(path.read_bytes())
+    del data["unit"]
+    path.write_text(json.dumps(data), encoding="ascii")
+    assert list(load(path)) == [replace(make_attempt(1), unit="")]
+
+
 def test_history_and_its_count_go_on_after_a_restart(kernel: FakeKernel, device: FakeDevice) -> None:
     async def run() -> None:
         engine = make_engine(kernel)
@@ -317,6 +328,7 @@ def spoil(**values: object) -> Callable[[bytes], bytes]:
         spoil(address="../../x"),
         spoil(ending="well"),
         spoil(error=None),
+        spoil(unit=7),
         spoil(forced=[1]),
         spoil(steps=[{}]),
         spoil(steps=None),

@@ -99,6 +99,7 @@ def _log_end(attempt: Attempt) -> None:
         **log_fields(_find_kind(attempt), attempt.address),
         "FLAVOUR": str(attempt.flavour),
         **name_requester(attempt.requester),
+        "REQUESTER_UNIT": attempt.unit,
         "OUTCOME": str(attempt.ending),
         "ERROR_CODE": attempt.code,
         "DRIVER": attempt.driver or "",

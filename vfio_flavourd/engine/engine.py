@@ -142,7 +142,7 @@ class Engine:
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(Work(request, report, _find_way(request)))
+        return await self._take(Work(self._host, request, report, _find_way(request)))
 
     async def reset(self, request: Request, report: Report) -> Outcome:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that
@@ -150,7 +150,7 @@ class Engine:
         try:
             device = self._host.read_device(request.address)
         except FlavourError as error:
-            return await self._reset_none(Work(request, report, restore), error)
+            return await self._reset_none(Work(self._host, request, report, restore), error)
         decision = self._host.decide(device)
         way: Way = restore
         if decision.flavour is not None:
@@ -159,7 +159,7 @@ class Engine:
             request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
             way = _find_way(request)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(Work(request, report, way, drops_wish=True))
+        return await self._take(Work(self._host, request, report, way, drops_wish=True))
 
     async def _reset_none(self, work: Work, error: FlavourError) -> NoReturn:
         """A device that is gone may have left a wish behind. Raises FlavourError."""
