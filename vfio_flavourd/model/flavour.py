@@ -167,9 +167,9 @@ class Attempt:
 
     `id` counts the attempts of this boot from 1 on. `unit` is the systemd unit of the process that asked, as
     it was then. `when` (seconds since the epoch) is when it was asked for, and the steps and `duration`
-    (seconds) count from then. `driver` is what the device had afterwards, `previous_driver` what it had before.
-    `forced` are the users that it was taken from. `rule` is the policy's for this device. `reason` is empty
-    where `error` is not; `hint` and `code` are the error's.
+    (seconds) count from then. `driver` is what the device had afterwards, `previous_driver` what it had
+    before. `forced` are the users that it was taken from. `rule` is the policy's for this device. `reason` is
+    empty where `error` is not; `hint` and `code` are the error's.
     """
 
     id: int
