@@ -145,17 +145,21 @@ def test_refusals_are_logged_by_user_but_nobody_can_fill_the_log(caplog: pytest.
 def test_one_refusal_hides_no_other_of_the_same_user(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
+    switch: dict[str, Any] = {"device": DEVICE, "flavour": "vfio"}
+
     async def run() -> None:
         current_peer.set(MEMBER)
         service = ManagerService(engine, lambda device: "", no_reload)
-        for asked in ("force", "persist"):
+        for more in ({"device": "x"}, {"flavour": "viof"}, {"force": True}, {"persist": True}):
             with pytest.raises(Exception, match=r".*"):
-                await anext(aiter(service.SetFlavour(device=DEVICE, flavour="vfio", **{asked: True})))  # type: ignore[arg-type]
+                await anext(aiter(service.SetFlavour(**(switch | more))))
         with pytest.raises(Exception, match=r".*"):
             await service.Reload()
 
     run_at_once(run())
     assert told(caplog) == [
+        "refused to let uid 1000 pid 7 call SetFlavour: 'x' is not a PCI address",
+        "refused to let uid 1000 pid 7 call SetFlavour: no flavour is called 'viof'",
         f"{DEVICE}: refused to let uid 1000 pid 7 take a device by force",
         f"{DEVICE}: refused to let uid 1000 pid 7 make a wish last beyond this boot",
         "refused to let uid 1000 pid 7 reload the policy",

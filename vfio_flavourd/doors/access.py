@@ -66,7 +66,8 @@ class Access:
                 if by_file is not None and peer.uid == 0:
                     asks = by_file
                 fields = {**log_fields(MessageId.CALL_INVALID), "ERROR_CODE": error.code}
-                self._log(asks, f"call {method}", f"refused to let {asks} call {method}: {error}", fields)
+                said = f"refused to let {asks} call {method}: {error}"
+                self._log(asks, f"call {method} ({error.code})", said, fields)
             raise
 
     def _refuse(self, peer: Peer, what: str, address: PciAddress | None) -> None:
