@@ -97,7 +97,7 @@ _flavourctl_argument() {
         reset:1) _flavourctl_devices ;;
         check:*) _flavourctl_files ;;
         import:1) _flavourctl_words driverctl modprobe ;;
-        explain:1) _flavourctl_words no-such-device device-gone not-an-address no-such-flavour invalid-argument nothing-found driver-stays-bound in-use needed-by-host users-unknown is-a-bridge group-not-viable group-busy no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed ;;
+        explain:1) _flavourctl_words no-such-device device-gone not-an-address no-such-flavour invalid-argument nothing-found driver-stays-bound in-use needed-by-host users-unknown is-a-bridge group-not-viable group-busy too-many-requests no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed ;;
     esac
 }
 

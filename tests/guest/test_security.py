@@ -226,9 +226,20 @@ def test_an_attempt_is_on_record_with_the_user_the_process_and_the_unit(host: Ho
     host.run("sleep 0.2")
     first, second = journal.records(PCI_ADDRESS=GOOD.bdf, OUTCOME="done")
     assert (first["REQUESTER_UID"], first["OBJECT_SYSTEMD_UNIT"]) == ("0", "vft-asks.service")
+    assert first["REQUESTER_UNIT"] == "vft-asks.service"
     assert first["OBJECT_PID"].isdecimal()
     # Who wrote to the file, not the file system's own process.
     assert second["REQUESTER_UID"] == "65534"
+
+
+def test_one_who_does_not_wait_is_on_record_with_the_unit_he_was_in(host: Host) -> None:
+    journal = host.journal()
+    asked = f"flavourctl set {GOOD.bdf} vfio --no-wait"
+    host.run(f"systemd-run --wait --quiet --unit vft-goes {asked}", timeout=120)
+    host.switch(GOOD, "native")  # in the turn after that one
+    host.run("sleep 0.2")
+    first, _ = journal.records(PCI_ADDRESS=GOOD.bdf, OUTCOME="done")
+    assert (first["FLAVOUR"], first["REQUESTER_UNIT"]) == ("vfio", "vft-goes.service")
 
 
 # what an unprivileged user may try

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from asyncvarlink import LastResult
 from fake_kernel import FakeKernel, make_engine, no_reload
+from virtual_time import run_at_once
 
 from vfio_flavourd.doors.access import Access
 from vfio_flavourd.doors.connections import Peer, current_peer, wants_steps
 from vfio_flavourd.doors.varlink import ManagerService
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.requester import Requester, find_requester, name_requester
+from vfio_flavourd.model.requester import Requester, find_requester, name_requester, parse_unit
 
 ROOT, MEMBER, LOOKING = Peer(1, 0, True), Peer(7, 1000, True), Peer(8, 1001, False)
 DEVICE = "0000:01:00.0"
@@ -108,21 +109,128 @@ def test_the_file_system_says_whom_it_asks_for(engine: Engine) -> None:
     assert [attempt.requester for attempt in engine.attempts.history] == ["uid 1000 pid 77 by file"]
 
 
-def test_refusals_are_logged_by_user_but_nobody_can_fill_the_log(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.endswith(".access")]
+
+
+def test_refusals_are_logged_by_user_but_nobody_can_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     access = Access()
-    for _ in range(100):
-        for peer in (MEMBER, LOOKING):
-            current_peer.set(peer)
-            with pytest.raises(FlavourError):
-                access.as_root("reload the policy")
-    assert [(record.levelno, vars(record)["REQUESTER_UID"]) for record in caplog.records] == [
-        (logging.WARNING, "1000"),
-        (logging.WARNING, "1001"),
+
+    async def run() -> None:
+        for _ in range(2):
+            for _ in range(100):
+                for peer in (MEMBER, LOOKING):
+                    current_peer.set(peer)
+                    with pytest.raises(FlavourError):
+                        access.as_root("reload the policy")
+            await asyncio.sleep(60)
+
+    run_at_once(run())
+    switch, often = (
+        "switch a device by the read-only socket",
+        "99 times more within 10 s, not logged one by one",
+    )
+    first = [
+        "refused to let uid 1000 pid 7 reload the policy",
+        f"refused to let uid 1001 pid 8 {switch}",
+        f"refused to let uid 1000 reload the policy: {often}",
+        f"refused to let uid 1001 {switch}: {often}",
     ]
+    assert told(caplog) == first * 2
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+    assert [vars(record)["REQUESTER_UID"] for record in caplog.records[:4]] == ["1000", "1001"] * 2
     assert vars(caplog.records[0])["OBJECT_PID"] == "7"
-    assert caplog.records[0].getMessage() == "refused to let uid 1000 pid 7 reload the policy"
+
+
+def test_one_refusal_hides_no_other_of_the_same_user(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    switch: dict[str, Any] = {"device": DEVICE, "flavour": "vfio"}
+
+    async def run() -> None:
+        current_peer.set(MEMBER)
+        service = ManagerService(engine, lambda device: "", no_reload)
+        for more in ({"device": "x"}, {"flavour": "viof"}, {"force": True}, {"persist": True}):
+            with pytest.raises(Exception, match=r".*"):
+                await anext(aiter(service.SetFlavour(**(switch | more))))
+        with pytest.raises(Exception, match=r".*"):
+            await service.Reload()
+
+    run_at_once(run())
+    assert told(caplog) == [
+        "refused to let uid 1000 pid 7 call SetFlavour: 'x' is not a PCI address",
+        "refused to let uid 1000 pid 7 call SetFlavour: no flavour is called 'viof'",
+        f"{DEVICE}: refused to let uid 1000 pid 7 take a device by force",
+        f"{DEVICE}: refused to let uid 1000 pid 7 make a wish last beyond this boot",
+        "refused to let uid 1000 pid 7 reload the policy",
+    ]
+
+
+def test_many_users_can_not_fill_the_log_either(caplog: pytest.LogCaptureFixture) -> None:
+    access = Access()
+
+    async def run() -> None:
+        for uid in range(3000):
+            current_peer.set(Peer(7, uid, False))
+            with pytest.raises(FlavourError):
+                access.switch()
+        assert len(caplog.records) == 1001
+        await asyncio.sleep(60)
+
+    run_at_once(run())
+    assert told(caplog)[1001:] == [
+        "refused to let other users do such things: 1999 times more within 10 s, not logged one by one"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "code", "says"),
+    [
+        ("SetFlavour", {"device": "x\n", "flavour": "vfio"}, "not-an-address", r"'x\n' is not a PCI address"),
+        ("SetFlavour", {"device": DEVICE, "flavour": "viof"}, "no-such-flavour", "'viof'"),
+        ("SetFlavour", {"device": DEVICE, "flavour": "vfio", "group": "all"}, "invalid-argument", "'all'"),
+        ("Reset", {"device": "x" * 5000}, "not-an-address", "is not a PCI address"),
+        ("Reset", {"device": DEVICE, "group": "\x1b[31m"}, "invalid-argument", r"'\x1b[31m'"),
+    ],
+)
+def test_who_asks_for_what_there_is_not_is_on_record(
+    engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    parameters: dict[str, Any],
+    code: str,
+    says: str,
+) -> None:
+    with pytest.raises(Exception, match=r".*"):
+        asyncio.run(call(engine, MEMBER, method, **parameters))
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith(f"refused to let uid 1000 pid 7 call {method}: ")
+    assert says in said
+    assert said.isprintable()
+    assert len(said) < 200
+    assert (vars(record)["ERROR_CODE"], vars(record)["OBJECT_PID"]) == (code, "7")
+
+
+@pytest.mark.parametrize(
+    ("peer", "asks"),
+    [(ROOT, "uid 1002 pid 77 by file"), (MEMBER, "uid 1000 pid 7"), (LOOKING, "uid 1001 pid 8")],
+)
+def test_a_bad_word_in_a_file_is_its_writer_s_and_nobody_else_can_say_whose_it_is(
+    engine: Engine, caplog: pytest.LogCaptureFixture, peer: Peer, asks: str
+) -> None:
+    with pytest.raises(Exception, match=r".*"):
+        asyncio.run(call(engine, peer, "SetFlavour", device="x", flavour="vfio", uid=1002, pid=77))
+    (record,) = caplog.records
+    assert vars(record)["REQUESTER"] == asks
+
+
+def test_who_asked_for_a_reload_is_on_record(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    asyncio.run(call(engine, ROOT, "Reload"))
+    (record,) = caplog.records
+    assert record.getMessage() == "uid 0 pid 1 asks for the policy to be read again"
+    assert (vars(record)["REQUESTER_UID"], vars(record)["OBJECT_PID"]) == ("0", "1")
 
 
 @pytest.mark.parametrize("requester", [Requester(0, 4711), Requester(1000, 5, by_file=True)])
@@ -133,3 +241,25 @@ def test_who_asked_can_be_read_back_from_what_is_written(requester: Requester) -
 @pytest.mark.parametrize("text", ["policy", "uevent 12", "", "uid x pid 1", "uid 1 pid 2 by hand"])
 def test_who_is_no_process_has_no_number(text: str) -> None:
     assert name_requester(text) == {"REQUESTER": text, "REQUESTER_UID": ""}
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/libvirtd.service\n", "libvirtd.service"),
+        ("0::/system.slice/system-getty.slice/getty@tty1.service\n", "getty@tty1.service"),
+        ("0::/user.slice/user-1000.slice/session-3.scope\n", "session-3.scope"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/mine.service\n", "user@1000.service"),
+        ("0::/machine.slice/machine-qemu\\x2d1.scope/libvirt/emulator\n", "machine-qemu\\x2d1.scope"),
+        ("0::/system.slice/gone.service (deleted)\n", "gone.service"),
+        ("12:pids:/x.service\n1:name=systemd:/x.service\n0::/init.scope\n", "init.scope"),
+        ("0::/\n", ""),
+        ("0::/docker/0123abcd\n", ""),
+        ("0::/docker/x.service\n", ""),
+        ("0::/system.slice/a\x1b[31m.service\n", ""),
+        ("0::/system.slice/a b.service\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_process_s_unit_is_the_one_that_systemd_named(cgroup: str, unit: str) -> None:
+    assert parse_unit(cgroup) == unit

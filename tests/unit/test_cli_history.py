@@ -23,6 +23,7 @@ def add(engine: Engine, ending: Ending = Ending.DONE, device: str = DEVICE, **mo
     values: dict[str, Any] = {
         "flavour": Flavour.VFIO,
         "requester": "uid 0 pid 4711",
+        "unit": "",
         "when": 1_764_000_000.0,
         "duration": 0.4123,
         "driver": "vfio-pci",

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_address import addresses
 
-from vfio_flavourd.doors.fs import operations
+from vfio_flavourd.doors.fs import asking
+from vfio_flavourd.doors.fs.asking import WRITES_OF_ALL, WRITES_OF_ONE
 from vfio_flavourd.doors.fs.interrupts import Interrupts, has_signal
 from vfio_flavourd.doors.fs.operations import FlavourFs
 from vfio_flavourd.doors.fs.tree import FILES, ROOT, Node, Place, find_place
@@ -67,16 +68,16 @@ class FakeDaemon:
     async def connect(self, *, writes: bool) -> "FakeClient":
         if self.refusal is not None:
             raise self.refusal
-        assert writes
         self.connections += 1
-        client = FakeClient(self)
+        client = FakeClient(self, writes=writes)
         self.open.add(client)
         return client
 
 
 class FakeClient:
-    def __init__(self, daemon: FakeDaemon) -> None:
+    def __init__(self, daemon: FakeDaemon, *, writes: bool) -> None:
         self._daemon = daemon
+        self.writes = writes
 
     @property
     def is_open(self) -> bool:
@@ -88,6 +89,7 @@ class FakeClient:
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         daemon = self._daemon
         daemon.calls.append((method, parameters))
+        assert self.writes == (method == "SetFlavour")  # a read takes none of root's places for switching
         if daemon.hang is not None:
             await daemon.hang.wait()
         if daemon.error is not None:
@@ -111,8 +113,10 @@ class Mounted:
     def place(self, name: str, device: str = DEVICE) -> int:
         return Place(parse_address(device), FILES[name.encode()]).inode
 
-    async def open(self, name: str, device: str = DEVICE, flags: int = os.O_RDWR) -> int:
-        info: Any = await self.fs.open(self.place(name, device), flags, CONTEXT)  # type: ignore[arg-type]
+    async def open(
+        self, name: str, device: str = DEVICE, flags: int = os.O_RDWR, context: SimpleNamespace = CONTEXT
+    ) -> int:
+        info: Any = await self.fs.open(self.place(name, device), flags, context)  # type: ignore[arg-type]
         assert info.direct_io
         return int(info.fh)
 
@@ -144,7 +148,7 @@ class Mounted:
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
     daemon = FakeDaemon()
-    monkeypatch.setattr(operations, "connect", daemon.connect)
+    monkeypatch.setattr(asking, "connect", daemon.connect)
     return daemon
 
 
@@ -311,10 +315,10 @@ def test_a_connection_is_used_again_and_replaced_when_it_is_lost(mounted: Mounte
         for _ in range(3):
             await mounted.cat("driver_flavour")
             await mounted.echo(b"vfio")
-        assert mounted.daemon.connections == 1
+        assert mounted.daemon.connections == 2  # one to look, one to switch
         mounted.daemon.open.clear()  # the daemon was started again
         await mounted.cat("driver_flavour")
-        assert mounted.daemon.connections == 2
+        assert mounted.daemon.connections == 3
         assert len(mounted.daemon.open) == 1
 
     run(talk())
@@ -346,6 +350,99 @@ def test_a_write_that_waits_holds_up_no_other_file(mounted: Mounted) -> None:
         assert not waiting.done()
         hang.set()
         assert await waiting == 4
+
+    run(talk())
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def write_as(mounted: Mounted, uid: int) -> int:
+    context = SimpleNamespace(pid=os.getpid(), uid=uid, gid=0, umask=0)
+    return await mounted.fs.write(await mounted.open("use_vfio", context=context), 0, b"1")
+
+
+async def refused_as(mounted: Mounted, uid: int) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await write_as(mounted, uid)
+    assert caught.value.errno == errno.EAGAIN
+
+
+def test_a_user_with_many_writes_that_wait_is_refused_more_and_nobody_else_is(
+    mounted: Mounted, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def talk() -> None:
+        mounted.daemon.hang = hang = asyncio.Event()
+        waiting = [asyncio.create_task(write_as(mounted, 1000)) for _ in range(WRITES_OF_ONE)]
+        await settle()
+        for _ in range(3):
+            await refused_as(mounted, 1000)
+        assert len(mounted.daemon.calls) == len(mounted.daemon.open) == WRITES_OF_ONE
+        said = f"{DEVICE}: {WRITES_OF_ONE} writes of uid 1000 and 0 of other users wait for their devices"
+        told = await mounted.cat("last_error")
+        assert told.startswith(f"{said}; try again ")
+        assert told.endswith("(flavourctl explain too-many-requests)\n")
+        # Once, however often he tries.
+        (record,) = caplog.records
+        assert record.getMessage() == f"{DEVICE}: a write was refused: {said.removeprefix(f'{DEVICE}: ')}"
+        waiting.append(asyncio.create_task(write_as(mounted, 1001)))
+        await settle()
+        hang.set()
+        assert await asyncio.gather(*waiting) == [1] * (WRITES_OF_ONE + 1)
+        assert await write_as(mounted, 1000) == 1
+
+    run(talk())
+
+
+def test_many_users_with_writes_that_wait_leave_root_its_places_and_reads_to_everyone(
+    mounted: Mounted,
+) -> None:
+    async def talk() -> None:
+        mounted.daemon.hang = hang = asyncio.Event()
+        waiting = [asyncio.create_task(write_as(mounted, 1000 + uid)) for uid in range(WRITES_OF_ALL)]
+        await settle()
+        await refused_as(mounted, 5000)
+        waiting += [asyncio.create_task(write_as(mounted, 0)) for _ in range(WRITES_OF_ALL)]
+        await settle()
+        assert len(mounted.daemon.calls) == 2 * WRITES_OF_ALL
+        mounted.daemon.hang = None
+        assert await mounted.cat("use_vfio") == "0\n"
+        hang.set()
+        await asyncio.gather(*waiting)
+
+    run(talk())
+
+
+@pytest.mark.parametrize("ends", ["fails", "is interrupted"])
+def test_a_write_that_has_ended_counts_no_more_however_it_ended(mounted: Mounted, ends: str) -> None:
+    async def talk() -> None:
+        for _ in range(2 * WRITES_OF_ALL):
+            mounted.daemon.hang = asyncio.Event()
+            mounted.daemon.error = FlavourError("no luck", errno=errno.EBUSY)
+            writing = asyncio.create_task(write_as(mounted, 1000))
+            await settle()
+            if ends == "fails":
+                mounted.daemon.hang.set()
+            else:
+                writing.cancel()
+            with pytest.raises(pyfuse3.FUSEError) as caught:
+                await writing
+            assert caught.value.errno in (errno.EBUSY, errno.EINTR)
+
+    run(talk())
+
+
+def test_reads_without_end_take_a_few_connections_and_are_all_answered(mounted: Mounted) -> None:
+    async def talk() -> None:
+        mounted.daemon.hang = asyncio.Event()
+        reading = [asyncio.create_task(mounted.cat("use_vfio")) for _ in range(500)]
+        await settle()
+        assert 1 < mounted.daemon.connections < 10
+        mounted.daemon.hang.set()
+        assert set(await asyncio.gather(*reading)) == {"0\n"}
+        assert mounted.daemon.connections < 10
 
     run(talk())
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def make_attempt(number: int) -> Attempt:
         address=ADDRESS,
         flavour=Flavour.VFIO,
         requester="uid 0 pid 1",
+        unit="a.service",
         when=1.5,
         duration=0.5,
         ending=Ending.FAILED,
@@ -167,6 +169,29 @@ def test_a_device_that_is_not_there_is_no_refusal(kernel: FakeKernel) -> None:
     assert (attempt.driver, attempt.previous_driver, attempt.steps) == (None, None, ())
 
 
+def test_of_an_address_that_was_made_up_nothing_stays_beyond_the_history(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    made_up = [parse_address(f"{domain:08x}:00:00.0") for domain in range(0x10000, 0x10010)]
+
+    async def run() -> None:
+        engine = make_engine(kernel)
+        await ask(engine)
+        for address in made_up:
+            for flavour, switch in ((Flavour.VFIO, engine.set_flavour), (Flavour.NATIVE, engine.reset)):
+                with pytest.raises(FlavourError):
+                    await switch(Request(address, flavour), lambda _: None)
+        assert [attempt.address for attempt in engine.attempts.history][1::2] == made_up
+        await engine.settle(1.0)
+        restarted = make_engine(kernel)
+        restarted.recover()
+        for each in (engine, restarted):
+            assert {each.attempts.find_last(address) for address in made_up} == {None}
+            assert each.attempts.find_last(ADDRESS) is not None
+
+    run_at_once(run())
+
+
 def test_what_changes_nothing_says_so(kernel: FakeKernel, device: FakeDevice) -> None:
     engine = make_engine(kernel)
     run_at_once(ask(engine, Flavour.NATIVE))
@@ -226,6 +251,15 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     attempts = [make_attempt(1), make_attempt(2)]
     History(tmp_path / "history").write(attempts)
     assert list(load(tmp_path / "history")) == attempts
+
+
+def test_what_an_older_daemon_has_written_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    History(path).write([make_attempt(1)])
+    data = json.loads(path.read_bytes())
+    del data["unit"]
+    path.write_text(json.dumps(data), encoding="ascii")
+    assert list(load(path)) == [replace(make_attempt(1), unit="")]
 
 
 def test_history_and_its_count_go_on_after_a_restart(kernel: FakeKernel, device: FakeDevice) -> None:
@@ -294,6 +328,7 @@ def spoil(**values: object) -> Callable[[bytes], bytes]:
         spoil(address="../../x"),
         spoil(ending="well"),
         spoil(error=None),
+        spoil(unit=7),
         spoil(forced=[1]),
         spoil(steps=[{}]),
         spoil(steps=None),

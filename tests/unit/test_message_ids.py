@@ -25,7 +25,7 @@ OF_ATTEMPTS = list(MessageId)[: list(MessageId).index(MessageId.CUT_OFF) + 1]
 FIELDS_OF_ATTEMPTS = {
     *("MESSAGE_ID", "PCI_ADDRESS", "FLAVOUR", "REQUESTER", "OUTCOME", "ERROR_CODE", "DRIVER"),
     *("PREVIOUS_DRIVER", "DURATION_USEC", "RULE", "FALLBACK", "FORCED", "ATTEMPT"),
-    *("REQUESTER_UID", "OBJECT_PID"),
+    *("REQUESTER_UID", "REQUESTER_UNIT", "OBJECT_PID"),
 }
 ENTRY = re.compile(
     r"^-- ([0-9a-f]{32})\n((?:[A-Z][A-Za-z-]*: .+\n)+)\n((?:.*\n)+?)(?=\n-- |\Z)", re.MULTILINE
@@ -161,11 +161,20 @@ def test_each_attempt_has_one_record_with_all_of_its_fields(
     device: FakeDevice = kernel.add_device()
     kernel.add_native(device)
     before(kernel)
+    (kernel.root / "proc/1").mkdir(parents=True)
+    cgroup = kernel.root / "proc/1/cgroup"
+    cgroup.write_text("0::/system.slice/asks.service\n", encoding="ascii")
     caplog.set_level(logging.INFO)
+
+    async def go() -> None:
+        await asyncio.sleep(0.01)
+        cgroup.unlink()
 
     async def run() -> None:
         engine = make_engine(kernel)
+        gone = asyncio.create_task(go())  # whoever asks does not stay
         await do(engine)  # type: ignore[misc]
+        await gone
         engine.attempts.log()
         engine.attempts.log()
         assert len(engine.attempts.history) == 1
@@ -179,6 +188,7 @@ def test_each_attempt_has_one_record_with_all_of_its_fields(
     assert found["PCI_ADDRESS"] == str(ADDRESS)
     assert (found["REQUESTER"], found["ATTEMPT"]) == ("uid 0 pid 1", "1")
     assert (found["REQUESTER_UID"], found["OBJECT_PID"]) == ("0", "1")
+    assert found["REQUESTER_UNIT"] == "asks.service"
     assert fields.items() <= found.items()
     assert record.levelno == level
     assert (found["ERROR_CODE"] == "") == (found["OUTCOME"] in ("done", "unchanged"))

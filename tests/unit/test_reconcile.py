@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -685,6 +686,67 @@ def test_a_wish_for_a_device_that_is_no_longer_there_can_be_reset(kernel: FakeKe
         with pytest.raises(FlavourError) as again:
             await reset(engine, device)
         assert "forgotten" not in str(again.value)
+
+    run_at_once(run())
+
+
+def undo_as_member(device: FakeDevice, **more: Any) -> Request:
+    return Request(at(device), Flavour.NATIVE, requester="uid 1000 pid 7", may_undo_lasting=False, **more)
+
+
+def test_who_may_not_undo_a_wish_that_lasts_does_not_by_asking_before_it_is_kept(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        kernel.modules["vfio_pci"].hang = loading = asyncio.Event()
+        together = OthersInGroup.TOGETHER
+        asking = asyncio.create_task(
+            ask(engine, device, Flavour.VFIO, persist=True, others=together, timeout=60)
+        )
+        await asyncio.sleep(0.1)
+        undoing = [
+            asyncio.create_task(engine.reset(undo_as_member(each, others=others), lambda _: None))
+            for each, others in ((device, together), (sibling, OthersInGroup.IGNORE))
+        ]
+        await asyncio.sleep(0.1)
+        assert engine.reconciler.find_kept() == ()
+        loading.set()
+        await asking
+        for each in await asyncio.gather(*undoing, return_exceptions=True):
+            assert isinstance(each, FlavourError)
+            assert each.code == Code.NOT_PERMITTED
+        assert len(engine.reconciler.find_kept()) == 2
+        assert (has(device), has(sibling)) == (VFIO, VFIO)
+        assert [
+            attempt.code for attempt in engine.attempts.history if attempt.requester == "uid 1000 pid 7"
+        ] == ["not-permitted", "not-permitted"]
+
+    run_at_once(run())
+
+
+@pytest.mark.parametrize("may_undo", [True, False])
+def test_a_reset_of_a_device_that_is_gone_is_on_record_and_may_undo_no_more_than_another(
+    kernel: FakeKernel, may_undo: bool
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        kernel.remove_device(device)
+        engine.forget(at(device))
+        for _ in range(2):
+            request = replace(undo_as_member(device), may_undo_lasting=may_undo)
+            with pytest.raises(FlavourError) as told:
+                await engine.reset(request, lambda _: None)
+            attempt = engine.attempts.history[-1]
+            assert (attempt.error, attempt.code) == (str(told.value), told.value.code)
+            assert attempt.requester == "uid 1000 pid 7"
+        assert len(engine.attempts.history) == 3
+        assert len(engine.reconciler.find_kept()) == (0 if may_undo else 1)
+        assert told.value.code == (Code.NO_SUCH_DEVICE if may_undo else Code.NOT_PERMITTED)
 
     run_at_once(run())
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import resource
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -214,6 +216,43 @@ def test_a_wish_is_taken_up_although_it_cannot_be_marked(host: Host) -> None:
 
     host.run(talk)
     assert driver(host.device) == "vfio-pci"
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No byte more can be written to a file: EFBIG, which writes fail with as they do on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_old_wish_is_not_granted_at_a_restart_because_a_later_one_could_not_be_marked(host: Host) -> None:
+    other = host.kernel.add_device("0000:02:00.0", group=8)
+    later = wish("vfio", 101, address="0000:02:00.0")
+
+    async def first(engine: Engine) -> None:
+        door = host.door(engine)
+        door.receive(wish("vfio"))
+        await fulfilled(door)
+        await engine.set_flavour(Request(ADDRESS, Flavour.NATIVE), lambda _: None)
+        with no_room():
+            door.receive(later)
+        await fulfilled(door)
+
+    async def second(engine: Engine) -> None:
+        door = host.door(engine, wish("vfio"), later)  # udev's database still has both
+        door.open()
+        await fulfilled(door)
+
+    host.run(first)
+    assert driver(other) == "vfio-pci"
+    host.kernel.writes.clear()
+    host.run(second)
+    assert host.kernel.writes == []
+    assert driver(host.device) == "e1000e"
 
 
 def test_a_removed_device_is_forgotten(host: Host) -> None:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from ..engine.engine import Engine
+from ..engine.whole_file import write_whole_file
 from ..kernel.udev_database import UdevDatabase, Uevent
 from ..kernel.uevents import Uevents
 from ..model.errors import FlavourError
@@ -53,7 +54,8 @@ class UeventDoor:
             return
         self._last[address] = event.seqnum
         try:
-            self._mark.write_text(json.dumps(self._last), encoding="ascii")
+            # Whole or not at all: what an empty one says is that each wish in udev's database is new.
+            write_whole_file(self._mark, json.dumps(self._last), synced=False)
         except OSError as error:
             _log.warning(
                 "%s: marking a uevent's request as taken up failed (%s), ignoring",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
@@ -18,12 +19,15 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Flavour, Outcome, Request, StepBegun, StepReport, parse_flavour
 from ..model.iommu_group import find_groups
+from ..model.message_ids import MessageId, log_fields
 from ..model.policy import OthersInGroup
-from ..model.requester import Requester
+from ..model.requester import Requester, name_requester
 from . import interface, rendering
 from .access import Access
 from .connections import Listener, wants_steps
 from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown, UserInfo
+
+_log = logging.getLogger(__name__)
 
 # Events that a slow Monitor client may be behind before it is cut off.
 _BACKLOG = 4096
@@ -134,25 +138,25 @@ class ManagerService(interface.Manager):
         pid: int | None = None,
     ) -> AsyncIterator[Progress]:
         with _translated():
-            address = parse_address(device)
-            peer = self._access.switch(address)
-            if force or persist:
-                what = "take a device by force" if force else "make a wish last beyond this boot"
-                self._access.as_root(what, address)
-            requester = Requester(peer.uid, peer.pid)
-            if uid is not None:
-                self._access.as_root("name another as the one who asks", address)
-                requester = Requester(uid, pid or 0, by_file=True)
-            request = Request(
-                address,
-                parse_flavour(flavour, self._engine.flavours),
-                tuple(drivers or ()),
-                timeout,
-                str(requester),
-                force=bool(force),
-                others=_parse_group(group),
-                persist=bool(persist),
-            )
+            by_file = None if uid is None else Requester(uid, pid or 0, by_file=True)
+            with self._access.on_record("SetFlavour", by_file):
+                address = parse_address(device)
+                peer = self._access.switch(address)
+                if force or persist:
+                    what = "take a device by force" if force else "make a wish last beyond this boot"
+                    self._access.as_root(what, address)
+                if by_file is not None:
+                    self._access.as_root("name another as the one who asks", address)
+                request = Request(
+                    address,
+                    parse_flavour(flavour, self._engine.flavours),
+                    tuple(drivers or ()),
+                    timeout,
+                    str(by_file or peer),
+                    force=bool(force),
+                    others=_parse_group(group),
+                    persist=bool(persist),
+                )
             async for progress in _follow(request, self._engine.set_flavour):
                 yield progress
 
@@ -166,21 +170,21 @@ class ManagerService(interface.Manager):
         group: str | None = None,
     ) -> AsyncIterator[Progress]:
         with _translated():
-            address = parse_address(device)
-            peer = self._access.switch(address)
-            if force:
-                self._access.as_root("take a device by force", address)
-            request = Request(
-                address,
-                Flavour.NATIVE,
-                (),
-                timeout,
-                str(peer),
-                force=bool(force),
-                others=_parse_group(group),
-            )
-            if self._engine.would_undo_lasting(request):
-                self._access.as_root("undo what was asked for to last", address)
+            with self._access.on_record("Reset"):
+                address = parse_address(device)
+                peer = self._access.switch(address)
+                if force:
+                    self._access.as_root("take a device by force", address)
+                request = Request(
+                    address,
+                    Flavour.NATIVE,
+                    (),
+                    timeout,
+                    str(peer),
+                    force=bool(force),
+                    others=_parse_group(group),
+                    may_undo_lasting=peer.uid == 0,
+                )
             async for progress in _follow(request, self._engine.reset):
                 yield progress
 
@@ -225,7 +229,12 @@ class ManagerService(interface.Manager):
     @varlinkmethod
     async def Reload(self) -> None:
         with _translated():
-            self._access.as_root("reload the policy")
+            peer = self._access.as_root("reload the policy")
+            _log.info(
+                "%s asks for the policy to be read again",
+                peer,
+                extra={**log_fields(MessageId.RELOAD_ASKED), **name_requester(str(peer))},
+            )
             await self._reload()
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..model.address import PciAddress
+from ..model.codes import Code
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Ending, StepBegun, StepReport
 from ..model.message_ids import MessageId, log_fields
@@ -45,13 +46,19 @@ class Attempts:
     def load(self) -> None:
         """Take up what an earlier daemon of this boot left."""
         self.history.load()
-        self._last |= {attempt.address: attempt for attempt in self.history}
+        for attempt in self.history:
+            self._keep(attempt)
 
     def find_last(self, address: PciAddress) -> Attempt | None:
         return self._last.get(address)
 
     def forget(self, address: PciAddress) -> None:
         self._last.pop(address, None)
+
+    def _keep(self, attempt: Attempt) -> None:
+        # Anyone in the group can make up addresses: nothing stays of those beyond the history.
+        if attempt.code != Code.NO_SUCH_DEVICE:
+            self._last[attempt.address] = attempt
 
     def fan_out(self, address: PciAddress, report: Report) -> Report:
         """A report that tells the listeners of what has been done, too."""
@@ -67,7 +74,7 @@ class Attempts:
 
     def conclude(self, attempt: Attempt) -> None:
         """An attempt is at its end."""
-        self._last[attempt.address] = attempt
+        self._keep(attempt)
         self.history.add(attempt)
         # The one who asked need not wait for the journal and the disk.
         self._unlogged.append(attempt)
@@ -92,6 +99,7 @@ def _log_end(attempt: Attempt) -> None:
         **log_fields(_find_kind(attempt), attempt.address),
         "FLAVOUR": str(attempt.flavour),
         **name_requester(attempt.requester),
+        "REQUESTER_UNIT": attempt.unit,
         "OUTCOME": str(attempt.ending),
         "ERROR_CODE": attempt.code,
         "DRIVER": attempt.driver or "",

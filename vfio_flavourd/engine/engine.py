@@ -4,8 +4,8 @@ import asyncio
 import errno
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
+from typing import NoReturn
 
 from ..kernel.inventory import DEVICES, find_driver_module
 from ..model.address import PciAddress
@@ -142,7 +142,7 @@ class Engine:
         later it goes on without him."""
         parse_flavour(request.flavour, self.flavours)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(Work(request, report, _find_way(request)))
+        return await self._take(Work(self._host, request, report, _find_way(request)))
 
     async def reset(self, request: Request, report: Report) -> Outcome:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that
@@ -150,12 +150,7 @@ class Engine:
         try:
             device = self._host.read_device(request.address)
         except FlavourError as error:
-            if error.errno != errno.ENODEV or not self.reconciler.has_wish(request.address):
-                raise
-            await self._drop_wishes((request.address,))
-            raise FlavourError(
-                f"{error}; what was asked for by hand is forgotten", code=error.code, hint=error.hint
-            ) from error
+            return await self._reset_none(Work(self._host, request, report, restore), error)
         decision = self._host.decide(device)
         way: Way = restore
         if decision.flavour is not None:
@@ -164,17 +159,24 @@ class Engine:
             request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
             way = _find_way(request)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(Work(request, report, way, drops_wish=True))
+        return await self._take(Work(self._host, request, report, way, drops_wish=True))
 
-    def would_undo_lasting(self, request: Request) -> bool:
-        """Whether a reset drops a wish that lasts, of the device or of those that go together with it."""
-        addresses = [request.address]
-        with suppress(FlavourError):  # a device that is gone goes alone
-            device = self._host.read_device(request.address)
-            policy = request.others or self._host.decide(device).settings.group
-            if policy is OthersInGroup.TOGETHER:
-                addresses += [other.address for other in self._host.read_others_in_group(device)]
-        return any(self.reconciler.has_lasting_wish(address) for address in addresses)
+    async def _reset_none(self, work: Work, error: FlavourError) -> NoReturn:
+        """A device that is gone may have left a wish behind. Raises FlavourError."""
+        address = work.request.address
+        drops_wish = error.errno == errno.ENODEV and self.reconciler.has_wish(address)
+        if drops_wish:
+            try:
+                self.reconciler.check_may_drop(work.request, (address,))
+            except FlavourError as refusal:
+                error, drops_wish = refusal, False
+            else:
+                told = f"{error}; what was asked for by hand is forgotten"
+                error = FlavourError(told, code=error.code, hint=error.hint)
+        work.conclude(self._host, self.attempts, error=error)
+        if drops_wish:
+            await self._drop_wishes((address,))
+        raise error
 
     async def _take(self, work: Work) -> Outcome:
         request = work.request
@@ -323,6 +325,9 @@ class Engine:
                 work.add(self._host, device, decision, request, ()).switch.enter(Phase.FAILED)
                 raise
         others = work.verdict.others
+        if work.drops_wish:
+            # Only now: until its turn came another one's wish may have been kept.
+            self.reconciler.check_may_drop(request, (device.address, *(other.address for other in others)))
         together = tuple(each.address for each in (device, *others)) if others else ()
         work.add(self._host, device, decision, request, together)
         for other in others:

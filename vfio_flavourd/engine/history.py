@@ -155,6 +155,7 @@ def _parse(data: dict[str, Any]) -> Attempt:
         address=parse_address(data["address"]),
         flavour=Flavour(_parse_text(data["flavour"])),
         requester=_parse_text(data["requester"]),
+        unit=_parse_text(data.get("unit", "")),  # an older daemon's has none
         when=_parse_seconds(data["when"]),
         duration=_parse_seconds(data["duration"]),
         ending=Ending(data["ending"]),

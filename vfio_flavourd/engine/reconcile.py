@@ -8,7 +8,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from ..kernel.claims import find_driverctl_override
@@ -91,6 +91,15 @@ class Reconciler:
         self._remarks.pop(address, None)
         self._tries.forget(address)
         return lasted
+
+    def check_may_drop(self, request: Request, addresses: Iterable[PciAddress]) -> None:
+        """Raises FlavourError (EACCES) where one has a wish that lasts, which not everyone may undo."""
+        if not request.may_undo_lasting and any(map(self.has_lasting_wish, addresses)):
+            raise FlavourError(
+                f"{request.address}: only root may undo what was asked for to last",
+                code=Code.NOT_PERMITTED,
+                hint="use sudo",
+            )
 
     def has_wish(self, address: PciAddress) -> bool:
         """For whichever device there was at the address."""

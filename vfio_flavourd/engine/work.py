@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
+from ..kernel.units import find_unit
 from ..model.address import PciAddress
 from ..model.device import Device
 from ..model.errors import FlavourError
@@ -25,8 +26,12 @@ class Work:
     """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
     for by hand counts no more once it is granted."""
 
-    def __init__(self, request: Request, report: Report, way: Way, *, drops_wish: bool = False) -> None:
+    def __init__(
+        self, host: Host, request: Request, report: Report, way: Way, *, drops_wish: bool = False
+    ) -> None:
         self.request = request
+        # At the end one who does not wait may be gone.
+        self._unit = find_unit(host.sysfs, request.requester)
         self.way = way
         self.drops_wish = drops_wish
         self.members: list[Member] = []
@@ -130,6 +135,7 @@ class Work:
             address=request.address,
             flavour=request.flavour,
             requester=request.requester,
+            unit=self._unit,
             when=self._started,
             duration=time.monotonic() - self._began,
             ending=ending or self._find_ending(switch, error, outcome),

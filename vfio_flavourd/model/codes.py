@@ -23,6 +23,7 @@ class Code(StrEnum):
     IS_A_BRIDGE = "is-a-bridge"
     GROUP_NOT_VIABLE = "group-not-viable"
     GROUP_BUSY = "group-busy"
+    TOO_MANY_REQUESTS = "too-many-requests"
     NO_IOMMU = "no-iommu"
     STUCK = "stuck"
     TIMED_OUT = "timed-out"
@@ -61,6 +62,7 @@ ERRNOS: dict[Code, tuple[int, ...]] = {
     Code.IS_A_BRIDGE: (errno.EBUSY,),
     Code.GROUP_NOT_VIABLE: (errno.EBUSY,),
     Code.GROUP_BUSY: (errno.EAGAIN,),
+    Code.TOO_MANY_REQUESTS: (errno.EAGAIN,),
     Code.NO_IOMMU: (errno.EIO,),
     Code.STUCK: (errno.EBUSY, errno.ETIMEDOUT),
     Code.TIMED_OUT: (errno.ETIMEDOUT,),

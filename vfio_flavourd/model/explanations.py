@@ -136,6 +136,17 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ("Switches in one IOMMU group are made one at a time, and the one before is slow or stuck.",),
         ("flavourctl list shows which device that is.", "Try again when it is done."),
     ),
+    Code.TOO_MANY_REQUESTS: Explanation(
+        "too many writes of yours, or of all users, wait for their devices",
+        (
+            "A write to driver_flavour or use_vfio waits until the device has the flavour.",
+            "Of one user 16 wait at most, and 32 of all users but root.",
+        ),
+        (
+            "Try again when some have returned; flavourctl list shows which devices they wait for.",
+            "flavourctl set does not count among them.",
+        ),
+    ),
     Code.NO_IOMMU: Explanation(
         "no IOMMU isolates the device, so it is not given to VFIO",
         (

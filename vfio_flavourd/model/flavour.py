@@ -69,7 +69,7 @@ class Request:
     that the policy or resolution decides. `timeout` (seconds) bounds the whole switch. `requester` is for
     the log. `force` takes a device that is in use; `others` stands above the policy's word on the others in
     its IOMMU group. `by_hand` tells a person's or a program's wish from the policy's own, and `persist` has
-    it outlive the boot.
+    it outlive the boot; `may_undo_lasting` is for a reset where one does.
     """
 
     address: PciAddress
@@ -81,6 +81,7 @@ class Request:
     others: OthersInGroup | None = None
     by_hand: bool = True
     persist: bool = False
+    may_undo_lasting: bool = True
 
 
 class StepAction(StrEnum):
@@ -164,16 +165,18 @@ class Ending(StrEnum):
 class Attempt:
     """What came of one attempt on one device, kept for those who ask later.
 
-    `id` counts the attempts of this boot from 1 on. `when` (seconds since the epoch) is when it was asked
-    for, and the steps and `duration` (seconds) count from then. `driver` is what the device had afterwards,
-    `previous_driver` what it had before. `forced` are the users that it was taken from. `rule` is the
-    policy's for this device. `reason` is empty where `error` is not; `hint` and `code` are the error's.
+    `id` counts the attempts of this boot from 1 on. `unit` is the systemd unit of the process that asked, as
+    it was then. `when` (seconds since the epoch) is when it was asked for, and the steps and `duration`
+    (seconds) count from then. `driver` is what the device had afterwards, `previous_driver` what it had
+    before. `forced` are the users that it was taken from. `rule` is the policy's for this device. `reason` is
+    empty where `error` is not; `hint` and `code` are the error's.
     """
 
     id: int
     address: PciAddress
     flavour: Flavour
     requester: str
+    unit: str
     when: float
     duration: float
     ending: Ending

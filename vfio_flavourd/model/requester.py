@@ -3,6 +3,11 @@
 import re
 from dataclasses import dataclass
 
+# In /proc/PID/cgroup (cgroups(7)): the slices, and the first thing below them, which systemd has named.
+_UNIT = re.compile(
+    r"^0::(?:/[^/\n]+\.slice)*/([\w:.\\@-]+\.(?:service|scope))(?=/| \(deleted\)$|$)", re.MULTILINE | re.ASCII
+)
+
 _REQUESTER = re.compile(r"uid (\d+) pid (\d+)(?: by file)?")
 
 
@@ -30,3 +35,9 @@ def name_requester(text: str) -> dict[str, str]:
     requester = find_requester(text)
     fields = {"REQUESTER": text, "REQUESTER_UID": "" if requester is None else str(requester.uid)}
     return fields if requester is None else {**fields, "OBJECT_PID": str(requester.pid)}
+
+
+def parse_unit(cgroup: str) -> str:
+    """A process's unit by its `cgroup` file; empty where it is in none."""
+    found = _UNIT.search(cgroup)
+    return "" if found is None else found[1]

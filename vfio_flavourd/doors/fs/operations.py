@@ -8,7 +8,6 @@ import os
 import stat
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import pyfuse3
 
@@ -18,7 +17,7 @@ from ...model.address import PciAddress, parse_address
 from ...model.codes import Code
 from ...model.errors import FlavourError
 from ...model.flavour import Flavour
-from ..client import Client, connect
+from .asking import Asking
 from .interrupts import Interrupts
 from .tree import FILES, ROOT, Node, Place, find_place, with_serial
 
@@ -63,7 +62,7 @@ class FlavourFs(pyfuse3.Operations):
         super().__init__()
         self._sysfs = sysfs
         self._interrupts = interrupts
-        self._idle: list[Client] = []
+        self._asking = Asking()
         self._open: dict[int, _OpenFile] = {}
         self._last_handle = 0
         self._lookups = 0
@@ -191,7 +190,7 @@ class FlavourFs(pyfuse3.Operations):
             text = self._errors.get(place.address, "")
         else:
             try:
-                flavour, flavours = await self._read_flavour(place.address)
+                flavour, flavours = await self._asking.read_flavour(place.address)
             except FlavourError as error:
                 raise pyfuse3.FUSEError(error.errno) from error
             if place.node is Node.USE_VFIO:
@@ -205,7 +204,8 @@ class FlavourFs(pyfuse3.Operations):
         place = file.place
         try:
             flavour = _parse_written(place.node, bytes(buf))
-            await self._interrupts.run(file.opener, self._set_flavour(file, flavour))
+            asking = self._asking.set_flavour(place.address, flavour, uid=file.uid, pid=file.opener)
+            await self._interrupts.run(file.opener, asking)
         except FlavourError as error:
             self._errors[place.address] = f"{error}; {error.advice}"
             raise pyfuse3.FUSEError(error.errno) from error
@@ -217,32 +217,6 @@ class FlavourFs(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EINTR) from None
         self._errors.pop(place.address, None)
         return len(buf)
-
-    async def _read_flavour(self, address: PciAddress) -> tuple[str, list[str]]:
-        """The one it has, and all that there are."""
-        answer = await self._call("Get", device=str(address))
-        return answer["device"]["flavour"], answer["flavours"]
-
-    async def _set_flavour(self, file: _OpenFile, flavour: str) -> None:
-        device = str(file.place.address)
-        await self._call("SetFlavour", device=device, flavour=flavour, uid=file.uid, pid=file.opener)
-
-    async def _call(self, method: str, **parameters: object) -> dict[str, Any]:
-        client = await self._take()
-        try:
-            answer = await client.call(method, **parameters)
-        except BaseException:
-            client.close()  # hanging up tells the daemon that nobody waits any more
-            raise
-        self._idle.append(client)
-        return answer
-
-    async def _take(self) -> Client:
-        while self._idle:
-            client = self._idle.pop()
-            if client.is_open:
-                return client
-        return await connect(writes=True)
 
 
 def _parse_written(node: Node, data: bytes) -> str:

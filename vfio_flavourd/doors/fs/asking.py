@@ -1,0 +1,91 @@
+"""What the file system asks the daemon, and by how many connections.
+
+To the daemon all of them are root's, whoever reads or writes the files. So reads, which anyone may, go by the
+read-only socket, a few at a time; and of the writes, which wait for a device, only root may have so many that
+his own calls would find no place on the control socket.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from ...model.address import PciAddress
+from ...model.codes import Code
+from ...model.errors import FlavourError
+from ..client import Client, connect
+
+_log = logging.getLogger(__name__)
+
+# The daemon answers a read at once, so that those that wait for one another are not held up.
+_READS = 8
+
+# Writes under way: of one user, and of all together since one may be many (subuid(5)). Root's don't count.
+WRITES_OF_ONE = 16
+WRITES_OF_ALL = 32
+
+
+class Asking:
+    """Connections are kept for the next call, by whether they may write."""
+
+    def __init__(self) -> None:
+        self._idle: dict[bool, list[Client]] = {False: [], True: []}
+        self._reads = asyncio.Semaphore(_READS)
+        self._writes: Counter[int] = Counter()
+        self._told: set[int] = set()
+
+    async def read_flavour(self, address: PciAddress) -> tuple[str, list[str]]:
+        """The one it has, and all that there are. Raises FlavourError."""
+        async with self._reads:
+            answer = await self._call("Get", writes=False, device=str(address))
+        return answer["device"]["flavour"], answer["flavours"]
+
+    async def set_flavour(self, address: PciAddress, flavour: str, *, uid: int, pid: int) -> None:
+        """On behalf of that user's process. Raises FlavourError."""
+        with contextlib.nullcontext() if uid == 0 else self._place(address, uid):
+            await self._call(
+                "SetFlavour", writes=True, device=str(address), flavour=flavour, uid=uid, pid=pid
+            )
+
+    @contextlib.contextmanager
+    def _place(self, address: PciAddress, uid: int) -> Iterator[None]:
+        """One of those for writes. Raises FlavourError (EAGAIN)."""
+        own, all_of_them = self._writes[uid], self._writes.total()
+        if own >= WRITES_OF_ONE or all_of_them >= WRITES_OF_ALL:
+            waiting = (
+                f"{own} writes of uid {uid} and {all_of_them - own} of other users wait for their devices"
+            )
+            if uid not in self._told:  # again only once a write of his was let in
+                self._told.add(uid)
+                _log.warning("%s: a write was refused: %s", address, waiting)
+            raise FlavourError(
+                f"{address}: {waiting}",
+                code=Code.TOO_MANY_REQUESTS,
+                hint="try again when some of them are done; flavourctl list shows the devices",
+            )
+        self._told.discard(uid)
+        self._writes[uid] += 1
+        try:
+            yield
+        finally:
+            self._writes[uid] -= 1
+            self._writes += Counter()  # keeps no zeros
+
+    async def _call(self, method: str, *, writes: bool, **parameters: object) -> dict[str, Any]:
+        client = await self._take(writes=writes)
+        try:
+            answer = await client.call(method, **parameters)
+        except BaseException:
+            client.close()  # hanging up tells the daemon that nobody waits any more
+            raise
+        self._idle[writes].append(client)
+        return answer
+
+    async def _take(self, *, writes: bool) -> Client:
+        while self._idle[writes]:
+            client = self._idle[writes].pop()
+            if client.is_open:
+                return client
+        return await connect(writes=writes)
