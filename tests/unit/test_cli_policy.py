@@ -49,6 +49,25 @@ def test_no_policy_is_a_valid_one(say: Say) -> None:
 
 
 @pytest.mark.parametrize("verb", ["check", "cat-config"])
+def test_a_policy_that_this_user_may_not_read_is_not_therefore_wrong(
+    say: Say, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, GOOD)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda at, mode: Path(at) != Path(path) and access(at, mode))
+    said = say(verb)
+    assert (said.status, said.out) == (77, "")
+    first, hint = said.err.splitlines()
+    assert first == "flavourctl: /etc/vfio-flavourd/policy.d/10.yaml can't be read by this user"
+    assert hint == f"  sudo flavourctl {verb} (flavourctl explain not-permitted)"
+
+
+def test_cat_config_as_json_has_the_built_in_values_as_they_would_be_written(say: Say) -> None:
+    defaults = json.loads(say("cat-config", "--json").out)["policy"]["defaults"]
+    assert defaults["load_timeout"] == {"value": "10s", "origin": "built in"}
+
+
+@pytest.mark.parametrize("verb", ["check", "cat-config"])
 def test_an_invalid_policy_is_78_with_every_place_and_a_caret(say: Say, tmp_path: Path, verb: str) -> None:
     path = write(tmp_path, BAD)
     said = say(verb)

@@ -507,3 +507,25 @@ def test_a_driver_that_the_policy_names_is_of_no_concern_to_a_personality(kernel
         assert len(engine.attempts.history) == 1
 
     run_at_once(run())
+
+
+def test_auto_is_no_drivers_name_but_the_best_ones(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=VFIO_ALIAS)
+    engine = make_engine(kernel, policy())
+    assert ask(engine, Flavour.VFIO, "auto").driver == "good"
+    assert "'auto' is named beside other drivers" in str(refused(engine, Flavour.VFIO, "auto", "vfio-pci"))
+
+
+def test_no_driver_can_be_named_for_native_and_that_is_said(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+    engine = make_engine(kernel, policy())
+    ask(engine, Flavour.VFIO)
+    error = refused(engine, Flavour.NATIVE, "igb")
+    assert (error.code, error.errno) == (Code.INVALID_ARGUMENT, errno.EINVAL)
+    assert "no driver can be named for native" in str(error)
+    with pytest.raises(FlavourError, match="no driver can be named for native"):
+        run_at_once(engine.plan(Request(ADDRESS, Flavour.NATIVE, ("igb",))))
+    assert has(device) == ON_VFIO

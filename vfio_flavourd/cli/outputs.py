@@ -97,8 +97,8 @@ class Examined(TypedDict):
 
 
 class Imported(TypedDict):
-    """`import`: a policy that says the same; its form is that of policy.schema.json. next says how to
-    take it into use."""
+    """`import`: a policy that says the same, as policy.schema.json has it, with where each rule comes from.
+    next says how to take it into use."""
 
     source: str
     policy: dict[str, object]
@@ -115,7 +115,8 @@ class Checked(TypedDict):
 
 
 class Merged(TypedDict):
-    """The policy that all files come to; its form is that of policy.schema.json, with the origins."""
+    """The policy that all files come to, as policy.schema.json has it but for its version, with where each
+    part and each default comes from."""
 
     files: list[str]
     policy: dict[str, object]

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..config.files import DIRECTORIES
 from ..config.load import Loaded, load_files, load_policy
 from ..config.problems import PolicyError, Problem
 from ..config.render import render_data, render_yaml
 from ..engine.readiness import examine_applied, read_decided
 from ..kernel.index import ModuleIndex
-from ..model.codes import find_exit_status
+from ..kernel.readiness import find_unreadable
+from ..model.codes import Code, find_exit_status
+from ..model.errors import FlavourError
 from ..model.policy import Policy
 from ..model.printable import printable
 from ..model.readiness.finding import State
@@ -24,7 +27,12 @@ ROOT = "/"
 def check(arguments: argparse.Namespace) -> int:
     """The files that are given, else what is installed."""
     try:
-        loaded = load_files(arguments.files) if arguments.files else load_policy(ROOT)
+        if arguments.files:
+            _check_readable("check", Path("/"), [str(path.absolute()) for path in arguments.files])
+            loaded = load_files(arguments.files)
+        else:
+            _check_readable("check", Path(ROOT), DIRECTORIES)
+            loaded = load_policy(ROOT)
     except PolicyError as error:
         return _refuse(arguments, error)
     _print_problems(loaded.warnings)
@@ -39,6 +47,16 @@ def check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_readable(verb: str, root: Path, paths: Sequence[str]) -> None:
+    """Raises FlavourError: what can't be looked at is not therefore wrong."""
+    if unreadable := find_unreadable(root, paths):
+        raise FlavourError(
+            f"{', '.join(unreadable)} can't be read by this user",
+            code=Code.NOT_PERMITTED,
+            hint=f"sudo flavourctl {verb}",
+        )
+
+
 def _find_remarks(root: Path, policy: Policy) -> list[str]:
     """Where this host is not yet what its policy says."""
     release = os.uname().release
@@ -48,6 +66,7 @@ def _find_remarks(root: Path, policy: Policy) -> list[str]:
 
 
 def cat_config(arguments: argparse.Namespace) -> int:
+    _check_readable("cat-config", Path(ROOT), DIRECTORIES)
     try:
         loaded = load_policy(ROOT)
     except PolicyError as error:

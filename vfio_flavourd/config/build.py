@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..model.device import ENABLE_VFIO, Personality
-from ..model.policy import VFIO, FlavourKind, Match, NodeAccess, Policy, Rule, Settings
+from ..model.policy import AUTO, VFIO, FlavourKind, Match, NodeAccess, Policy, Rule, Settings
 from .kinds import Value
 from .problems import Report, nearest, shown
 
 _NATIVE = "native"
-_AUTO = "auto"
 
 
 @dataclass(slots=True)
@@ -52,8 +51,9 @@ def build_policy(merged: Merged, report: Report, *, complete: bool = True) -> Po
     """
     defaults = _settings(Settings(), {name: value.plain for name, value in merged.defaults.items()})
     flavours = {VFIO.name: VFIO}
+    told: dict[tuple[str, str], str] = {}
     for name, value in merged.flavours.items():
-        _check_flavour(name, value, report)
+        _check_flavour(name, value, told, report)
         given = {"alias_prefix": "none", "fallback": "", **value.plain}
         prefix = given["alias_prefix"]
         flavours[name] = FlavourKind(name, None if prefix == "none" else prefix, given["fallback"])
@@ -66,12 +66,25 @@ def build_policy(merged: Merged, report: Report, *, complete: bool = True) -> Po
     )
 
 
-def _check_flavour(name: str, value: Value, report: Report) -> None:
+def _check_flavour(name: str, value: Value, told: dict[tuple[str, str], str], report: Report) -> None:
+    """A driver tells which flavour a device has, so no two can have one. `told` are the prefixes and drivers
+    that the flavours before this one are told by."""
     if name in (_NATIVE, VFIO.name):
         report.error(value.place, f"the flavour {name!r} is built in and can't be redefined")
-    prefix = value.value.get("alias_prefix")
-    if prefix is not None and prefix.value == "pci":
-        report.error(prefix.place, "alias_prefix: 'pci' is what the native drivers' aliases begin with")
+    for key, vfios in (("alias_prefix", VFIO.alias_prefix), ("fallback", VFIO.fallback)):
+        given = value.value.get(key)
+        if given is None or given.value == "none":
+            continue
+        text = given.value.replace("-", "_")
+        first = VFIO.name if text == vfios else told.setdefault((key, text), name)
+        if key == "alias_prefix" and text == "pci":
+            report.error(given.place, "alias_prefix: 'pci' is what the native drivers' aliases begin with")
+        elif first != name:
+            report.error(
+                given.place,
+                f"{key}: {given.value!r} is for the flavour {first!r}",
+                "a device's driver has to tell which flavour it has",
+            )
 
 
 def _find_metrics(merged: Merged) -> str | None:
@@ -84,6 +97,8 @@ def _build_personalities(values: Sequence[Value], report: Report) -> list[Person
     for value in values:
         if not {"driver", "attribute"} <= set(value.value):
             continue
+        if (off := value.value.get("off")) is not None and value.plain.get("on") == off.value:
+            report.error(off.place, f"off: {shown(off.value)} is what turns it on")
         key = (value.plain["driver"], value.plain["attribute"])
         if key in built:
             message = f"this personality of {key[0]!r} is already defined in {built[key].place}"
@@ -128,7 +143,7 @@ def _build_rule(value: Value, defaults: Settings) -> Rule:
         name=given["name"],
         match=Match(**match),
         flavour=given.get("flavour"),
-        drivers=() if drivers == (_AUTO,) else drivers,
+        drivers=() if drivers == (AUTO,) else drivers,
         settings=_settings(defaults, given),
         nodes=NodeAccess(nodes.get("owner"), nodes.get("group"), nodes.get("mode")) if nodes else None,
         origin=str(value.place),
@@ -146,8 +161,14 @@ def _check_rule(rule: Rule, value: Value, flavours: Sequence[str], report: Repor
     if rule.flavour is not None and flavours and rule.flavour not in flavours:
         message = f"flavour: there is no {rule.flavour!r}, only {', '.join(flavours)}"
         report.error(given["flavour"].place, message, nearest(rule.flavour, flavours))
+    if rule.flavour == _NATIVE and rule.drivers:
+        report.error(
+            given["driver"].place,
+            "driver: none can be named for native",
+            "leave it out: the device has the driver that it had before, or that the kernel chooses",
+        )
     for driver in given["driver"].value if rule.drivers else ():
-        if driver.value == _AUTO:
+        if driver.value == AUTO:
             report.error(
                 driver.place,
                 "driver: 'auto' stands alone, not in a list",

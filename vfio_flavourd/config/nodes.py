@@ -94,7 +94,10 @@ def parse_nodes(text: str, file: str) -> Node:
     try:
         return _build(yaml.parse(text, Loader=_Loader), file)
     except yaml.MarkedYAMLError as error:
-        place = _place(error.problem_mark or error.context_mark, file)
+        mark = error.problem_mark or error.context_mark
+        if mark is not None and error.context_mark is not None and mark.line >= len(text.splitlines()):
+            mark = error.context_mark  # where that which has no end begins
+        place = _place(mark, file)
         said = ": ".join(part for part in (error.context, error.problem) if part)
         tab = "\t" in text and "cannot start any token" in said
         hint = "indent with spaces, not with tabs" if tab else ""

@@ -18,7 +18,8 @@ _NOT_PLAIN = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 def render_yaml(merged: Merged) -> str:
     """A policy file that says the same as all of them together; what they leave open is there as well."""
     lines = ["version: 1", "defaults:"]
-    for key, text, origin in effective_defaults(merged):
+    for key, default, origin in effective_defaults(merged):
+        text = _inline(merged.defaults[key]) if key in merged.defaults else render_scalar(default)
         lines.append(f"  {key}: {text}  # {_one_line(origin)}")
     if merged.flavours:
         lines.append("flavours:")
@@ -41,8 +42,11 @@ def render_data(merged: Merged) -> dict[str, Any]:
     """The same for JSON; values are texts, as written."""
     return {
         "defaults": {
-            key: {"value": _data(merged.defaults[key]) if key in merged.defaults else text, "origin": origin}
-            for key, text, origin in effective_defaults(merged)
+            key: {
+                "value": _data(merged.defaults[key]) if key in merged.defaults else default,
+                "origin": origin,
+            }
+            for key, default, origin in effective_defaults(merged)
         },
         "flavours": {name: _with_origin(value) for name, value in merged.flavours.items()},
         **({} if merged.metrics is None else {"metrics": _with_origin(merged.metrics)}),
@@ -52,15 +56,14 @@ def render_data(merged: Merged) -> dict[str, Any]:
 
 
 def effective_defaults(merged: Merged) -> Iterator[tuple[str, str, str]]:
-    """Each key that has a value, the value as YAML, and where that comes from."""
+    """Each key that has a value, the built-in one, and where the one in force comes from."""
     table = next(key.kind for key in FILE.keys if key.name == "defaults")
     assert isinstance(table, Table)
     for key in table.keys:
         if key.name in merged.defaults:
-            value = merged.defaults[key.name]
-            yield key.name, _inline(value), str(value.place)
+            yield key.name, key.default, str(merged.defaults[key.name].place)
         elif key.default:
-            yield key.name, render_scalar(key.default), "built in"
+            yield key.name, key.default, "built in"
 
 
 def _mapping(values: Mapping[str, Value], indent: str) -> list[str]:

@@ -24,7 +24,7 @@ from ..model.flavour import (
 )
 from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
-from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
+from ..model.policy import AUTO, VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
@@ -131,7 +131,7 @@ class Engine:
 
     async def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
-        parse_flavour(request.flavour, self.flavours)
+        request = self._check(request)
         self._quarantine.check(request.address)
         return await forecast(self._host, self._host.read_device(request.address), request)
 
@@ -140,9 +140,25 @@ class Engine:
     async def set_flavour(self, request: Request, report: Report) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
-        parse_flavour(request.flavour, self.flavours)
+        request = self._check(request)
         report = self.attempts.fan_out(request.address, report)
         return await self._take(Work(self._host, request, report, _find_way(request)))
+
+    def _check(self, request: Request) -> Request:
+        """Raises FlavourError (EINVAL) for a flavour that there is not, and drivers that can't be named."""
+        parse_flavour(request.flavour, self.flavours)
+        trouble = hint = ""
+        if request.drivers == (AUTO,):
+            return replace(request, drivers=())
+        if AUTO in request.drivers:
+            trouble = f"{AUTO!r} is named beside other drivers"
+            hint = "leave it out: the flavour's generic driver is always tried last"
+        elif request.drivers and request.flavour == Flavour.NATIVE:
+            trouble = "no driver can be named for native"
+            hint = "the device gets the driver that it had before, or that the kernel chooses"
+        if trouble:
+            raise FlavourError(f"{request.address}: {trouble}", code=Code.INVALID_ARGUMENT, hint=hint)
+        return request
 
     async def reset(self, request: Request, report: Report) -> Outcome:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that

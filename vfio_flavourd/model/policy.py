@@ -60,6 +60,9 @@ class FlavourKind:
 
 VFIO = FlavourKind("vfio", "vfio_pci", "vfio_pci")
 
+# Stands for a driver where none is named: the best one.
+AUTO = "auto"
+
 
 @dataclass(frozen=True, slots=True)
 class NodeAccess:
