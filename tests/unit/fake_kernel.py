@@ -479,6 +479,7 @@ class FakeHands:
             return await self._read_override(rest[0])
         if kind == "link":
             return path.readlink().name if path.is_symlink() else None
+        assert kind == "names", kind
         return sorted(child.name for child in path.iterdir()) if path.exists() else []
 
     async def _read_override(self, path: str) -> str:

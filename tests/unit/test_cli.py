@@ -71,7 +71,8 @@ class Host:
                 self.before(engine)
                 status = await asyncio.to_thread(call, argv)
                 self.after(engine)
-                await asyncio.sleep(0.02)  # what nobody waits for
+                await asyncio.sleep(0.02)
+                await engine.settle(5)  # what nobody waits for
                 return status
 
         return self._caught(asyncio.run(run()))

@@ -31,6 +31,12 @@ def intrude_before(kernel: FakeKernel, device: FakeDevice, attribute: str) -> No
     before_write(kernel, attribute, intrude)
 
 
+async def all_over(engine: Engine) -> None:
+    async with asyncio.timeout(10):
+        while tasks := pending(engine):
+            await asyncio.gather(*tasks)
+
+
 def switch(
     engine: Engine,
     flavour: Flavour,
@@ -390,6 +396,32 @@ def test_a_personality_that_never_becomes_ready_is_a_timeout(kernel: FakeKernel)
     assert refuse(make_engine(kernel, bind=0.1), Flavour.VFIO).errno == errno.ETIMEDOUT
 
 
+def test_a_personality_that_does_not_return_is_stuck_in_that_write(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device, "chameleon")
+    attribute = kernel.path(device) / "enable_vfio"
+    attribute.write_text("0\n", encoding="ascii")
+    write = kernel.write
+
+    async def run() -> None:
+        returns = asyncio.Event()
+
+        async def hang(path: str, text: str) -> None:
+            await returns.wait()
+            await write(path, text)
+
+        kernel.write = hang  # type: ignore[method-assign]
+        engine = make_engine(kernel, bind=0.1)
+        request = Request(parse_address(device.address), Flavour.VFIO)
+        with pytest.raises(FlavourError, match=r"'write 1 to enable_vfio' has not returned for 0\.1 s"):
+            await engine.set_flavour(request, lambda _: None)
+        assert engine.attempts.history[-1].steps[-1].action is StepAction.ASK
+        returns.set()
+        await all_over(engine)
+
+    asyncio.run(run())
+
+
 def test_a_driver_with_a_personality_is_not_unbound_for_a_named_driver(kernel: FakeKernel) -> None:
     device = kernel.add_device()
     kernel.add_native(device, "chameleon")
@@ -567,7 +599,7 @@ def test_an_unbind_that_blocks_is_a_timeout_and_ends_by_itself_when_the_kernel_l
         )
         assert outcome.driver == "vfio-pci"
         blocks.set()
-        await asyncio.sleep(0.05)
+        await all_over(engine)
         assert engine.device(request.address).stuck == ""
         assert has(device) == ("vfio-pci", "vfio-pci")
         await engine.set_flavour(Request(request.address, Flavour.NATIVE), lambda _: None)

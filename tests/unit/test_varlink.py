@@ -174,7 +174,9 @@ def test_one_who_wants_no_answer_gets_the_switch_all_the_same(
     async def talk(path: str) -> None:
         with blocking_client.connect(writes=True) as caller:
             caller._send("SetFlavour", {"device": DEVICE, "flavour": "vfio"}, {"oneway": True})
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            while not kernel.writes:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
 
     serve(kernel, monkeypatch, talk)
     driver = kernel.devices[DEVICE].driver
