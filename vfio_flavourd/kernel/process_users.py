@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..model.occupancy import Use, User
 from .host_files import HostFiles
@@ -164,7 +163,9 @@ def _stat(link: str, mount_id: str) -> os.stat_result | None:
     """
     file = os.open(link, os.O_PATH | os.O_CLOEXEC)
     try:
-        same = _parse_fdinfo(Path(f"/proc/self/fdinfo/{file}").read_text("ascii")).get("mnt_id") == mount_id
+        # Unbuffered, since who wants to hold us up has many.
+        with open(f"/proc/self/fdinfo/{file}", "rb", buffering=0) as told:  # noqa: PTH123
+            same = _parse_fdinfo(told.read(4096).decode("ascii", "replace")).get("mnt_id") == mount_id
         return os.fstat(file) if same else None
     finally:
         os.close(file)
