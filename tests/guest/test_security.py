@@ -328,6 +328,22 @@ def test_a_user_can_not_forge_an_event(host: Host, tmp_path: Path) -> None:
     assert host.run("systemctl show -P MainPID vfio-flavourd").stdout.strip() == pid
 
 
+def test_a_user_can_not_pretend_to_use_a_device_by_a_file_of_its_nodes_name(host: Host) -> None:
+    host.switch(GOOD, "vfio")
+    host.run(f"""
+        group=$(basename $(readlink {GOOD.sysfs}/iommu_group))
+        {NOBODY} mkdir -p /tmp/x/dev/vfio
+        {NOBODY} touch /tmp/x/dev/vfio/$group
+        systemd-run -q --unit=pretender -p User=nobody sh -c "exec sleep infinity < /tmp/x/dev/vfio/$group"
+        until readlink /proc/$(systemctl show -P MainPID pretender)/fd/0 | grep -q /tmp/x; do sleep 0.1; done
+    """)
+    try:
+        assert host.show(GOOD)["users"] == []
+        host.switch(GOOD, "native")
+    finally:
+        host.run("systemctl stop pretender; rm -r /tmp/x")
+
+
 def test_the_sockets_are_as_they_are_documented(host: Host) -> None:
     said = host.run(f"stat -c '%a %U %G %n' {CONTROL} {READ_ONLY} /run/vfio-flavourd/modprobe").stdout
     assert [line.split()[:3] for line in said.splitlines()] == [

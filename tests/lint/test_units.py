@@ -104,6 +104,12 @@ def test_the_daemon_has_no_capability_at_all() -> None:
     assert "NoNewPrivileges=yes" in text.splitlines()
 
 
+@pytest.mark.parametrize("name", ["modprobe", "users"])
+def test_a_socket_that_starts_a_process_for_each_connection_is_never_left_failed(name: str) -> None:
+    lines = (ROOT / f"systemd/vfio-flavour-{name}.socket").read_text(encoding="utf-8").splitlines()
+    assert {"Accept=yes", "SocketMode=0600", "TriggerLimitIntervalSec=0"} <= set(lines)
+
+
 def test_every_program_of_a_unit_is_installed_where_the_unit_looks() -> None:
     rules = (ROOT / "debian/rules").read_text(encoding="utf-8")
     for unit in UNITS:

@@ -140,6 +140,18 @@ class FakeHost:
             self.path(f"{base}/root").symlink_to(root)
         self.write(f"{base}/mountinfo", "")
 
+    def describe_file(
+        self, pid: int, number: int, mount_id: int, fs_type: str = "", flags: str = "rw,relatime"
+    ) -> None:
+        """An open file of the process, and the mount that it is on, where the process sees that one."""
+        self.write(
+            f"/proc/{pid}/fdinfo/{number}", f"pos:\t0\nflags:\t0100000\nmnt_id:\t{mount_id}\nino:\t3\n"
+        )
+        if fs_type:
+            line = f"{mount_id} 27 0:6 / /some {flags} shared:2 - {fs_type} none rw,mode=755\n"
+            with self.path(f"/proc/{pid}/mountinfo").open("a", encoding="utf-8") as file:
+                file.write(line)
+
     def mount(
         self,
         number: str,

@@ -253,3 +253,27 @@ def test_the_process_ends_with_its_connection_and_needs_nothing_but_the_standard
         assert ours.recv(100) == b"[]\n"
         ours.shutdown(socket.SHUT_RDWR)
         assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+@pytest.mark.parametrize("answered", [False, True])
+def test_one_whose_asker_has_hung_up_ends_without_a_word(questions: int, answered: bool) -> None:
+    """Whether it comes to write or to read that, and with an answer in the buffer that nobody has taken."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import vfio_flavourd.kernel.find_users as it;"
+        " sys.exit(it.main())"
+    )
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-IS", "-c", code, str(ROOT)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        ours.sendall(b'["group", 99999999]\n' * questions)
+        if answered:
+            assert ours.recv(3, socket.MSG_PEEK) == b"[]\n"
+    _, said = process.communicate(timeout=30)
+    assert (said, process.returncode) == (b"", 0)

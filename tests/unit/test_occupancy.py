@@ -1,7 +1,9 @@
 """Who uses a device: functions, displays, open nodes, guests; and what is never touched to find out."""
 
 import os
+import stat
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -242,6 +244,169 @@ def test_the_only_gpu_of_nvidias_driver_has_the_nodes_that_sysfs_does_not_know(h
     )
     host.path("/proc/driver/nvidia/gpus/0000:02:00.0").mkdir()
     assert host.users("nvidia", 0x030200) == ()
+
+
+# what is only called like a node
+
+
+def find_mount_id(path: str) -> int:
+    """Of the real mount that a real file is on: what is open is looked at through the link to it."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    finally:
+        os.close(descriptor)
+    [mount_id] = [int(line.split()[1]) for line in lines if line.startswith("mnt_id:")]
+    return mount_id
+
+
+def add_full(host: FakeHost, fs_type: str = "devtmpfs") -> None:
+    """A node of the device's that is there on any real host, and somebody who has it open."""
+    host.add_directory(f"{DEVICE}/misc/full", class_="misc", dev="1:7", uevent="DEVNAME=full")
+    host.add_process(DD, "dd", {3: "/dev/full"})
+    host.describe_file(DD, 3, find_mount_id("/dev/full"), fs_type)
+
+
+FULL = (User(Use.OPEN, f"dd (pid {DD}) has /dev/full open", DD),)
+
+
+@pytest.mark.parametrize("fs_type", ["tmpfs", "ext4", "btrfs", "xfs"])
+def test_a_file_of_somebodys_own_that_is_called_like_a_node_is_none(host: FakeHost, fs_type: str) -> None:
+    add_vfio(host)
+    host.add_disk("nvme0n1", "259:0")
+    for number, node in enumerate(("vfio/14", "vfio/devices/vfio3", "nvme0n1")):
+        host.write(f"/home/dev/{node}", "")
+        file = str(host.path(f"/home/dev/{node}"))
+        if number == 0:
+            host.add_process(DD, "sleep")
+        host.path(f"/proc/{DD}/fd/{number}").symlink_to(file)
+        host.describe_file(DD, number, find_mount_id(file), fs_type)
+    assert host.users() == ()
+    assert host.occupancy().find_group_holders(14) == ()
+    host.path(f"/proc/{DD}/fd/9").symlink_to("/dev/nvme0n1")  # and one of which nothing more can be told
+    assert [user.pid for user in host.users()] == [DD]
+
+
+@pytest.mark.parametrize("fs_type", ["devtmpfs", "tmpfs", "ext4"])
+def test_a_node_counts_on_whatever_file_system_it_was_made(host: FakeHost, fs_type: str) -> None:
+    add_full(host, fs_type)
+    assert host.users() == FULL
+
+
+@pytest.mark.parametrize(("name", "expected"), [("nvme0n1", 1), ("nvme1n1", 0)])
+def test_a_disks_node_is_told_by_its_number(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, name: str, expected: int
+) -> None:
+    """Which disks the real host has isn't known, so one is made up."""
+    status = os.stat_result((stat.S_IFBLK | 0o660, *[0] * 9), {"st_rdev": os.makedev(259, 0)})
+    monkeypatch.setattr("vfio_flavourd.kernel.process_users._stat", lambda link, mount_id: status)
+    host.add_disk("nvme0n1", "259:5")
+    other = host.add_directory("/sys/devices/other", class_="block", uevent=f"DEVNAME={name}")
+    host.link("/sys/dev/block/259:0", other)
+    host.add_process(DD, "dd", ["/dev/nvme0n1"])
+    host.describe_file(DD, 0, 24, "devtmpfs")
+    assert len(host.users()) == expected
+
+
+@pytest.mark.parametrize("flags", ["rw,relatime", "rw,nosuid,nodev"])
+def test_a_node_that_was_opened_before_its_mount_forbade_it_counts(host: FakeHost, flags: str) -> None:
+    add_full(host, "")
+    host.describe_file(DD, 3, find_mount_id("/dev/full"), "tmpfs", flags)
+    assert host.users() == FULL
+
+
+def test_another_device_that_was_bound_to_the_name_is_not_the_node(host: FakeHost) -> None:
+    add_full(host)
+    path = host.add_directory("/sys/devices/virtual/mem/zero", class_="mem", uevent="DEVNAME=zero")
+    host.link("/sys/dev/char/1:7", path)
+    assert host.users() == ()
+
+
+@pytest.mark.parametrize(
+    ("bus", "class_", "uevent"),
+    [("", "misc", "DEVNAME=full"), ("", "misc", ""), ("usb", "", "DEVNAME=other")],
+)
+def test_a_device_that_is_not_known_to_be_another_one_is_the_node(
+    host: FakeHost, bus: str, class_: str, uevent: str
+) -> None:
+    """The `uevent` of a device on a bus waits for it, and isn't read."""
+    add_full(host)
+    path = host.add_directory("/sys/devices/virtual/some", bus=bus, class_=class_, uevent=uevent)
+    host.link("/sys/dev/char/1:7", path)
+    assert host.users() == FULL
+
+
+@pytest.mark.parametrize("fs_type", ["fuse", "fuse.sshfs", "nfs4", "9p", "overlay", "new_fs", ""])
+def test_what_may_wait_for_a_server_is_not_asked_and_counts(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, fs_type: str
+) -> None:
+    """The last one is on no mount that its process sees."""
+
+    def fail(link: str, mount_id: str) -> None:
+        raise AssertionError(f"followed {link}")
+
+    monkeypatch.setattr("vfio_flavourd.kernel.process_users._stat", fail)
+    add_full(host, fs_type)
+    assert host.users() == FULL
+
+
+@pytest.mark.parametrize("fs_type", ["fuse.sshfs", "nfs4", "overlay"])
+def test_no_device_can_be_open_where_the_mount_forbids_it(host: FakeHost, fs_type: str) -> None:
+    """As everything is that fusermount mounts."""
+    add_full(host, "")
+    host.describe_file(DD, 3, find_mount_id("/dev/full"), fs_type, "rw,nosuid,nodev,relatime")
+    assert host.users() == ()
+
+
+def test_a_file_that_takes_the_place_of_one_that_was_seen_is_not_asked_and_counts(host: FakeHost) -> None:
+    """It may be on a file system that waits, unlike the one that was there."""
+    host.write("/home/dev/full", "")
+    add_full(host)
+    host.path(f"/proc/{DD}/fd/3").unlink()
+    host.path(f"/proc/{DD}/fd/3").symlink_to(host.path("/home/dev/full"))
+    host.describe_file(DD, 3, 5_000_000, "tmpfs")
+    assert [user.pid for user in host.users()] == [DD]
+
+
+def test_a_file_that_is_closed_meanwhile_is_no_use(host: FakeHost) -> None:
+    add_full(host)
+    host.path(f"/proc/{DD}/fd/3").unlink()
+    host.path(f"/proc/{DD}/fd/3").symlink_to(host.path("/gone/dev/full"))
+    assert host.users() == ()
+
+
+def test_the_kernel_names_memory_by_what_it_is() -> None:
+    with os.fdopen(os.memfd_create("x/dev/vfio/14"), "wb") as file:
+        link = Path(f"/proc/self/fd/{file.fileno()}").readlink()
+    assert str(link) == "/memfd:x/dev/vfio/14 (deleted)"
+
+
+@pytest.mark.parametrize("link", ["/memfd:x/dev/vfio/14 (deleted)", "/dmabuf:/dev/vfio/14"])
+def test_what_has_no_path_is_no_node_whatever_its_name(host: FakeHost, link: str) -> None:
+    add_vfio(host)
+    host.add_process(DD, "sleep", [link])
+    assert host.users() == ()
+    assert host.occupancy().find_group_holders(14) == ()
+
+
+def test_in_the_real_proc_a_node_is_told_from_a_file_that_is_called_like_it(tmp_path: Path) -> None:
+    (tmp_path / "proc").symlink_to("/proc")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        forged = Path(directory, "dev/full")
+        forged.parent.mkdir()
+        forged.touch()
+        script = "exec 7> /dev/full 8< $0; exec sleep 60", "exec 8< $0; exec sleep 60"
+        children = [subprocess.Popen(["/bin/sh", "-c", line, str(forged)]) for line in script]
+        try:
+            for child in children:
+                while not Path(f"/proc/{child.pid}/fd/8").is_symlink():
+                    time.sleep(0.01)
+            users = list(find_open_files(HostFiles(str(tmp_path)), {"full": Use.OPEN}))
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+    assert [user.pid for user in users] == [children[0].pid]
 
 
 # guests

@@ -165,14 +165,42 @@ def test_a_bcachefs_names_all_its_disks(host: FakeHost, part: str) -> None:
     assert host.told() == ["mount: /pool on nvme0n1p2"]
 
 
-def test_a_log_on_a_disk_of_its_own_is_in_use(host: FakeHost, part: str) -> None:
-    host.mount("8:1", "/srv", "xfs", "/dev/sda1", "rw,logdev=/dev/nvme0n1p2")
+@pytest.mark.parametrize(
+    ("fs_type", "option"),
+    [("xfs", "logdev"), ("xfs", "rtdev"), ("ext4", "journal_path"), ("reiserfs", "jdev")],
+)
+def test_a_log_on_a_disk_of_its_own_is_in_use(host: FakeHost, part: str, fs_type: str, option: str) -> None:
+    host.mount("8:1", "/srv", fs_type, "/dev/sda1", f"rw,{option}=/dev/nvme0n1p2")
     assert host.told() == ["mount: /srv on nvme0n1p2"]
 
 
-def test_a_source_that_anybody_may_make_up_is_not_believed(host: FakeHost, part: str) -> None:
-    host.mount("0:40", "/tmp/x", "tmpfs", "/dev/nvme0n1p2")
+@pytest.mark.parametrize(
+    "fs_type",
+    ["tmpfs", "overlay", "fuse", "fuse.sshfs", "proc", "ramfs", "sysfs", "devpts", "mqueue", "binfmt_misc"],
+)
+def test_a_source_that_anybody_may_make_up_is_not_believed(host: FakeHost, part: str, fs_type: str) -> None:
+    host.mount("0:40", "/tmp/x", fs_type, "/dev/nvme0n1p2", "rw,user_id=1000")
     assert host.users() == ()
+
+
+def test_a_directory_that_is_called_like_a_disk_is_none(host: FakeHost, part: str) -> None:
+    host.add_process(CONTAINER, "bash", name_space="mnt:[4026532500]")
+    options = "rw,lowerdir=/dev/nvme0n1p2,upperdir=/dev/nvme0n1p1,workdir=/tmp/w"
+    host.mount("0:78", "/mnt", "overlay", "overlay", options, pid=CONTAINER)
+    assert host.users() == ()
+
+
+def test_a_file_system_in_user_space_that_the_kernel_gave_the_disk_is_a_mount(
+    host: FakeHost, part: str
+) -> None:
+    host.mount("259:2", "/windows", "fuseblk", "/dev/nvme0n1p2")
+    assert host.told() == ["mount: /windows on nvme0n1p2"]
+
+
+def test_the_server_of_one_that_the_kernel_knows_no_disk_of_has_it_open(host: FakeHost, part: str) -> None:
+    host.mount("0:77", "/mnt", "fuse.fuse2fs", "/dev/nvme0n1p2")
+    host.add_process(DD, "fuse2fs", ["/dev/nvme0n1p2"])
+    assert host.told() == [f"open: fuse2fs (pid {DD}) has /dev/nvme0n1p2 open"]
 
 
 def test_a_source_by_one_of_udevs_links_is_the_same_disk(host: FakeHost, part: str) -> None:

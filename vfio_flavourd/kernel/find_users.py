@@ -8,6 +8,7 @@ users, each as `[use, what, pid]`.
 """
 
 import json
+import os
 import sys
 from typing import TextIO
 
@@ -32,5 +33,9 @@ def answer(occupancy: Occupancy, questions: TextIO, answers: TextIO) -> None:
 
 def main() -> int:
     """Standard input and output are the daemon's connection."""
-    answer(Occupancy(), sys.stdin, sys.stdout)
+    try:
+        answer(Occupancy(), sys.stdin, sys.stdout)
+    except ConnectionError:
+        # Nobody waits any more. What is left unsent would be tried once more at the end, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
     return 0

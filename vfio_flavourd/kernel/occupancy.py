@@ -4,7 +4,7 @@ Found by what is below the device's own directory in sysfs, never by guessing na
 where something is there that it could tell of.
 
 Nothing here waits for a device or a file system: no `driver_override`, `uevent` or `sriov_numvfs` of a PCI
-device is read, no link of a process is followed, no device node is touched.
+device is read, no link of a process is followed to a file system that may wait, no device node is opened.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,11 +1,16 @@
 """Which processes have a node of a device open.
 
-Told by the names that the links in `/proc/<pid>/fd` read as; following such a link can block on a file
-system that hangs. Listing another user's needs CAP_DAC_READ_SEARCH, reading them CAP_SYS_PTRACE.
+Told by the names that the links in `/proc/<pid>/fd` read as. Anybody may call a file of his own by such a
+name, so what has one is looked at: it must be a device, and no other one. Following the link can block on a
+file system that hangs, so that is done only where it can't; where it can't be told, it counts as the node.
+
+Listing another user's needs CAP_DAC_READ_SEARCH, reading and following them CAP_SYS_PTRACE.
 """
 
 import os
+import stat
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from ..model.occupancy import Use, User
 from .host_files import HostFiles
@@ -18,6 +23,13 @@ _VFIO_FILE = "anon_inode:[vfio-device]"
 # Of the flags in /proc/<pid>/fdinfo/<number>, which are octal. Such a descriptor is a name for the file: the
 # driver's open() was never called (open(2)). udev's workers take one on each node to set its owner and mode.
 _IS_ONLY_A_NAME = os.O_PATH
+
+# Their files tell from memory what they are. Another kind may wait for its server, or lie on one that does
+# (overlay).
+_TELLS_AT_ONCE = frozenset({"devtmpfs", "tmpfs", "ramfs", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
+
+# What memfd_create(2) makes, and the name of a DMA buffer: who makes one chooses what follows.
+_HAS_NO_PATH = ("/memfd:", "/dmabuf:")
 
 # Opens the nodes of every device for the time of an event, and lets go by itself.
 _UDEV = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
@@ -42,9 +54,8 @@ def find_open_files(
         if pid == own or (is_counted and _read_size(directory) == 0):
             continue  # most processes are kernel threads, and have none
         named, vfio_files = _scan(directory, nodes)
-        held = {
-            node for node, numbers in named.items() if any(_is_open(files, pid, number) for number in numbers)
-        }
+        process = _Process(files, nodes, pid)
+        held = {node for node, numbers in named.items() if any(map(process.has_open, numbers))}
         if held or vfio_files:
             yield from _name_users(files, nodes, vfio_paths, pid, held, vfio_files)
 
@@ -87,12 +98,77 @@ def _name_users(
                 yield User(Use.GUEST, f"{name} (pid {pid}) holds VFIO device {path.rsplit('/', 1)[1]}", pid)
 
 
-def _is_open(files: HostFiles, pid: int, number: str) -> bool:
-    """Also where its flags can't be read, unless that is because it was closed meanwhile."""
-    for line in files.read_lines(f"/proc/{pid}/fdinfo/{number}"):
-        if line.startswith("flags:"):
-            return not int(line.removeprefix("flags:"), 8) & _IS_ONLY_A_NAME
-    return files.find_link(f"/proc/{pid}/fd/{number}") is not None
+@dataclass(slots=True)
+class _Process:
+    """Of a process with descriptors that are named as one of the `nodes` is."""
+
+    files: HostFiles
+    nodes: Collection[str]
+    pid: int
+    # By mount ID, what mountinfo says of it: the type, and whether devices can be opened there.
+    mounts: dict[str, tuple[str, bool]] = field(default_factory=dict)
+
+    def has_open(self, number: str) -> bool:
+        """Also where it can't be told, unless that is because it was closed meanwhile."""
+        link = f"/proc/{self.pid}/fd/{number}"
+        told = _parse_fdinfo(self.files.read(f"/proc/{self.pid}/fdinfo/{number}"))
+        if "flags" not in told:
+            return self.files.find_link(link) is not None
+        if int(told["flags"], 8) & _IS_ONLY_A_NAME:
+            return False
+        mount_id = told.get("mnt_id", "")
+        fs_type, has_devices = self._find_mount(mount_id)
+        if fs_type not in _TELLS_AT_ONCE:
+            return has_devices
+        try:
+            status = _stat(self.files.root + link, mount_id)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except OSError:
+            return True
+        return status is None or self._is_node(status)
+
+    def _find_mount(self, mount_id: str) -> tuple[str, bool]:
+        """The type is empty for one that the process doesn't see: it was unmounted lazily, or the file was
+        handed over by a process of another name space."""
+        if not self.mounts:
+            for line in self.files.read_lines(f"/proc/{self.pid}/mountinfo"):
+                left, _, right = line.partition(" - ")
+                fields = left.split(" ")
+                if len(fields) >= 6:
+                    self.mounts[fields[0]] = right.partition(" ")[0], "nodev" not in fields[5].split(",")
+        return self.mounts.get(mount_id, ("", True))
+
+    def _is_node(self, status: os.stat_result) -> bool:
+        """A device, and not one that is known to be called otherwise: any file can be bound to any name."""
+        if not stat.S_ISCHR(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+            return False
+        kind = "char" if stat.S_ISCHR(status.st_mode) else "block"
+        path = self.files.follow(f"/sys/dev/{kind}/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+        # NVIDIA's are not in sysfs; the `uevent` of a device on a bus isn't read (subtree.py).
+        if path is None or "/class/" not in (self.files.follow(f"{path}/subsystem") or ""):
+            return True
+        name = self.files.read_properties(f"{path}/uevent").get("DEVNAME")
+        return name is None or name in self.nodes
+
+
+def _parse_fdinfo(text: str) -> dict[str, str]:
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in text.split("\n"))}
+
+
+def _stat(link: str, mount_id: str) -> os.stat_result | None:
+    """Of what is open there, without opening it: no driver is asked. Raises OSError.
+
+    None where the descriptor has become another one meanwhile, of a file system that may make us wait.
+    """
+    file = os.open(link, os.O_PATH | os.O_CLOEXEC)
+    try:
+        # Unbuffered, since who wants to hold us up has many.
+        with open(f"/proc/self/fdinfo/{file}", "rb", buffering=0) as told:  # noqa: PTH123
+            same = _parse_fdinfo(told.read(4096).decode("ascii", "replace")).get("mnt_id") == mount_id
+        return os.fstat(file) if same else None
+    finally:
+        os.close(file)
 
 
 def _lets_go(name: str, node: str) -> bool:
@@ -131,7 +207,7 @@ def _scan(path: str, nodes: Collection[str]) -> tuple[dict[str, list[str]], list
             if "/dev/" in target:
                 # What comes before it is the way to the root directory that a process has of its own.
                 node = target[target.rfind("/dev/") + 5 :].removesuffix(" (deleted)")
-                if node in nodes:
+                if node in nodes and not target.startswith(_HAS_NO_PATH):
                     named.setdefault(node, []).append(number)
             elif target == _VFIO_FILE:
                 vfio_files.append(number)

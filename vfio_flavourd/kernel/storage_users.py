@@ -23,9 +23,14 @@ _ESSENTIAL = (
     str(Path(__file__).parent),
 )
 
+# A journal, a log or real-time data on a disk of its own (ext4, xfs, reiserfs). In other options may be any
+# text.
+_NAMES_A_DISK = frozenset({"journal_path", "logdev", "rtdev", "jdev"})
+
 # File systems whose source is any text that who mounts them likes, anyone in a user name space of his own.
 _SOURCE_IS_A_REMARK = frozenset(
     {"tmpfs", "ramfs", "overlay", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2", "binder"}
+    | {"binfmt_misc", "fuse"}
 )
 
 
@@ -80,10 +85,11 @@ class _Index:
     def find(self, mount: Mount) -> Volume | None:
         if mount.number in self.numbers:
             return self.numbers[mount.number]
-        # A journal or a log on a disk of its own.
-        parts = [option.partition("=")[2] for option in mount.options]
-        # btrfs and bcachefs have a number of no device; the latter names all its disks.
-        if mount.number.startswith("0:") and mount.fs_type not in _SOURCE_IS_A_REMARK:
+        options = (option.partition("=") for option in mount.options)
+        parts = [value for name, _, value in options if name in _NAMES_A_DISK]
+        # btrfs and bcachefs have a number of no device; the latter names all its disks. FUSE may have any
+        # after a dot; where its server has a disk, it has that open. A fuseblk has its disk's number.
+        if mount.number.startswith("0:") and mount.fs_type.partition(".")[0] not in _SOURCE_IS_A_REMARK:
             parts += mount.source.split(":")
         for part in parts:
             if part in self.sources:
