@@ -121,8 +121,14 @@ def test_json_has_all_that_is_known(tried: Host) -> None:
 def test_nothing_tried_is_said_and_no_failure(host: Host) -> None:  # noqa: F811
     said = host.say("history")
     assert (said.status, said.out) == (0, "")
-    assert "nothing has been tried" in said.err
+    assert said.err == "flavourctl: nothing has been tried since the boot\n"
     assert host.say("history", "--json").data["attempts"] == []
+
+
+def test_where_only_others_were_tried_the_device_is_named(tried: Host) -> None:
+    said = tried.say("history", "03:00.0")
+    assert (said.status, said.out) == (0, "")
+    assert said.err == "flavourctl: nothing has been tried for 0000:03:00.0 since the boot\n"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import signal
+import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -211,6 +214,28 @@ def test_ctrl_c_before_anything_is_touched_says_that_nothing_goes_on(kernel: Fak
         assert kernel.writes == []
 
     talk(kernel, story)
+
+
+def test_ctrl_c_ends_it_also_while_the_daemon_hangs(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        control, readonly = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+        for sock, name in ((control, "control"), (readonly, "readonly")):
+            sock.bind(str(tmp_path / name))
+            sock.listen()
+        process = stack.enter_context(start_piped(tmp_path, "set", DEVICE, "vfio", "--json"))
+        stack.callback(process.kill)  # where it does not end, the test does
+        asked = stack.enter_context(control.accept()[0])
+        asked.recv(4096)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    said = "interrupted: the daemon has not answered for 2 s"
+    assert err.splitlines() == [
+        f"flavourctl: {said}",
+        f"  flavourctl show {DEVICE} says what became of it (flavourctl explain interrupted)",
+    ]
+    error = json.loads(out)["error"]
+    assert (error["code"], error["message"]) == ("interrupted", said)
 
 
 def test_ctrl_c_in_the_middle_says_that_the_daemon_carries_it_to_its_end(kernel: FakeKernel) -> None:
