@@ -421,6 +421,20 @@ def test_no_wait_returns_once_the_device_is_being_changed_and_the_daemon_goes_on
     assert host.driver == "vfio-pci"
 
 
+def test_no_wait_does_not_wait_for_a_first_write_that_hangs(host: Host) -> None:
+    vfio = host.kernel.drivers.get("vfio-pci") or host.kernel.modules["vfio_pci"].drivers[0]
+    host.kernel.load("vfio_pci")
+    host.kernel.release(host.device)
+    host.device.override = "vfio-pci"
+    host.kernel.probe(vfio, host.device)
+    host.device.override = None  # so the way home begins with an unbind
+    blocks = vfio.remove_blocks = asyncio.Event()
+    host.after = lambda engine: blocks.set()
+    said = host.say("set", DEVICE, "native", "--no-wait")
+    assert (said.status, said.out) == (0, "")
+    assert host.driver == "e1000e"
+
+
 def test_no_wait_as_json_is_an_object_too(host: Host) -> None:
     said = host.say("set", DEVICE, "vfio", "--no-wait", "--json")
     assert said.status == 0

@@ -236,6 +236,19 @@ def test_processes_that_end_meanwhile_are_passed_over(host: FakeHost) -> None:
     assert host.told() == [f"open: a process (pid {QEMU}) has /dev/nvme0n1 open"]
 
 
+def test_who_opens_more_than_can_be_looked_at_is_a_user_and_keeps_nobody_from_an_answer(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that --force can take it from."""
+    add_card(host)
+    host.add_process(DD, "dd", ["/dev/dri/card0"])
+    host.add_process(QEMU, "many", ["/dev/dri/card0"])
+    monkeypatch.setattr("vfio_flavourd.kernel.process_users._PATIENCE", -1.0)
+    (user,) = host.users()
+    assert user.use is Use.OPEN
+    assert user.what == "3 processes, from systemd (pid 1) on, could not be looked into in time"
+
+
 def test_the_only_gpu_of_nvidias_driver_has_the_nodes_that_sysfs_does_not_know(host: FakeHost) -> None:
     host.path("/proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
     host.add_process(DD, "python3", ["/dev/nvidiactl", "/dev/nvidia0"])

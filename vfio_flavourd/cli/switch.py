@@ -8,17 +8,11 @@ from ..doors import blocking_client
 from ..model.address import parse_address
 from ..model.codes import Code, find_exit_status
 from ..model.errors import FlavourError
-from ..model.flavour import StepAction
 from ..model.printable import printable
 from .output import Interrupted, print_json
 from .progress import Progress
 
 Answer = dict[str, Any]
-
-# From the first of these on the daemon carries a switch to its end, whoever hangs up.
-_WRITES = frozenset(
-    {StepAction.OVERRIDE, StepAction.UNBIND, StepAction.BIND, StepAction.PROBE, StepAction.ASK}
-)
 
 # Seconds for which the daemon is waited for when somebody wants to be gone.
 _PATIENCE = 2.0
@@ -63,10 +57,10 @@ def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
             for reply in daemon.follow(method, tick=progress.refresh, **parameters):
                 if running := reply["running"]:
                     progress.begin(running)
+                    if arguments.no_wait and _is_write(running):
+                        return None
                 if step := reply["step"]:
                     progress.end(step)
-                    if arguments.no_wait and step["action"] in _WRITES:
-                        return None
                 outcome = reply["outcome"] or outcome
         except KeyboardInterrupt:
             progress.clear()
@@ -75,6 +69,12 @@ def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
         finally:
             progress.clear()
         return outcome
+
+
+def _is_write(running: str) -> bool:
+    """Or what comes after one: from then on the daemon carries a switch to its end, whoever hangs up. Nothing
+    else is told to have begun but loads."""
+    return not running.rpartition(": ")[2].startswith("load ")
 
 
 def _tell_what_goes_on(device: str) -> str:

@@ -9,6 +9,7 @@ Listing another user's needs CAP_DAC_READ_SEARCH, reading and following them CAP
 
 import os
 import stat
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -27,6 +28,10 @@ _IS_ONLY_A_NAME = os.O_PATH
 # Their files tell from memory what they are. Another kind may wait for its server, or lie on one that does
 # (overlay).
 _TELLS_AT_ONCE = frozenset({"devtmpfs", "tmpfs", "ramfs", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
+
+# Seconds, of the thirty that an answer is waited for. Some 40,000 open files take 0.3; who opens millions, or
+# thousands that are called like a node, is to keep nobody from an answer.
+_PATIENCE = 10.0
 
 # What memfd_create(2) makes, and the name of a DMA buffer: who makes one chooses what follows.
 _HAS_NO_PATH = ("/memfd:", "/dmabuf:")
@@ -49,15 +54,23 @@ def find_open_files(
     own = os.getpid()
     # Since Linux 6.2 (fs/proc/fd.c) a directory's size is the number of its files; before, it is always 0.
     is_counted = _read_size(f"{files.root}/proc/{own}/fd") > 0
+    until = time.monotonic() + _PATIENCE
+    left: list[int] = []
     for pid in files.list_processes():
+        if time.monotonic() > until:
+            left.append(pid)
+            continue
         directory = f"{files.root}/proc/{pid}/fd"
         if pid == own or (is_counted and _read_size(directory) == 0):
             continue  # most processes are kernel threads, and have none
         named, vfio_files = _scan(directory, nodes)
-        process = _Process(files, nodes, pid)
+        process = _Process(files, nodes, pid, until)
         held = {node for node, numbers in named.items() if any(map(process.has_open, numbers))}
         if held or vfio_files:
             yield from _name_users(files, nodes, vfio_paths, pid, held, vfio_files)
+    if left:
+        first = f"{files.read_name(left[0])} (pid {left[0]})"
+        yield User(Use.OPEN, f"{len(left)} processes, from {first} on, could not be looked into in time")
 
 
 def name_vfio_nodes(group: str, devices: Collection[str] = ()) -> dict[str, Use]:
@@ -105,11 +118,14 @@ class _Process:
     files: HostFiles
     nodes: Collection[str]
     pid: int
+    until: float
     # By mount ID, what mountinfo says of it: the type, and whether devices can be opened there.
     mounts: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
     def has_open(self, number: str) -> bool:
-        """Also where it can't be told, unless that is because it was closed meanwhile."""
+        """Also where it can't be told, or not in time, unless that is because it was closed meanwhile."""
+        if time.monotonic() > self.until:
+            return True
         link = f"/proc/{self.pid}/fd/{number}"
         told = _parse_fdinfo(self.files.read(f"/proc/{self.pid}/fdinfo/{number}"))
         if "flags" not in told:
