@@ -363,7 +363,7 @@ class Manager(VarlinkInterface, name=NAME):
         pid: int | None = None,
     ) -> AsyncIterator[Progress]:
         """Give a device a flavour (native, vfio, or one of the policy's own). The reply comes when it has it;
-        with the more flag, each step is told as it happens. drivers are tried in their order
+        with the more flag, each step is told as it happens. drivers (16 at most) are tried in their order
         instead of what the policy or resolution finds; timeout is in seconds. force takes a device that is in
         use; group (refuse, together or ignore) stands above the policy's word on the others in its IOMMU
         group; persist has the wish outlive the boot. uid and pid are whom the file system asks for, for the

@@ -33,6 +33,9 @@ _log = logging.getLogger(__name__)
 # Its socket holds some hundreds besides.
 _BACKLOG = 512
 
+# Drivers that one may name for a device: each is looked for among thousands of modules, within the loop.
+_MOST_DRIVERS = 16
+
 # Looks for who uses a device that go on at a time for all but root. Each takes a thread, or the process that
 # is kept for the next one: those before a switch must find some left.
 LOOKS = 2
@@ -139,7 +142,7 @@ class ManagerService(interface.Manager):
             request = Request(
                 parse_address(device),
                 parse_flavour(flavour, self._engine.flavours),
-                tuple(drivers or ()),
+                _parse_drivers(drivers),
                 force=bool(force),
                 others=_parse_group(group),
             )
@@ -172,7 +175,7 @@ class ManagerService(interface.Manager):
                 request = Request(
                     address,
                     parse_flavour(flavour, self._engine.flavours),
-                    tuple(drivers or ()),
+                    _parse_drivers(drivers),
                     timeout,
                     str(by_file or peer),
                     force=bool(force),
@@ -296,6 +299,17 @@ def _translated() -> Iterator[None]:
         yield
     except FlavourError as error:
         raise interface.render_error(error) from error
+
+
+def _parse_drivers(names: list[str] | None) -> tuple[str, ...]:
+    """Raises FlavourError (EINVAL)."""
+    if len(names or ()) > _MOST_DRIVERS:
+        raise FlavourError(
+            f"{len(names or ())} drivers are too many to name",
+            code=Code.INVALID_ARGUMENT,
+            hint=f"allowed: {_MOST_DRIVERS}, in the order to try them",
+        )
+    return tuple(names or ())
 
 
 def _parse_group(text: str | None) -> OthersInGroup | None:
