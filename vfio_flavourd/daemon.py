@@ -18,7 +18,7 @@ from . import __version__, journal
 from .config.problems import PolicyError
 from .doors.protocol import CONTROL_SOCKET
 from .doors.uevents import UeventDoor
-from .doors.varlink import ManagerService, VarlinkDoor
+from .doors.varlink import LOOKS, ManagerService, VarlinkDoor
 from .engine.changes import Changes
 from .engine.early_rules import update_rules
 from .engine.engine import Engine
@@ -47,8 +47,9 @@ _GRACE = 5.0
 
 _ROOT = Path("/")
 
-# Threads that look for who uses a device; each keeps some memory for good.
-_LOOKING = 3
+# Threads that look for who uses a device, of which clients who only look leave two to switches; each that was
+# needed keeps some memory for good.
+_LOOKING = LOOKS + 2
 
 # The policy that was in force last, for a start without a valid one.
 _LAST_GOOD = LASTING_STATE / "last-good-policy.yaml"

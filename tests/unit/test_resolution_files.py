@@ -1,8 +1,11 @@
 """The files as depmod and people write them, in real directories."""
 
 import asyncio
+import gc
 import os
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -434,3 +437,37 @@ def test_the_answers_kept_are_bounded() -> None:
     for device in range(10_000):
         table.resolve(f"pci:v000015B3d{device:08X}sv000015B3sd00000010bc02sc00i00")
     assert len(table._memo) <= 4096
+
+
+def kept(table: AliasTable, look: Callable[[int], object], count: int) -> int:
+    """The bytes that are kept of that many look-ups."""
+    look(count)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            look(number)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_surrounds_a_modalias_is_not_kept() -> None:
+    table = AliasTable(ModuleFiles(read_alias=lambda: GENERIC))
+
+    def look(number: int) -> object:
+        blanks = " " * (50_000 + number)
+        return table.resolve(f"{blanks}pci:v000015B3d{number:08X}sv000015B3sd00000010bc02sc00i00{blanks}")
+
+    assert kept(table, look, 100) < 1 << 20
+
+
+def test_the_answers_kept_for_drivers_that_were_named_are_few() -> None:
+    table = AliasTable(ModuleFiles(read_alias=lambda: GENERIC))
+
+    def look(number: int) -> object:
+        return table.resolve(MLX5, named=tuple(f"driver{number}_{place}" for place in range(16)))
+
+    assert kept(table, look, 1000) < 1 << 20
+    assert look(7) is look(7)

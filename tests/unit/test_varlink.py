@@ -104,6 +104,7 @@ def test_set_flavour_with_more_tells_each_step_and_then_the_outcome(
         ({"device": DEVICE, "flavour": "vfio" * 2560}, errno.EINVAL),
         ({"device": DEVICE, "flavour": "vfio", "drivers": ["-C/tmp/evil"]}, errno.EINVAL),
         ({"device": DEVICE, "flavour": "vfio", "drivers": ["../../x"]}, errno.EINVAL),
+        ({"device": DEVICE, "flavour": "vfio", "drivers": ["vfio-pci"] * 17}, errno.EINVAL),
     ],
 )
 def test_bad_input_gets_its_errno_and_touches_nothing(
@@ -198,6 +199,26 @@ def test_plan_says_what_would_be_done_and_does_nothing(
     assert steps[0] == "load vfio_pci"
     assert steps[2] == "unbind from e1000e"
     assert kernel.writes == []
+
+
+def test_as_many_drivers_may_be_named_as_a_device_could_have_and_not_as_many_as_there_are_names(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk(path: str) -> list[str]:
+        caller = await client.connect(writes=False)
+        names = [f"driver{number}" for number in range(10_000)]
+        with pytest.raises(FlavourError) as caught:
+            await caller.call("Plan", device=DEVICE, flavour="vfio", drivers=names[:17])
+        assert caught.value.errno == errno.EINVAL
+        with pytest.raises(FlavourError) as caught:
+            await caller.call("Plan", device=DEVICE, flavour="vfio", drivers=names[:4000])
+        assert str(caught.value) == "4000 drivers are too many to name"
+        answer = await caller.call("Plan", device=DEVICE, flavour="vfio", drivers=[*names[:15], "vfio-pci"])
+        caller.close()
+        steps: list[str] = answer["steps"]
+        return steps
+
+    assert "if that fails: driver14" in serve(kernel, monkeypatch, talk)
 
 
 def test_monitor_tells_of_switches_that_others_ask_for(

@@ -18,12 +18,15 @@ from asyncvarlink.error import GenericVarlinkErrorReply
 from asyncvarlink.serviceinterface import InvalidParameter
 
 from ..model.requester import Requester
+from .hang_ups import HangUps
 from .protocol import NAME
 
 _log = logging.getLogger(__name__)
 
-# Methods that answer once, or step by step where the caller asks for more.
-_MORE_OPTIONAL = frozenset({f"{NAME}.SetFlavour", f"{NAME}.Reset"})
+# They answer once, or step by step where the caller asks for more; and they alone are carried out for one who
+# wants no answer. The others have nothing else to give, and what nobody waits for is what nobody may pile up.
+# Varlink has no way to refuse such a call but to hang up: an answer would be taken for that to the next one.
+_SWITCHES = frozenset({f"{NAME}.SetFlavour", f"{NAME}.Reset"})
 
 # A call is a few hundred bytes.
 _LONGEST_FRAME = 64 * 1024
@@ -36,7 +39,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=
 # asyncvarlink's name for what a method raises that is no error of the interface.
 _BUG = "invalid.asyncvarlink.InternalServerError"
 
-# Seconds that a client has from a call's first byte to its last.
+# Seconds that a client has from a call's first byte to its last, and to take a reply.
 _PATIENCE = 30.0
 
 # Seconds for which nobody is let in after the files (or the kernel's memory) ran out.
@@ -46,17 +49,19 @@ _RAN_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many connections a socket has, and how many of them one user."""
+    """How many connections a socket has for all users but root, how many of them one user, and how many there
+    are for root beside them."""
 
     total: int
     user: int
+    root: int
 
 
-# A service has 1,024 files unless its unit says otherwise: 400 connections leave more than 600 for the
+# A service has 1,024 files unless its unit says otherwise: 600 connections leave more than 400 for the
 # daemon's own work. Each socket has its own, so that looking, which anyone may, never keeps anyone from
-# switching; and no user can have all of a socket.
-_LOOKING = Limits(total=300, user=128)
-_SWITCHING = Limits(total=100, user=50)
+# switching; no user can have all of a socket, and all of them together can't have root's places.
+_LOOKING = Limits(total=300, user=128, root=100)
+_SWITCHING = Limits(total=100, user=50, root=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,11 @@ current_peer: ContextVar[Peer] = ContextVar("current_peer")
 wants_steps: ContextVar[bool] = ContextVar("wants_steps")
 
 
+def find_peer(sock: socket.socket, *, writes: bool) -> Peer:
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Peer(pid, uid, writes)
+
+
 class Listener:
     """Lets clients in. `sock` is bound and listening already (socket activation)."""
 
@@ -84,7 +94,10 @@ class Listener:
         self._registry = registry
         self._writes = writes
         self._limits = _SWITCHING if writes else _LOOKING
-        self._connections: dict[_Connection, None] = {}  # the oldest first
+        # The oldest first; each for as long as its call goes on, so that hanging up makes room for no more
+        # than was asked for before.
+        self._connections: dict[_Connection, None] = {}
+        self.hang_ups = HangUps()
         self._pause: asyncio.TimerHandle | None = None
         self._warned = False
         sock.setblocking(False)
@@ -97,6 +110,7 @@ class Listener:
         self._sock.close()
         for connection in list(self._connections):
             connection.finish()  # ends now, or with its call: the daemon waits for a switch
+        self.hang_ups.close()
 
     def forget(self, connection: "_Connection") -> None:
         self._connections.pop(connection, None)
@@ -121,9 +135,8 @@ class Listener:
                 self._pause = loop.call_later(_PAUSE, self._resume)
                 return
             self._warned = False
-            pid, uid, _ = struct.unpack("3i", conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            peer = Peer(pid, uid, self._writes)
-            if not self._make_room(uid):
+            peer = find_peer(conn, writes=self._writes)
+            if not self._make_room(peer.uid):
                 _log.debug("hung up on %s: too many connections, none of them idle", peer)
                 return
             undo.pop_all()
@@ -133,10 +146,11 @@ class Listener:
     def _make_room(self, uid: int) -> bool:
         """For one more of that user, at the cost of the one that was idle first."""
         own = [each for each in self._connections if each.peer.uid == uid]
-        if len(own) >= self._limits.user:
+        others = [each for each in self._connections if each.peer.uid != 0]
+        if len(own) >= (self._limits.root if uid == 0 else self._limits.user):
             candidates = own
-        elif len(self._connections) >= self._limits.total:
-            candidates = list(self._connections)
+        elif uid != 0 and len(others) >= self._limits.total:
+            candidates = others
         else:
             return True
         for each in candidates:
@@ -175,7 +189,7 @@ class _Connection:
 
     @property
     def idle(self) -> bool:
-        return self._task is None and not self._calls
+        return self._task is None and not self._calls and not self._gone
 
     def hang_up(self, why: str) -> None:
         if self._gone:
@@ -196,17 +210,24 @@ class _Connection:
         if self._gone:
             return
         self._gone = True
-        self._listener.forget(self)
         self._calls.clear()
         if self._patience:
             self._patience.cancel()
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        if self._task and self._is_attended and self._task is not asyncio.current_task():
+        self._listener.hang_ups.let_go(self._sock)
+        if self._task is None:
+            self._close()
+            return
+        if self._is_attended:
             self._task.cancel()
-            self._task.add_done_callback(lambda _: self._sock.close())
         else:
             self._sock.close()
+        self._task.add_done_callback(lambda _: self._close())
+
+    def _close(self) -> None:
+        self._sock.close()
+        self._listener.forget(self)
 
     # what is asked
 
@@ -214,10 +235,19 @@ class _Connection:
         if not self._is_reading and not self._gone:
             self._is_reading = True
             self._loop.add_reader(self._sock, self._readable)
+            self._heed_hang_up()
 
     def _pause(self) -> None:
         self._is_reading = False
         self._loop.remove_reader(self._sock)
+        self._heed_hang_up()
+
+    def _heed_hang_up(self) -> None:
+        """Also while nothing is read; but who wants no answer may hang up on what he has asked for."""
+        if self._is_attended and not self._is_reading:
+            self._listener.hang_ups.watch(self._sock, self._end)
+        else:
+            self._listener.hang_ups.let_go(self._sock)
 
     def _readable(self) -> None:
         try:
@@ -260,7 +290,11 @@ class _Connection:
     def _next(self) -> None:
         if self._calls:
             call = self._calls.popleft()
+            if call.oneway and call.method not in _SWITCHES:
+                self.hang_up("there is nothing to do where no answer is wanted")
+                return
             self._is_attended = not call.oneway
+            self._heed_hang_up()
             self._task = self._loop.create_task(self._carry_out(call))
         elif self._is_last:
             self._end()
@@ -288,7 +322,7 @@ class _Connection:
         current_peer.set(self.peer)
         wants_steps.set(call.more)
         wants_more = call.more
-        call.more |= call.method in _MORE_OPTIONAL
+        call.more |= call.method in _SWITCHES
         method, signature = self._registry.lookup_method(call)
         try:
             parameters = signature.parameter_type.fromjson(call.parameters)
@@ -312,17 +346,24 @@ class _Connection:
 
     async def _send(self, reply: Mapping[str, object]) -> None:
         data = memoryview(_encode(reply).encode() + b"\0")
-        while not self._gone:
-            try:
-                data = data[self._sock.send(data) :]
-            except BlockingIOError:
-                pass
-            except OSError:
-                self.hang_up("it takes no answer")
-                return
-            if not data:
-                return
-            await self._writable()
+        patience: asyncio.TimerHandle | None = None
+        try:
+            while not self._gone:
+                try:
+                    data = data[self._sock.send(data) :]
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self.hang_up("it takes no answer")
+                    return
+                if not data:
+                    return
+                if patience is None:
+                    patience = self._loop.call_later(_PATIENCE, self.hang_up, "it does not take its answer")
+                await self._writable()
+        finally:
+            if patience:
+                patience.cancel()
 
     async def _writable(self) -> None:
         ready = self._loop.create_future()

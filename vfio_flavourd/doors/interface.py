@@ -363,11 +363,12 @@ class Manager(VarlinkInterface, name=NAME):
         pid: int | None = None,
     ) -> AsyncIterator[Progress]:
         """Give a device a flavour (native, vfio, or one of the policy's own). The reply comes when it has it;
-        with the more flag, each step is told as it happens. drivers are tried in their order instead of what
-        the policy or resolution finds; timeout is in seconds. force takes a device that is in use; group
-        (refuse, together or ignore) stands above the policy's word on the others in its IOMMU group; persist
-        has the wish outlive the boot. uid and pid are whom the file system asks for, for the record. force,
-        persist and uid are root's. A caller that hangs up ends a switch that has touched nothing yet.
+        with the more flag, each step is told as it happens. drivers (16 at most) are tried in their order
+        instead of what the policy or resolution finds; timeout is in seconds. force takes a device that is in
+        use; group (refuse, together or ignore) stands above the policy's word on the others in its IOMMU
+        group; persist has the wish outlive the boot. uid and pid are whom the file system asks for, for the
+        record. force, persist and uid are root's. A caller that hangs up ends a switch that has touched
+        nothing yet. Only this and Reset can be called oneway.
         """
         raise NotImplementedError
         yield
@@ -394,7 +395,8 @@ class Manager(VarlinkInterface, name=NAME):
 
     @varlinkmethod(delay_generator=False)
     async def Monitor(self) -> AsyncIterator[Event]:
-        """Steps and ends of all devices' switches as they happen; needs the more flag."""
+        """Steps and ends of all devices' switches as they happen; needs the more flag. Whom too many wait
+        for is told no more."""
         raise NotImplementedError
         yield
 

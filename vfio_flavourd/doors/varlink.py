@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from asyncvarlink import LastResult, VarlinkInterfaceRegistry, varlinkmethod
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
@@ -24,14 +24,23 @@ from ..model.policy import OthersInGroup
 from ..model.requester import Requester, name_requester
 from . import interface, rendering
 from .access import Access
-from .connections import Listener, wants_steps
+from .connections import Listener, current_peer, wants_steps
 from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown, UserInfo
 
 _log = logging.getLogger(__name__)
 
 # Events that a slow Monitor client may be behind before it is cut off.
-_BACKLOG = 4096
+# Its socket holds some hundreds besides.
+_BACKLOG = 512
 
+# Drivers that one may name for a device: each is looked for among thousands of modules, within the loop.
+_MOST_DRIVERS = 16
+
+# Looks for who uses a device that go on at a time for all but root. Each takes a thread, or the process that
+# is kept for the next one: those before a switch must find some left.
+LOOKS = 2
+
+_Seen = TypeVar("_Seen")
 
 _Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
 
@@ -49,6 +58,8 @@ class ManagerService(interface.Manager):
         self._access = Access()
         self._find_name = find_name
         self._reload = reload
+        self._looks = asyncio.Semaphore(LOOKS)
+        self._looking: set[asyncio.Task[Any]] = set()
 
     @classmethod
     def render_interface_description(cls, *, comments: bool = True) -> str:
@@ -93,9 +104,24 @@ class ManagerService(interface.Manager):
     async def _find_users(self, device: Device) -> tuple[UserInfo, ...]:
         """All the rest can be shown also where nobody can look for them."""
         try:
-            return tuple(rendering.render_user(user) for user in await self._engine.find_users(device))
+            found = await self._look(lambda: self._engine.find_users(device))
+            return tuple(rendering.render_user(user) for user in found)
         except FlavourError as error:
             return (UserInfo("unknown", str(error), None),)
+
+    async def _look(self, look: Callable[[], Coroutine[Any, Any, _Seen]]) -> _Seen:
+        """A thread can't be called back: the look of one who has hung up has its place until it ends."""
+        if current_peer.get().uid == 0:
+            return await look()
+        await self._looks.acquire()
+        task = asyncio.create_task(look())
+        self._looking.add(task)
+        task.add_done_callback(self._forget_look)
+        return await asyncio.shield(task)
+
+    def _forget_look(self, task: asyncio.Task[Any]) -> None:
+        self._looking.discard(task)
+        self._looks.release()
 
     @varlinkmethod(return_parameter="resolution")
     def Resolve(self, *, modalias: str) -> ResolutionInfo:
@@ -113,15 +139,14 @@ class ManagerService(interface.Manager):
         group: str | None = None,
     ) -> list[str]:
         with _translated():
-            return await self._engine.plan(
-                Request(
-                    parse_address(device),
-                    parse_flavour(flavour, self._engine.flavours),
-                    tuple(drivers or ()),
-                    force=bool(force),
-                    others=_parse_group(group),
-                )
+            request = Request(
+                parse_address(device),
+                parse_flavour(flavour, self._engine.flavours),
+                _parse_drivers(drivers),
+                force=bool(force),
+                others=_parse_group(group),
             )
+            return await self._look(lambda: self._engine.plan(request))
 
     @varlinkmethod(delay_generator=False)
     async def SetFlavour(
@@ -150,7 +175,7 @@ class ManagerService(interface.Manager):
                 request = Request(
                     address,
                     parse_flavour(flavour, self._engine.flavours),
-                    tuple(drivers or ()),
+                    _parse_drivers(drivers),
                     timeout,
                     str(by_file or peer),
                     force=bool(force),
@@ -200,7 +225,7 @@ class ManagerService(interface.Manager):
 
     @varlinkmethod(delay_generator=False)
     async def Monitor(self) -> AsyncIterator[Event]:
-        queue: asyncio.Queue[Event] = asyncio.Queue(_BACKLOG)
+        queue: asyncio.Queue[Event | None] = asyncio.Queue(_BACKLOG)
 
         def listen(address: PciAddress, news: Attempt | StepReport) -> None:
             if isinstance(news, StepReport):
@@ -211,11 +236,14 @@ class ManagerService(interface.Manager):
                 queue.put_nowait(event)
             except asyncio.QueueFull:
                 self._engine.attempts.listeners.discard(listen)
+                while not queue.empty():  # a client that does not read may stay for long
+                    queue.get_nowait()
+                queue.put_nowait(None)
 
         self._engine.attempts.listeners.add(listen)
         try:
-            while listen in self._engine.attempts.listeners or not queue.empty():
-                yield await queue.get()
+            while (event := await queue.get()) is not None:
+                yield event
             raise interface.render_error(
                 FlavourError(
                     f"more than {_BACKLOG} events wait for this client, so it is told no more",
@@ -271,6 +299,17 @@ def _translated() -> Iterator[None]:
         yield
     except FlavourError as error:
         raise interface.render_error(error) from error
+
+
+def _parse_drivers(names: list[str] | None) -> tuple[str, ...]:
+    """Raises FlavourError (EINVAL)."""
+    if len(names or ()) > _MOST_DRIVERS:
+        raise FlavourError(
+            f"{len(names or ())} drivers are too many to name",
+            code=Code.INVALID_ARGUMENT,
+            hint=f"allowed: {_MOST_DRIVERS}, in the order to try them",
+        )
+    return tuple(names or ())
 
 
 def _parse_group(text: str | None) -> OthersInGroup | None:

@@ -23,6 +23,10 @@ from .resolution import Candidate, Resolution, Source
 __all__ = ["AliasTable", "Candidate", "Resolution", "Source"]
 
 MEMO_LIMIT = 4096
+
+# Those with drivers that somebody named: a policy names few, and anybody else whatever comes to mind.
+_NAMED_MEMO_LIMIT = 64
+
 _REFUSALS = frozenset({"true", "false", "/bin/true", "/bin/false", "/usr/bin/true", "/usr/bin/false", ":"})
 
 
@@ -39,6 +43,9 @@ class _Matched(NamedTuple):
     warnings: tuple[str, ...]
     modules: tuple[str, ...]
     resolutions: dict[tuple[bool, ...], Resolution]
+
+
+_Key = tuple[str, str, str, tuple[str, ...], frozenset[str]]
 
 
 class AliasTable:
@@ -62,7 +69,8 @@ class AliasTable:
         self._has_file = has_file
         self._knows_modules = b".ko" in (files.dep or b"")
         self._by_prefix: dict[str, dict[Source, tuple[AliasLine, ...]]] = {}
-        self._memo: dict[tuple[str, str, str, tuple[str, ...], frozenset[str]], _Matched] = {}
+        self._memo: dict[_Key, _Matched] = {}
+        self._named_memo: dict[_Key, _Matched] = {}
 
     @cached_property
     def skipped(self) -> Skipped:
@@ -101,13 +109,15 @@ class AliasTable:
         like their modules) is given, only these and then the fallback are candidates. An empty
         `prefix` is a flavour without aliases. `loaded` holds names as in /sys/module.
         """
+        modalias = modalias.strip()  # what is kept is of the length that a modalias has
+        memo, limit = (self._named_memo, _NAMED_MEMO_LIMIT) if named else (self._memo, MEMO_LIMIT)
         key = (modalias, prefix, fallback, named, denied)
-        matched = self._memo.get(key)
+        matched = memo.get(key)
         if matched is None:
             matched = self._match(modalias, prefix.replace("-", "_"), fallback, named)
-            if len(self._memo) >= MEMO_LIMIT:
-                self._memo.clear()
-            self._memo[key] = matched
+            if len(memo) >= limit:
+                memo.clear()
+            memo[key] = matched
         present = tuple([module in loaded for module in matched.modules]) if loaded else ()
         resolution = matched.resolutions.get(present)
         if resolution is None:

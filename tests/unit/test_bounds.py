@@ -1,0 +1,369 @@
+"""What one user may have of the daemon, and what is left to others: places, threads, time and memory."""
+
+import asyncio
+import gc
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_kernel import FakeKernel, ended, make_engine
+from served import serve
+from virtual_time import run_at_once
+
+from vfio_flavourd import daemon
+from vfio_flavourd.doors import connections
+from vfio_flavourd.doors.connections import Peer
+from vfio_flavourd.doors.interface import StepInfo
+from vfio_flavourd.doors.protocol import NAME
+from vfio_flavourd.doors.varlink import LOOKS
+from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.flavour import StepAction, StepReport
+from vfio_flavourd.model.transition import Phase
+
+DEVICE = "0000:01:00.0"
+MEMBER, OTHER = 1000, 1001
+
+
+def frame(method: str, *flags: str, **parameters: object) -> bytes:
+    call = {"method": f"{NAME}.{method}", "parameters": parameters, **dict.fromkeys(flags, True)}
+    return json.dumps(call).encode() + b"\0"
+
+
+MONITOR = frame("Monitor", "more")
+GET = frame("Get", device=DEVICE)
+LOOK = frame("Get", device=DEVICE, users=True)
+SWITCH = frame("SetFlavour", "oneway", device=DEVICE, flavour="vfio")
+
+
+class Host:
+    """A daemon's sockets, and clients of any user: a client's own address says which."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+        self.engine: Engine = make_engine(kernel, load=2.0)
+        self._clients: list[socket.socket] = []
+
+    async def connect(self, uid: int, name: str = "control", say: bytes = b"") -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        self._clients.append(sock)
+        sock.bind(str(self.kernel.root / f"{uid}-{len(self._clients)}"))
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, str(self.kernel.root / name))
+        if say:
+            await loop.sock_sendall(sock, say)
+            await ended()  # it is let in, heard, and at work
+        return sock
+
+    async def answer(self, uid: int, name: str = "control", say: bytes = GET) -> bytes:
+        """Empty where it is hung up on."""
+        with await self.connect(uid, name, say) as sock:
+            return await receive(sock)
+
+    def close(self) -> None:
+        for sock in self._clients:
+            sock.close()
+
+
+async def receive(sock: socket.socket) -> bytes:
+    try:
+        async with asyncio.timeout(30):
+            return await asyncio.get_running_loop().sock_recv(sock, 65536)
+    except ConnectionResetError:
+        return b""
+
+
+async def receive_all(sock: socket.socket) -> bytes:
+    said = b""
+    while more := await receive(sock):
+        said += more
+    return said
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not is_so():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    kernel = FakeKernel(tmp_path)
+    kernel.add_native(kernel.add_device(DEVICE))
+    return kernel
+
+
+@pytest.fixture(autouse=True)
+def peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_peer(sock: socket.socket, *, writes: bool) -> Peer:
+        return Peer(7, int(Path(sock.getpeername()).name.partition("-")[0]), writes)
+
+    monkeypatch.setattr(connections, "find_peer", find_peer)
+
+
+@asynccontextmanager
+async def served(kernel: FakeKernel) -> AsyncIterator[Host]:
+    host = Host(kernel)
+    async with serve(host.engine, kernel.root):
+        try:
+            yield host
+        finally:
+            host.close()
+
+
+Talk = Callable[[Host], Coroutine[Any, Any, None]]
+
+
+async def _talk(kernel: FakeKernel, talk: Talk) -> None:
+    async with served(kernel) as host:
+        await talk(host)
+
+
+@pytest.fixture
+def run(kernel: FakeKernel) -> Callable[[Talk], None]:
+    return lambda talk: asyncio.run(_talk(kernel, talk))
+
+
+@pytest.fixture
+def run_in_no_time(kernel: FakeKernel) -> Callable[[Talk], None]:
+    return lambda talk: run_at_once(_talk(kernel, talk))
+
+
+# places
+
+
+def test_other_users_together_can_not_keep_root_out(run: Callable[[Talk], None]) -> None:
+    async def talk(host: Host) -> None:
+        for name, counts in (("control", (50, 50)), ("readonly", (128, 128, 44))):
+            for uid, count in enumerate(counts, MEMBER):
+                for _ in range(count):
+                    await host.connect(uid, name, MONITOR)
+            assert await host.answer(2000, name) == b""
+            assert b'"e1000e"' in await host.answer(0, name)
+
+    run(talk)
+
+
+def test_one_user_can_not_keep_another_out(run: Callable[[Talk], None]) -> None:
+    async def talk(host: Host) -> None:
+        for _ in range(60):
+            await host.connect(MEMBER, "control", MONITOR)
+        assert await host.answer(MEMBER) == b""
+        assert b'"e1000e"' in await host.answer(OTHER)
+
+    run(talk)
+
+
+def test_of_root_s_own_connections_there_is_a_bounded_number_too(run: Callable[[Talk], None]) -> None:
+    async def talk(host: Host) -> None:
+        for _ in range(100):
+            await host.connect(0, "control", MONITOR)
+        assert await host.answer(0) == b""
+        assert b'"e1000e"' in await host.answer(MEMBER)
+
+    run(talk)
+
+
+def test_switches_that_nobody_waits_for_have_their_places_until_they_end(
+    kernel: FakeKernel, run: Callable[[Talk], None]
+) -> None:
+    async def talk(host: Host) -> None:
+        native = kernel.drivers["e1000e"]
+        lets_go = native.remove_blocks = asyncio.Event()
+        await host.connect(OTHER, "control", frame("SetFlavour", device=DEVICE, flavour="vfio"))
+        await until(lambda: any("unbind" in write for write in kernel.writes))
+        for _ in range(200):
+            (await host.connect(MEMBER, "control", SWITCH)).close()
+        assert await host.answer(MEMBER) == b""
+        assert b'"e1000e"' in await host.answer(OTHER)
+        lets_go.set()
+        asked = host.engine.attempts.history
+        await until(lambda: len(asked) == 51)
+        assert b'"vfio-pci"' in await host.answer(MEMBER)
+        assert len(asked) == 51
+
+    run(talk)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        frame("Get", "oneway", device=DEVICE, users=True),
+        frame("List", "oneway"),
+        frame("Plan", "oneway", device=DEVICE, flavour="vfio"),
+        frame("Reload", "oneway"),
+    ],
+    ids=["Get", "List", "Plan", "Reload"],
+)
+def test_what_is_asked_for_its_answer_is_not_done_for_one_who_wants_none(
+    run: Callable[[Talk], None], call: bytes
+) -> None:
+    async def talk(host: Host) -> None:
+        assert await host.answer(MEMBER, "control", call + GET) == b""
+
+    run(talk)
+
+
+# hanging up
+
+
+@pytest.mark.parametrize("rest", [b"x", GET, MONITOR * 50], ids=["a byte", "a call", "many calls"])
+def test_one_who_hangs_up_is_noticed_also_where_he_has_said_more(
+    run: Callable[[Talk], None], rest: bytes
+) -> None:
+    async def talk(host: Host) -> None:
+        listeners = host.engine.attempts.listeners
+        before = len(listeners)
+        clients = [await host.connect(MEMBER, "readonly", MONITOR) for _ in range(128)]
+        await until(lambda: len(listeners) == before + 128)
+        for client in clients:
+            client.send(rest)
+        assert await host.answer(MEMBER, "readonly") == b""
+        assert len(listeners) == before + 128
+        for client in clients:
+            client.close()
+        await until(lambda: len(listeners) == before)
+        assert b'"e1000e"' in await host.answer(MEMBER, "readonly")
+
+    run(talk)
+
+
+def test_one_who_wants_no_answers_may_hang_up_on_several_switches(
+    kernel: FakeKernel, run: Callable[[Talk], None]
+) -> None:
+    async def talk(host: Host) -> None:
+        native = kernel.drivers["e1000e"]
+        lets_go = native.remove_blocks = asyncio.Event()
+        client = await host.connect(MEMBER, "control", SWITCH)
+        await until(lambda: any("unbind" in write for write in kernel.writes))
+        client.send(frame("SetFlavour", "oneway", device=DEVICE, flavour="native"))
+        await host.answer(OTHER)  # it has seen that there is more
+        client.close()
+        await host.answer(OTHER)
+        native.remove_blocks = None
+        lets_go.set()
+        asked = host.engine.attempts.history
+        await until(lambda: len(asked) == 2)
+        assert [attempt.flavour for attempt in asked] == ["vfio", "native"]
+
+    run(talk)
+
+
+# threads
+
+
+def test_looks_for_users_of_devices_leave_threads_to_switches_and_a_hang_up_frees_none_that_is_busy(
+    run: Callable[[Talk], None],
+) -> None:
+    ends = threading.Event()
+    begun: list[object] = []
+
+    def find_users(device: object) -> tuple[()]:
+        begun.append(device)
+        ends.wait()
+        return ()
+
+    async def talk(host: Host) -> None:
+        host.engine._host.occupancy.find_users = find_users  # type: ignore[assignment, method-assign]
+        threads = ThreadPoolExecutor(daemon._LOOKING)
+        asyncio.get_running_loop().set_default_executor(threads)
+        try:
+            for _ in range(2):
+                hasty = [await host.connect(MEMBER, "readonly", LOOK) for _ in range(20)]
+                await until(lambda: len(begun) == LOOKS)
+                for client in hasty:
+                    client.close()
+                assert b'"e1000e"' in await host.answer(MEMBER, "readonly")
+            await host.connect(0, "control", LOOK)
+            await until(lambda: len(begun) == LOOKS + 1)  # root's own has a thread at once
+            async with asyncio.timeout(30):
+                await asyncio.to_thread(bool)
+            assert len(begun) == LOOKS + 1
+        finally:
+            ends.set()
+        assert b'"e1000e"' in await host.answer(MEMBER, "readonly", LOOK)
+
+    run(talk)
+
+
+# time
+
+
+async def fill(sock: socket.socket) -> int:
+    """With calls, until it takes no more; how many of them it took."""
+    taken, refused = 0, 0
+    while refused < 50:
+        try:
+            taken += sock.send(GET[taken % len(GET) :])
+            refused = 0
+        except BlockingIOError:
+            refused += 1
+        await asyncio.sleep(0)
+    return taken // len(GET)
+
+
+def test_one_who_does_not_take_his_answers_is_hung_up_on(run_in_no_time: Callable[[Talk], None]) -> None:
+    async def talk(host: Host) -> None:
+        deaf = await host.connect(MEMBER, "readonly")
+        asked = await fill(deaf)
+        await asyncio.sleep(120)
+        assert (await receive_all(deaf)).count(b"\0") < asked
+        assert b'"e1000e"' in await host.answer(MEMBER, "readonly")
+
+    run_in_no_time(talk)
+
+
+def test_one_who_is_slow_to_take_his_answers_has_them_all(run_in_no_time: Callable[[Talk], None]) -> None:
+    async def talk(host: Host) -> None:
+        slow = await host.connect(MEMBER, "readonly")
+        asked = await fill(slow)
+        await asyncio.sleep(20)
+        answers = 0
+        while answers < asked:
+            said = await receive(slow)
+            assert said
+            answers += said.count(b"\0")
+
+    run_in_no_time(talk)
+
+
+# memory
+
+
+def test_nothing_is_kept_for_a_monitor_that_does_not_read_and_it_is_told_why(
+    run: Callable[[Talk], None],
+) -> None:
+    def count() -> int:
+        return sum(type(each) is StepInfo for each in gc.get_objects())
+
+    async def talk(host: Host) -> None:
+        listeners = host.engine.attempts.listeners
+        before = len(listeners)
+        deaf = await host.connect(MEMBER, "readonly", MONITOR)
+        step = StepReport(Phase.SWITCHING, StepAction.BIND, "bind to vfio-pci", 0.1, 0.2, "", "vfio_pci")
+
+        async def happen(times: int) -> None:
+            for _ in range(times):
+                for listen in list(listeners):
+                    listen(parse_address(DEVICE), step)
+                await asyncio.sleep(0)
+
+        await happen(600)
+        assert len(listeners) == before + 1
+        assert count() > 100  # it is waited for
+        await happen(2000)
+        assert len(listeners) == before
+        assert count() <= 2
+        said = b""
+        while b"events wait for this client" not in said:
+            said = await receive(deaf)
+            assert said
+
+    run(talk)
