@@ -144,6 +144,28 @@ def test_where_the_worker_is_killed_on_the_way_home_the_device_stays_on_vfio(
     assert records(kernel) == []
 
 
+def test_where_it_can_not_be_read_back_the_device_goes_back(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = add_native(kernel)
+    engine = make_engine(kernel)
+    read, reads = engine._host.hands._read_override, 0  # type: ignore[attr-defined]
+
+    async def fail_after_the_writes(path: str) -> str:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return str(await read(path))
+
+    monkeypatch.setattr(engine._host.hands, "_read_override", fail_after_the_writes)
+    error = refuse(engine, device, Flavour.VFIO)
+    what = "reading its driver and override failed: Input/output error (EIO)"
+    assert str(error) == f"{device.address}: {what}; it has e1000e again"
+    assert has(device) == ("e1000e", None)
+    assert records(kernel) == []
+
+
 def test_where_the_second_driver_cannot_be_recorded_the_device_goes_back(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -779,6 +779,7 @@ def test_who_asked_is_told_of_each_step_as_it_begins_and_as_it_has_ended(kernel:
     assert begun == [what for _, what in steps]
     assert [(step.action, step.what) for step in ended] == steps
     assert [step.error for step in ended] == ["no such luck", "", "", "", "", ""]
+    assert [step.candidate for step in ended] == ["bad_vfio", *["vfio_pci"] * 5]
     assert list(outcome.steps[1:]) == ended  # the first one is the guards
     assert outcome.address == parse_address(device.address)
 
