@@ -60,6 +60,8 @@ def test_a_policy_that_this_user_may_not_read_is_not_therefore_wrong(
     first, hint = said.err.splitlines()
     assert first == "flavourctl: /etc/vfio-flavourd/policy.d/10.yaml can't be read by this user"
     assert hint == f"  sudo flavourctl {verb} (flavourctl explain not-permitted)"
+    if verb == "check":
+        assert say("check", str(path)).err.splitlines()[1].startswith(f"  sudo flavourctl check {path} ")
 
 
 def test_cat_config_as_json_has_the_built_in_values_as_they_would_be_written(say: Say) -> None:

@@ -175,6 +175,7 @@ def test_what_a_rule_cannot_say_is_one_error_with_its_place(
         ("personalities: [{driver: x, attribute: a, ready: ..}]", 50, "ready: '..' has a part . or .."),
         ("personalities: [{driver: x, attribute: a, on: 'a\\nb'}]", 0, ""),
         ("personalities: [{driver: x, attribute: a, on: 1, off: 1}]", 55, "off: '1' is what turns it on"),
+        ("personalities: [{driver: x, attribute: a, off: 1}]", 48, "off: '1' is what turns it on"),
         ("rules: [{match: {vendor: 1}}]", 9, "a rule lacks the key 'name'"),
         ("rules: [{name: x}]", 9, "a rule lacks the key 'match'"),
         ("rules: [{name: ' x', match: {vendor: 1}}]", 16, "name: ' x' starts or ends with a blank"),

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +29,11 @@ def check(arguments: argparse.Namespace) -> int:
     """The files that are given, else what is installed."""
     try:
         if arguments.files:
-            _check_readable("check", Path("/"), [str(path.absolute()) for path in arguments.files])
+            _check_readable(
+                shlex.join(["check", *map(str, arguments.files)]),
+                Path("/"),
+                [str(path.absolute()) for path in arguments.files],
+            )
             loaded = load_files(arguments.files)
         else:
             _check_readable("check", Path(ROOT), DIRECTORIES)
@@ -47,13 +52,13 @@ def check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_readable(verb: str, root: Path, paths: Sequence[str]) -> None:
+def _check_readable(command: str, root: Path, paths: Sequence[str]) -> None:
     """Raises FlavourError: what can't be looked at is not therefore wrong."""
     if unreadable := find_unreadable(root, paths):
         raise FlavourError(
             f"{', '.join(unreadable)} can't be read by this user",
             code=Code.NOT_PERMITTED,
-            hint=f"sudo flavourctl {verb}",
+            hint=f"sudo flavourctl {command}",
         )
 
 

@@ -97,8 +97,10 @@ def _build_personalities(values: Sequence[Value], report: Report) -> list[Person
     for value in values:
         if not {"driver", "attribute"} <= set(value.value):
             continue
-        if (off := value.value.get("off")) is not None and value.plain.get("on") == off.value:
-            report.error(off.place, f"off: {shown(off.value)} is what turns it on")
+        personality = Personality(**value.plain)
+        if personality.on == personality.off:
+            given = value.value.get("off") or value.value["on"]
+            report.error(given.place, f"off: {shown(personality.off)} is what turns it on")
         key = (value.plain["driver"], value.plain["attribute"])
         if key in built:
             message = f"this personality of {key[0]!r} is already defined in {built[key].place}"

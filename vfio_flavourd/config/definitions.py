@@ -130,10 +130,16 @@ FLAVOUR = Table(
         Key(
             "alias_prefix",
             scalars.ALIAS_PREFIX,
-            "What the aliases of its modules begin with, as vfio_pci does; none when there are none.",
+            "What the aliases of its modules begin with, as vfio_pci does; none when there are none. No two"
+            " flavours can have one.",
             required=True,
         ),
-        Key("fallback", scalars.MODULE, "The module of its generic driver.", required=True),
+        Key(
+            "fallback",
+            scalars.MODULE,
+            "The module of its generic driver, of no other flavour.",
+            required=True,
+        ),
     ),
 )
 
@@ -175,7 +181,7 @@ RULE = Table(
             OneOrMore(scalars.DRIVER),
             "The driver or module to use: auto for the best one, a name, or names in the order to"
             " try, after which"
-            " the flavour's generic driver comes.",
+            " the flavour's generic driver comes. None can be named for native.",
             default="auto",
         ),
         *(Key(key.name, key.kind, key.doc) for key in SETTINGS),
