@@ -63,6 +63,20 @@ def use(kernel: FakeKernel, device: FakeDevice, *users: User) -> Callable[[], No
     return begin
 
 
+def fail_to_fork(engine: Engine, monkeypatch: pytest.MonkeyPatch, batches: set[int]) -> None:
+    """For those, counted from 1."""
+    carry_out, number = engine._host.hands.carry_out, 0
+
+    async def carry(*operations: Any, **more: Any) -> Any:
+        nonlocal number
+        number += 1
+        if number in batches:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return await carry_out(*operations, **more)
+
+    monkeypatch.setattr(engine._host.hands, "carry_out", carry)
+
+
 def records(kernel: FakeKernel) -> list[str]:
     return sorted(path.name for path in (kernel.root / "run/devices").iterdir())
 
@@ -203,16 +217,7 @@ def test_where_no_process_can_be_had_for_the_second_driver_the_device_goes_back(
     refusing = FakeDriver("good-vfio-pci", "good_vfio", vfio=True, probe_errno=errno.ENODEV)
     kernel.add_module(refusing, alias=VARIANT_ALIAS)
     engine = make_engine(kernel)
-    carry_out, batches = engine._host.hands.carry_out, 0
-
-    async def carry(*operations: Any, **more: Any) -> Any:
-        nonlocal batches
-        batches += 1
-        if batches == 2:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))  # fork(2) fails
-        return await carry_out(*operations, **more)
-
-    monkeypatch.setattr(engine._host.hands, "carry_out", carry)
+    fail_to_fork(engine, monkeypatch, {2})
     error = refuse(engine, device, Flavour.VFIO)
     assert "no process could be had" in str(error)
     assert str(error).endswith("; it has e1000e again")
@@ -225,17 +230,8 @@ def test_where_it_can_not_go_back_either_that_is_said(
 ) -> None:
     device = add_native(kernel)
     engine = make_engine(kernel)
-    carry_out, batches = engine._host.hands.carry_out, 0
-
-    async def carry(*operations: Any, **more: Any) -> Any:
-        nonlocal batches
-        batches += 1
-        if batches > 1:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        kernel.dies_at = 3
-        return await carry_out(*operations, **more)
-
-    monkeypatch.setattr(engine._host.hands, "carry_out", carry)
+    kernel.dies_at = 3
+    fail_to_fork(engine, monkeypatch, {2, 3})
     error = refuse(engine, device, Flavour.VFIO)
     assert error.code == Code.NOT_PUT_BACK
     assert "it could not be put back: no process could be had" in str(error)
