@@ -333,6 +333,8 @@ def test_udev_finds_nothing_wrong_in_the_rules(host: Host) -> None:
         assert said.rc == 0 or "Unknown command verb" in said.stderr, said.stdout
         test = host.run(f"udevadm test --action=add {SIBLING.sysfs} 2>&1", check=False).stdout
         assert not [line for line in test.splitlines() if "79-vfio" in line and "nvalid" in line]
+        # What the policy has begun goes to its end, though the policy be gone by then.
+        wait_for(host, GOOD.bdf, TAKEN)
 
 
 def test_a_failing_switch_is_tried_again_a_few_times_only(host: Host) -> None:
