@@ -44,6 +44,12 @@ def add_native(kernel: FakeKernel, address: str = "0000:01:00.0") -> FakeDevice:
     return device
 
 
+def add_refusing(kernel: FakeKernel) -> None:
+    """A variant that goes first and refuses the device, so that a second driver has its turn."""
+    refusing = FakeDriver("good-vfio-pci", "good_vfio", vfio=True, probe_errno=errno.ENODEV)
+    kernel.add_module(refusing, alias=VARIANT_ALIAS)
+
+
 def while_loading(kernel: FakeKernel, name: str, do: Callable[[], object]) -> None:
     """While that module is being loaded."""
     load = kernel.load
@@ -184,8 +190,7 @@ def test_where_the_second_driver_cannot_be_recorded_the_device_goes_back(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = add_native(kernel)
-    refusing = FakeDriver("good-vfio-pci", "good_vfio", vfio=True, probe_errno=errno.ENODEV)
-    kernel.add_module(refusing, alias=VARIANT_ALIAS)
+    add_refusing(kernel)
     engine = make_engine(kernel)
     written: list[Record] = []
 
@@ -214,8 +219,7 @@ def test_where_no_process_can_be_had_for_the_second_driver_the_device_goes_back(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = add_native(kernel)
-    refusing = FakeDriver("good-vfio-pci", "good_vfio", vfio=True, probe_errno=errno.ENODEV)
-    kernel.add_module(refusing, alias=VARIANT_ALIAS)
+    add_refusing(kernel)
     engine = make_engine(kernel)
     fail_to_fork(engine, monkeypatch, {2})
     error = refuse(engine, device, Flavour.VFIO)

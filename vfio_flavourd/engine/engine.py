@@ -237,7 +237,7 @@ class Engine:
                 )
             work.conclude(self._host, self.attempts, error=told, ending=ending)
             raise
-        except Exception as error:
+        except Exception as error:  # a bug, which the door tells; its attempt is on record too
             told = FlavourError(
                 f"{work.request.address}: the daemon itself failed: {error!r}",
                 code=Code.FAILED,

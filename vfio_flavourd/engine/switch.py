@@ -53,7 +53,7 @@ class Aim:
 
 
 class NotRecordedError(FlavourError):
-    """The record could not be made to last, so the device was not touched."""
+    """The record could not be made to last, so nothing more is written to the device."""
 
     def __init__(self, device: Device, cause: OSError, *, touched: bool) -> None:
         end = "so it is not switched on" if touched else "so it is not touched"
