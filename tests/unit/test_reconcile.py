@@ -864,6 +864,56 @@ def test_what_the_policy_was_about_to_do_gives_way_to_a_wish_that_came_first(ker
     run_at_once(run())
 
 
+@pytest.mark.parametrize(
+    "later",
+    [Policy(), TO_NATIVE, policy(rule("vfio", "vfio-pci", device=(0x10D3,)))],
+    ids=["nothing any more", "native", "another driver"],
+)
+def test_what_waits_for_its_turn_is_what_the_policy_says_when_it_comes(
+    kernel: FakeKernel, later: Policy
+) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+    kernel.add_module(FakeDriver("vfio-special", "vfio_special", vfio=True))
+    ignoring = Settings(1.0, 1.0, group=OthersInGroup.IGNORE)
+    special = rule("vfio", "vfio-special", device=(0x10D3,), settings=ignoring)
+
+    async def run() -> None:
+        kernel.load("vfio_pci")
+        bind_by_others(kernel, device, "vfio-pci", "vfio-pci")
+        kernel.modules["vfio_special"].hang = hang = asyncio.Event()
+        engine = make_engine(kernel, policy(special), group=30.0)
+        engine.reconciler._agenda.open()
+        first = asyncio.create_task(ask(engine, sibling, Flavour.VFIO, "vfio-special"))
+        await asyncio.sleep(0.1)
+        engine.reconciler.consider(at(device))  # wants the other driver, and its turn
+        await asyncio.sleep(0.1)
+        await reload(engine, later)
+        hang.set()
+        await first
+        await asyncio.sleep(LONG)
+        assert has(device) == (NATIVE if later is TO_NATIVE else VFIO)
+        assert not any("vfio-special/bind" in write for write in kernel.writes)
+
+    run_at_once(run())
+
+
+def test_a_wish_for_a_flavour_that_is_no_more_does_not_keep_the_policy_from_its_device(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel)
+        gone = Request(at(device), Flavour("gone"))
+        engine.reconciler.keep_wish(engine.device(at(device)).device, gone)
+        await reload(engine, TO_VFIO)
+        assert has(device) == VFIO
+        assert attempts(engine) == [(device.address, "policy")]
+
+    run_at_once(run())
+
+
 def test_a_wish_for_the_boot_is_not_for_another_device_at_the_same_address(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
 

@@ -321,14 +321,8 @@ class Engine:
         """Who is switched, after all guards. Raises FlavourError."""
         request, decision = work.request, self._host.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
-        wish = self.reconciler.find_wish(device)
-        if not request.by_hand and not work.drops_wish and wish not in (None, request.flavour):
-            raise FlavourError(
-                f"{request.address}: {wish} was asked for by hand in the meantime",
-                code=Code.CHANGED_BY_SOMEONE_ELSE,
-                errno=errno.EAGAIN,
-                hint=f"flavourctl reset {request.address} goes back to the policy",
-            )
+        if not request.by_hand and not work.drops_wish:
+            self.reconciler.check_still_wanted(device, request, decision)
         settled = self._is_settled(device, work, decision)
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:

@@ -29,7 +29,7 @@ from .moves import observe
 from .nodes import update_nodes
 from .recovery import forget_what_is_undone
 from .tries import MOST_TRIES, Tries
-from .wishes import Wishes
+from .wishes import Wish, Wishes
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +99,26 @@ class Reconciler:
                 f"{request.address}: only root may undo what was asked for to last",
                 code=Code.NOT_PERMITTED,
                 hint="use sudo",
+            )
+
+    def check_still_wanted(self, device: Device, request: Request, decision: Decision) -> None:
+        """A request of the policy's own has its turn. Raises FlavourError (EAGAIN) where a wish or another
+        policy has come before it."""
+        address, wish = request.address, self._find_wish_in_force(device)
+        told = hint = ""
+        if wish is not None:
+            if wish.flavour != request.flavour:
+                told = f"{wish.flavour} was asked for by hand in the meantime"
+                hint = f"flavourctl reset {address} goes back to the policy"
+        elif request.flavour != (decision.flavour or Flavour.NATIVE):
+            told = f"the policy does not say {request.flavour} any more"
+            hint = "what it says now is applied next"
+        elif request.drivers not in ((), decision.drivers):
+            told = "the policy names other drivers in the meantime"
+            hint = "they are tried next"
+        if told:
+            raise FlavourError(
+                f"{address}: {told}", code=Code.CHANGED_BY_SOMEONE_ELSE, errno=errno.EAGAIN, hint=hint
             )
 
     def has_wish(self, address: PciAddress) -> bool:
@@ -258,9 +278,7 @@ class Reconciler:
 
     async def _apply(self, device: Device, wanted: str, decision: Decision) -> None:
         address = device.address
-        wish = self._wishes.find(device)
-        if wish is not None and wish.flavour not in self._host.policy.flavours:
-            wish = None  # it was made under another policy
+        wish = self._find_wish_in_force(device)
         flavour = Flavour(wanted.partition(" ")[0])
         # The policy's are known to the switch; naming them has it change the driver and not the flavour.
         drivers = decision.drivers if self._host.find_flavour(device) == flavour else ()
@@ -330,12 +348,18 @@ class Reconciler:
 
     def _describe(self, device: Device, decision: Decision) -> str:
         """What is wanted of a device, as it is kept and compared."""
-        wish = self._wishes.find(device)
-        if wish is not None and wish.flavour in self._host.policy.flavours:
+        wish = self._find_wish_in_force(device)
+        if wish is not None:
             return str(wish.flavour)
         if decision.flavour is None:
             return NOTHING
         return " ".join((decision.flavour, *decision.drivers))
+
+    def _find_wish_in_force(self, device: Device) -> Wish | None:
+        wish = self._wishes.find(device)
+        if wish is not None and wish.flavour not in self._host.policy.flavours:
+            return None  # it was made under another policy
+        return wish
 
     async def _is_kept_for_nothing(self, device: Device, decision: Decision) -> bool:
         """Whether a rule for early boot that holds no more keeps its native driver from it."""
