@@ -660,6 +660,17 @@ def test_control_characters_in_a_name_do_not_reach_the_terminal(host: Host) -> N
     assert device["name"] == host.name
 
 
+def test_control_characters_in_a_drivers_name_do_not_reach_the_terminal(host: Host) -> None:
+    host.kernel.release(host.device)
+    host.kernel.add_native(host.device, "evil\x1b[31m")
+    switch = ["set", DEVICE, "vfio"]
+    for argv in (["list"], ["show", DEVICE], ["groups"], [*switch, "--dry-run"], switch):
+        said = host.say(*argv)
+        assert said.status == 0
+        assert "evil\\x1b[31m" in said.out, argv
+        assert all(line.isprintable() for line in said.out.splitlines()), argv
+
+
 def test_what_a_module_said_does_not_reach_the_terminal_either(host: Host) -> None:
     host.kernel.add_module(name="bad_vfio", alias=ALIAS, status=1, said="modprobe: ERROR: \x1b[31mred\x9b")
     said = host.say("set", DEVICE, "vfio")

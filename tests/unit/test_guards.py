@@ -496,6 +496,21 @@ def test_a_dry_run_that_is_right_names_the_writes_of_the_switch(kernel: FakeKern
     assert has(device) == NATIVE
 
 
+def test_a_dry_run_names_the_writes_of_a_switch_whose_first_driver_does_not_take_the_device(
+    kernel: FakeKernel,
+) -> None:
+    kernel.add_native(kernel.add_device())
+    kernel.add_module(FakeDriver("vfio-special", "vfio_special", vfio=True, probe_errno=errno.ENODEV))
+    kernel.load("vfio_special")
+    kernel.load("vfio_pci")
+    engine = make_engine(kernel)
+    request = make_request(Flavour.VFIO, "vfio-special")
+    lines = plan(engine, request)
+    lines.remove("if that fails: vfio_pci")
+    steps = ask(engine, request).steps
+    assert lines == [step.what for step in steps if step.phase is Phase.SWITCHING]
+
+
 def test_who_uses_a_device_is_looked_for_when_its_turn_has_come_and_not_before(kernel: FakeKernel) -> None:
     """Whoever has waited for a minute is judged by what is so then."""
     device = kernel.add_device()

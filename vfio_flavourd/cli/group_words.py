@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..model.printable import printable
+
 NO_GROUP = "in no IOMMU group: nothing isolates them"
 NO_GROUP_TAKES = "turn the IOMMU on, in the firmware and on the kernel's command line (intel_iommu=on)"
 NO_DEVICES = "no PCI devices on this host"
@@ -19,7 +21,7 @@ def tell_state(group: dict[str, Any]) -> str:
     if group["state"] != "mixed" and not any(member["standing"] == "stuck" for member in group["members"]):
         return _STATES[group["state"]]
     in_the_way = [
-        f"{member['device']} ({'stuck' if member['standing'] == 'stuck' else member['driver']})"
+        f"{member['device']} ({'stuck' if member['standing'] == 'stuck' else tell_driver(member)})"
         for member in group["members"]
         if member["device"] in group["in_the_way"]
     ]
@@ -43,7 +45,7 @@ def tell_standing(member: dict[str, Any], group: dict[str, Any] | None) -> str:
 
 
 def tell_driver(member: dict[str, Any]) -> str:
-    return member["driver"] or "no driver"
+    return printable(member["driver"] or "no driver")
 
 
 def tell_takes(group: dict[str, Any]) -> list[str]:

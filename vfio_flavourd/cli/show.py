@@ -95,7 +95,7 @@ class _Page:
 
     def rows(self, label: str, texts: list[str], code: str = "") -> None:
         margin = f"{label}:".rjust(_MARGIN) + " "
-        lines = [line for text in texts for line in self._wrap(text)]
+        lines = [line for text in texts for line in self._wrap(printable(text))]
         for number, line in enumerate(lines):
             word, space, rest = line.partition(" ")
             painted = word if number else self._paint(word, code)
@@ -109,8 +109,8 @@ class _Page:
             state += f", {device['phase']}"
         self.row("flavour", state, "" if flavour == "native" else GREEN)
         if device["stuck"]:
-            self.row("stuck", printable(device["stuck"]))
-        self.row("why", printable(_explain(device)))
+            self.row("stuck", device["stuck"])
+        self.row("why", _explain(device))
         if device["vfio_device"]:
             self.row("node", f"{device['group_node'] or 'no IOMMU group'} ({device['vfio_device']})")
         if device["recorded"]:
@@ -119,17 +119,17 @@ class _Page:
             attribute = device["personality"]
             self.row("by itself", f"{device['driver']} becomes a VFIO driver by its attribute {attribute}")
         self.row("slot", device["slot"])
-        self.rows("serial", [printable(serial) for serial in device["serials"]])
+        self.rows("serial", device["serials"])
 
     def tell_policy(self, device: Answer) -> None:
-        said = printable(device["policy_reason"])
+        said = device["policy_reason"]
         if device["policy_flavour"]:
             said = f"{device['policy_flavour']}, by {said}"
         if device["wish"]:
             hint = f"until flavourctl reset {device['device']}"
             said = f"{device['wish']} by hand, {hint}; the policy: {said}"
         self.row("policy", said)
-        self.rows("note", [printable(remark) for remark in device["remarks"]])
+        self.rows("note", device["remarks"])
 
     def tell_group(self, device: Answer, group: Answer | None) -> None:
         if group is None:
@@ -154,27 +154,27 @@ class _Page:
             self.lines.append(f"{branch}{what} {name}".rstrip())
 
     def tell_users(self, device: Answer) -> None:
-        self.rows("used by", [printable(user["what"]) for user in device["users"]])
+        self.rows("used by", [user["what"] for user in device["users"]])
 
     def tell_plan(self, device: Answer, plan: Answer) -> None:
         command = f"flavourctl set {device['device']} {plan['flavour']}"
         if plan["refused"]:
-            self.row("next", f"{command} would be refused: {printable(plan['refused'])}")
+            self.row("next", f"{command} would be refused: {plan['refused']}")
         else:
-            self.rows("next", [f"{command} would", *(f"- {printable(step)}" for step in plan["steps"])])
+            self.rows("next", [f"{command} would", *(f"- {step}" for step in plan["steps"])])
 
     def tell_last(self, device: Answer) -> None:
         last = device["last"]
         if last is None:
             return
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last["when"]))
-        self.row("last", f"to {last['flavour']} at {when} by {printable(last['requester']) or 'the policy'}")
+        self.row("last", f"to {last['flavour']} at {when} by {last['requester'] or 'the policy'}")
         margin = " " * (_MARGIN + 1)
         for step in last["steps"]:
             began = self._paint(f"{step['started'] * 1000:.0f} ms:".rjust(8), DIM)
             self.lines.append(f"{margin}after {began} {tell_step(step, color=self._color)}")
         said = last["error"].removeprefix(f"{device['device']}: ") or last["reason"]
-        self.row("came of it", f"{last['outcome']}: {printable(said)}", RED if last["error"] else "")
+        self.row("came of it", f"{last['outcome']}: {said}", RED if last["error"] else "")
 
     def tell_log(self, device: Answer) -> None:
         lines = read_log_lines(device["device"], expected=device["last"] is not None)

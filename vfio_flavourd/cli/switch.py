@@ -86,7 +86,7 @@ def _tell_what_goes_on(device: str) -> str:
         return str(error)
     if now["phase"]:
         return f"{device}: the daemon carries the switch to its end"
-    return f"{device}: it is {now['flavour']} by {now['driver'] or 'no driver'}, and nothing goes on"
+    return f"{device}: it is {now['flavour']} by {_tell_driver(now['driver'])}, and nothing goes on"
 
 
 def _plan(arguments: argparse.Namespace, device: str) -> int:
@@ -102,16 +102,16 @@ def _plan(arguments: argparse.Namespace, device: str) -> int:
     if arguments.json:
         print_json({"device": device, "flavour": arguments.flavour, "steps": answer["steps"]})
     else:
-        print("\n".join(answer["steps"]) or f"{device}: nothing to do, it is {arguments.flavour} already")
+        steps = map(printable, answer["steps"])
+        print("\n".join(steps) or f"{device}: nothing to do, it is {arguments.flavour} already")
     return 0
 
 
 def _tell(outcome: Answer) -> str:
     device = outcome["device"]
     if not outcome["changed"]:
-        return (
-            f"{device}: {outcome['flavour']} by {outcome.get('driver') or 'no driver'}: {outcome['reason']}"
-        )
+        by = _tell_driver(outcome.get("driver"))
+        return f"{device}: {outcome['flavour']} by {by}: {printable(outcome['reason'])}"
     line = f"{device}: {_tell_drivers(outcome)} in {outcome['duration'] * 1000:.0f} ms"
     if node := outcome.get("group_node"):
         line += f", {node}"
@@ -123,4 +123,8 @@ def _tell(outcome: Answer) -> str:
 
 
 def _tell_drivers(outcome: Answer) -> str:
-    return f"{outcome.get('previous_driver') or 'no driver'} -> {outcome.get('driver') or 'no driver'}"
+    return f"{_tell_driver(outcome.get('previous_driver'))} -> {_tell_driver(outcome.get('driver'))}"
+
+
+def _tell_driver(name: str | None) -> str:
+    return printable(name or "no driver")

@@ -56,6 +56,7 @@ def _forecast_vfio(host: Host, device: Device, request: Request, decision: Decis
         if not steps:
             return lines
         lines += [str(step) for step in steps]
+        now = Binding(None, driver)  # where that one leaves it that does not take it
     return lines
 
 
