@@ -2,10 +2,12 @@
 
 import asyncio
 import errno
+import gc
 import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
 from virtual_time import run_at_once
 
+from vfio_flavourd.engine import history
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.history import MOST, History
 from vfio_flavourd.model.address import parse_address
@@ -425,3 +428,26 @@ def test_no_file_is_read_beyond_what_it_should_ever_be(tmp_path: Path) -> None:
     history = History(path)
     history.write([make_attempt(7)])
     assert [attempt.id for attempt in load(path)] == [7]
+
+
+def test_nothing_but_the_history_is_kept_of_a_switch(
+    kernel: FakeKernel, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "MOST", 4)
+    engine = make_engine(kernel)
+
+    async def switch(count: int) -> Counter[str]:
+        for _ in range(count // 2):
+            await ask(engine, Flavour.VFIO)
+            await ask(engine, Flavour.NATIVE)
+        await asyncio.sleep(60)
+        kernel.writes.clear()
+        gc.collect()
+        return Counter(type(each).__qualname__ for each in gc.get_objects())
+
+    async def run() -> tuple[Counter[str], Counter[str]]:
+        return await switch(20), await switch(200)
+
+    before, after = run_at_once(run())
+    # What is kept of each switch, or of every second or third one, would be more.
+    assert {kind: count for kind, count in (after - before).items() if count > 50} == {}
