@@ -15,7 +15,7 @@ GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 HOTPLUGGED = HOTPLUG_PORTS["hotplug1"]
 DEVICES_A_KILL = (GOOD, SIBLING, VIRTIO)
 # On each release; a thousand switches take ten minutes and more.
-KILLS, SWITCHES = 16, 200
+KILLS, SWITCHES = 16, 128
 
 
 @contextmanager
