@@ -107,8 +107,9 @@ def test_hundreds_of_switches_leave_nothing_behind(host: Host) -> None:
     for service in zip(*samples, strict=True):
         print(*service)
         first, last = service[0], service[-1]
-        assert last.descriptors <= first.descriptors
-        assert last.processes <= first.processes
+        # A connection between the two, and a worker for the next switch, may just be there or not.
+        assert last.descriptors <= first.descriptors + 2
+        assert last.processes <= first.processes + 1
         # Python takes memory by the MiB, when more than ever before is in work at a time, and some pages of
         # it now and then; what is kept of each switch, an attempt of 1.5 KiB, is seen in every quarter.
         grown = [now.memory - then.memory for then, now in itertools.pairwise(service)]
