@@ -781,6 +781,47 @@ def test_the_next_boot_follows_a_wish_that_lasts_also_where_the_one_who_asked_ha
     run_at_once(run())
 
 
+@pytest.mark.parametrize("others", [OthersInGroup.TOGETHER, OthersInGroup.REFUSE])
+@pytest.mark.parametrize("by_rule", [False, True], ids=["a wish", "its own rule"])
+def test_the_policy_takes_no_device_along_that_is_to_be_something_else(
+    kernel: FakeKernel, others: OthersInGroup, by_rule: bool
+) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+    settings = Settings(1.0, 1.0, group=others)
+    native = [rule("native", address=(at(sibling),))] if by_rule else []
+    rules = policy(*native, rule("vfio", address=(at(device), at(sibling)), settings=settings))
+
+    async def run() -> None:
+        engine = await start(kernel, policy(*native))
+        if not by_rule:
+            engine.reconciler.keep_wish(
+                engine.device(at(sibling)).device, Request(at(sibling), Flavour.NATIVE)
+            )
+        await reload(engine, rules)
+        assert (has(device), has(sibling)) == (NATIVE, NATIVE)
+        last = engine.device(at(device)).last
+        assert last is not None and last.code is Code.GROUP_NOT_VIABLE and sibling.address in last.error
+        assert remarks(engine, sibling) == ()
+        # Who asks by hand may.
+        await ask(engine, device, Flavour.VFIO, others=OthersInGroup.TOGETHER)
+        assert (has(device), has(sibling)) == (VFIO, VFIO)
+
+    run_at_once(run())
+
+
+def test_the_policy_takes_a_device_along_that_nobody_wants_otherwise(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    sibling = add_with_native(kernel, "0000:01:00.1")
+    settings = Settings(1.0, 1.0, group=OthersInGroup.TOGETHER)
+
+    async def run() -> None:
+        await start(kernel, policy(rule("vfio", address=(at(device),), settings=settings)))
+        assert (has(device), has(sibling)) == (VFIO, VFIO)
+
+    run_at_once(run())
+
+
 def test_a_reset_of_a_whole_group_drops_the_wishes_of_all_that_go_with_it(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
     sibling = add_with_native(kernel, "0000:01:00.1")

@@ -24,7 +24,8 @@ SETTINGS = (
         "group",
         Choice({str(each): each for each in OthersInGroup}),
         "What to do when others in the device's IOMMU group are not on VFIO: refuse; switch them together; or"
-        " ignore it, although the group can't be used then.",
+        " ignore it, although the group can't be used then. One that is to have another flavour, by a wish or"
+        " by a rule, is not switched with it.",
         default="refuse",
     ),
     Key(

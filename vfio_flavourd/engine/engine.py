@@ -28,7 +28,7 @@ from ..model.policy import AUTO, VFIO, Decision, FlavourKind, OthersInGroup, dec
 from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
-from .guards import has_it_already, judge
+from .guards import check_others_may_come, has_it_already, judge
 from .history import History
 from .host import Host
 from .ledger import Record, find_record
@@ -133,7 +133,8 @@ class Engine:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
         request = self._check(request)
         self._quarantine.check(request.address)
-        return await forecast(self._host, self._host.read_device(request.address), request)
+        device = self._host.read_device(request.address)
+        return await forecast(self._host, device, request, self.reconciler.find_wanted)
 
     # switching
 
@@ -328,9 +329,12 @@ class Engine:
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
                 with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
+                    find_wanted = self.reconciler.find_wanted
                     work.verdict = await judge(
-                        self._host, device, request, decision.settings, settled=settled
+                        self._host, device, request, decision.settings, find_wanted, settled=settled
                     )
+                    if not request.by_hand and not work.drops_wish:
+                        check_others_may_come(device, work.verdict.others, request.flavour, find_wanted)
             except FlavourError:
                 work.add(self._host, device, decision, request, ()).switch.enter(Phase.FAILED)
                 raise

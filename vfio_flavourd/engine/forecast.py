@@ -4,12 +4,12 @@ from ..model.device import Binding, Device
 from ..model.flavour import Flavour, Request
 from ..model.plan import plan_move, plan_release
 from ..model.policy import Decision
-from .guards import check_personality, has_it_already, judge
+from .guards import FindWanted, check_personality, has_it_already, judge
 from .host import Host
 from .ledger import find_record
 
 
-async def forecast(host: Host, device: Device, request: Request) -> list[str]:
+async def forecast(host: Host, device: Device, request: Request, find_wanted: FindWanted) -> list[str]:
     """The steps as far as they can be told beforehand; none when the device has the flavour already.
 
     Raises FlavourError where the switch itself would be refused. `driver_override` is not read, since
@@ -18,7 +18,7 @@ async def forecast(host: Host, device: Device, request: Request) -> list[str]:
     decision = host.decide(device)
     if has_it_already(host, device, request, decision.settings):
         return []
-    verdict = await judge(host, device, request, decision.settings)
+    verdict = await judge(host, device, request, decision.settings, find_wanted)
     lines = [f"take it by force from: {user.what}" for user in verdict.forced]
     lines += _forecast_one(host, device, request, decision)
     for other in verdict.others:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..model.codes import Code
@@ -21,6 +22,10 @@ _SAFE_NATIVE_BIND = (5, 19)
 _NOIOMMU_MODE = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
 
+# The flavour that a device is to have by a wish or else by the policy; None where nobody says so.
+FindWanted = Callable[[Device], Flavour | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A switch may go on. `forced` are the users it is taken from, `others` the devices of its IOMMU group
@@ -32,7 +37,13 @@ class Verdict:
 
 
 async def judge(
-    host: Host, device: Device, request: Request, settings: Settings, *, settled: bool = False
+    host: Host,
+    device: Device,
+    request: Request,
+    settings: Settings,
+    find_wanted: FindWanted,
+    *,
+    settled: bool = False,
 ) -> Verdict:
     """Whether a device that is about to be touched may be, and the others of its group with it; one that is
     `settled` is what it should be. Raises FlavourError (EBUSY)."""
@@ -46,9 +57,9 @@ async def judge(
             remark = "no IOMMU isolates it: whoever has it can read and write all of the host's memory"
         in_the_way = find_in_the_way(host, device)
         if not request.by_hand:
-            # Those that the policy gives to VFIO too are on their way themselves.
+            # Those that are to be VFIO's too are on their way themselves.
             in_the_way = tuple(
-                each for each in in_the_way if each.is_bridge or host.decide(each).flavour != Flavour.VFIO
+                each for each in in_the_way if each.is_bridge or find_wanted(each) != Flavour.VFIO
             )
         if in_the_way and policy is OthersInGroup.REFUSE:
             raise _refuse_group(device, in_the_way)
@@ -62,6 +73,22 @@ async def judge(
     for other in others:
         forced += await check_users(host, other, request, host.decide(other).settings)
     return Verdict(forced, others, remark)
+
+
+def check_others_may_come(
+    device: Device, others: tuple[Device, ...], flavour: Flavour, find_wanted: FindWanted
+) -> None:
+    """Raises FlavourError (EBUSY) where another one is to be something else: only who asks by hand takes it
+    from a wish, or from its own rule."""
+    for other in others:
+        if (wanted := find_wanted(other)) not in (None, flavour):
+            group = device.iommu_group
+            raise FlavourError(
+                f"{device.address}: {other.address} in its IOMMU group {group} is to be {wanted}, so it does "
+                "not go with it",
+                code=Code.GROUP_NOT_VIABLE,
+                hint=f"flavourctl show {other.address} says who wants that; flavourctl reset ends a wish",
+            )
 
 
 def has_it_already(host: Host, device: Device, request: Request, settings: Settings) -> bool:

@@ -132,6 +132,12 @@ class Reconciler:
         wish = self._wishes.find(device)
         return None if wish is None else wish.flavour
 
+    def find_wanted(self, device: Device) -> Flavour | None:
+        """What it is to be by a wish, or else by the policy."""
+        wish = self._find_wish_in_force(device)
+        flavour = self._host.decide(device).flavour if wish is None else wish.flavour
+        return None if flavour is None else Flavour(flavour)
+
     def find_kept(self) -> tuple[Kept, ...]:
         """The wishes that last, as the rules for early boot name them."""
         return tuple(
