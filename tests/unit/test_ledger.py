@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_address import addresses
 
-from vfio_flavourd.engine.ledger import Ledger, Record, find_record
+from vfio_flavourd.engine.ledger import Asked, Ledger, Record, find_record
 from vfio_flavourd.kernel.inventory import read_device
 from vfio_flavourd.kernel.processes import Worker
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.device import ENABLE_VFIO, Binding, Identity
 from vfio_flavourd.model.flavour import Flavour
+from vfio_flavourd.model.policy import OthersInGroup
 
 ADDRESS = parse_address("0000:01:00.0")
 RECORD = Record(
@@ -54,6 +55,14 @@ records = st.builds(
     switching=st.booleans(),
     worker=st.none() | st.builds(Worker, st.integers(1, 2**22), st.integers(0, 2**63)),
     together=st.lists(addresses, max_size=3).map(tuple),
+    asked=st.none()
+    | st.builds(
+        Asked,
+        st.booleans(),
+        st.booleans(),
+        st.lists(st.text(max_size=20), max_size=3).map(tuple),
+        st.none() | st.sampled_from(OthersInGroup),
+    ),
 )
 
 

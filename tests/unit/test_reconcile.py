@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -121,6 +122,17 @@ def tries(engine: Engine) -> list[float]:
             found.append(now())
 
     engine.attempts.listeners.add(listen)
+    return found
+
+
+def watch_lasting_wishes(engine: Engine) -> list[frozenset[str]]:
+    """Those that last, each time that the next boot is to follow them; grows as they change."""
+    found: list[frozenset[str]] = []
+
+    async def changed() -> None:
+        found.append(frozenset(str(kept.address) for kept in engine.reconciler.find_kept()))
+
+    engine.reconciler.lasting_wishes_changed = changed
     return found
 
 
@@ -953,6 +965,85 @@ def test_a_wish_for_a_flavour_that_is_no_more_does_not_keep_the_policy_from_its_
         assert attempts(engine) == [(device.address, "policy")]
 
     run_at_once(run())
+
+
+# a wish that nobody waits for any more
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_was_asked_for_by_hand_and_got_stuck_holds_when_the_kernel_has_let_go(
+    kernel: FakeKernel, restarted: bool
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        kernel.drivers["vfio-pci"].remove_blocks = blocks = asyncio.Event()
+        with pytest.raises(FlavourError) as caught:
+            await ask(engine, device, Flavour.NATIVE, persist=True)
+        assert caught.value.code is Code.STUCK
+        assert engine.device(at(device)).wish is None
+        if restarted:
+            await stop(engine)
+            engine = await start(kernel, TO_VFIO)
+        made = watch_lasting_wishes(engine)
+        blocks.set()
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert engine.device(at(device)).wish == Flavour.NATIVE
+        assert engine.reconciler.has_lasting_wish(at(device))
+        assert made == [frozenset({device.address})]
+        assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_a_wish_is_dropped_by_a_reset_that_got_stuck_when_it_has_come_true(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO)
+        kernel.drivers["vfio-pci"].remove_blocks = blocks = asyncio.Event()
+        with pytest.raises(FlavourError):
+            await reset(engine, device)
+        assert engine.device(at(device)).wish == Flavour.VFIO
+        blocks.set()
+        await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert engine.device(at(device)).wish is None
+        assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_killed_at_any_step_a_wish_holds_where_it_has_come_true(tmp_path: Path, goes_on: bool) -> None:
+    wishes = []
+    for number in itertools.count():
+        kernel = FakeKernel(tmp_path / str(number))
+        devices = [add_with_native(kernel), add_with_native(kernel, "0000:01:00.1")]
+        engine = run_at_once(start(kernel, policy()))
+        kernel.crash_after, kernel.batch_goes_on = number, goes_on
+        try:
+            run_at_once(ask(engine, devices[0], Flavour.VFIO, others=OthersInGroup.TOGETHER))
+        except Crash:
+            kernel.crash_after = None
+        else:
+            break
+
+        async def restart(kernel: FakeKernel = kernel) -> Engine:
+            engine = await start(kernel, policy())
+            await asyncio.sleep(LONG)
+            return engine
+
+        engine = run_at_once(restart())
+        for device in devices:
+            wish = engine.device(at(device)).wish
+            assert (has(device), wish) in ((NATIVE, None), (VFIO, Flavour.VFIO)), number
+            assert remarks(engine, device) == (), number
+            wishes.append(wish)
+    assert set(wishes) == {None, Flavour.VFIO}
 
 
 def test_a_wish_for_the_boot_is_not_for_another_device_at_the_same_address(kernel: FakeKernel) -> None:

@@ -23,6 +23,7 @@ from ..model.flavour import (
     parse_flavour,
 )
 from ..model.iommu_group import GroupMember, IommuGroup
+from ..model.message_ids import MessageId, log_fields
 from ..model.occupancy import User
 from ..model.policy import AUTO, VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
@@ -57,7 +58,7 @@ class Engine:
         self._releases: set[asyncio.Task[None]] = set()
         self.attempts = Attempts(History(host.state / "history.jsonl"))
         self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
-        self._quarantine = Quarantine(host, self._find_turn, self._take_back)
+        self._quarantine = Quarantine(host, self._find_turn, self._end_late, self._take_back)
         self.metrics = Metrics(host, self._quarantine.count)
         self.attempts.listeners.add(self.metrics.count)
 
@@ -354,6 +355,33 @@ class Engine:
         if work.way is restore:
             return find_record(self._host.ledger, device) is None
         return has_it_already(self._host, device, work.request, decision.settings)
+
+    async def _end_late(self, record: Record) -> None:
+        """A switch that nobody waits for has come to its end: where it came true, what was asked for by hand
+        holds."""
+        asked = record.asked
+        if asked is None or not self._has_come_true(record):
+            return
+        if asked.drops:
+            await self._drop_wishes((record.address,))
+            return
+        request = Request(
+            record.address, record.flavour, asked.drivers, others=asked.others, persist=asked.persist
+        )
+        try:
+            self.reconciler.keep_wish(self._host.read_device(record.address), request)
+        except FlavourError as error:
+            _log.error("%s", error, extra=log_fields(MessageId.NOT_KEPT, record.address))
+            return
+        if asked.persist:
+            await self.reconciler.lasting_wishes_changed()
+
+    def _has_come_true(self, record: Record) -> bool:
+        try:
+            device = self._host.read_device(record.address)
+        except FlavourError:
+            return False  # it is gone
+        return device.identity == record.identity and self._host.find_flavour(device) == record.flavour
 
     def _take_back(self, address: PciAddress) -> None:
         """The kernel has let go of it."""

@@ -20,6 +20,7 @@ from ..model.device import Binding, Device, Identity, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
+from ..model.policy import OthersInGroup
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,17 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request by hand leaves behind where it comes true: a wish with these drivers and with that word
+    on the others of the IOMMU group, or, for one that `drops` it, none."""
+
+    drops: bool
+    persist: bool
+    drivers: tuple[str, ...]
+    others: OthersInGroup | None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """`origin` is what the device had before the first switch, and `origin_flavour` which one that was.
 
@@ -37,7 +49,8 @@ class Record:
     the overrides that this switch may have written since, and `binding` what it set out for.
     `personality` tells how the driver was asked, or is None. `worker` is the process that makes the writes
     while `switching`. `together` are all the devices of a switch that is for all of them or none, as long
-    as it is not known to have come to its end for each.
+    as it is not known to have come to its end for each. `asked` is for whoever brings to its end a switch
+    that nobody waits for any more; None for one of the policy's own.
     """
 
     address: PciAddress
@@ -53,6 +66,7 @@ class Record:
     switching: bool
     worker: Worker | None
     together: tuple[PciAddress, ...] = ()
+    asked: Asked | None = None
 
     @property
     def is_open(self) -> bool:
@@ -130,7 +144,7 @@ class Ledger:
         if record.binding == record.origin and record.flavour == record.origin_flavour:
             self.forget(record.address)
         else:
-            self.settle(replace(record, together=()))
+            self.settle(replace(record, together=(), asked=None))
 
     def forget(self, address: PciAddress) -> None:
         """There is nothing to go back to any more."""
@@ -202,6 +216,16 @@ def _parse_personality(data: object) -> Personality:
     return personality
 
 
+def _parse_asked(data: dict[str, Any]) -> Asked:
+    others = data["others"]
+    return Asked(
+        _check(data["drops"], bool),
+        _check(data["persist"], bool),
+        tuple(_check(driver, str) for driver in _check(data["drivers"], list)),
+        None if others is None else OthersInGroup(others),
+    )
+
+
 def _fields(data: object, kind: type[_T]) -> dict[str, _T]:
     return {name: _check(value, kind) for name, value in _check(data, dict).items()}
 
@@ -233,6 +257,9 @@ def _render(record: Record) -> dict[str, Any]:
         "switching": record.switching,
         "worker": None if worker is None else {"pid": worker.pid, "started": worker.started},
         "together": [str(address) for address in record.together],
+        "asked": None
+        if record.asked is None
+        else {name: getattr(record.asked, name) for name in Asked.__slots__},
     }
 
 
@@ -253,4 +280,5 @@ def _parse(data: dict[str, Any]) -> Record:
         switching=_check(data["switching"], bool),
         worker=None if data["worker"] is None else Worker(**_fields(data["worker"], int)),
         together=tuple(parse_address(address) for address in _check(data["together"], list)),
+        asked=None if data.get("asked") is None else _parse_asked(data["asked"]),
     )

@@ -25,16 +25,19 @@ _log = logging.getLogger(__name__)
 
 class Quarantine:
     """`find_turn` gives the lock of a device's IOMMU group, which is held for as long as one of the group's
-    devices is in here; `freed` is called when one gets out."""
+    devices is in here; `ended` is called when a switch has come to its end, with the record of before that,
+    and `freed` when a device gets out."""
 
     def __init__(
         self,
         host: Host,
         find_turn: Callable[[PciAddress], asyncio.Lock],
+        ended: Callable[[Record], Awaitable[None]],
         freed: Callable[[PciAddress], None],
     ) -> None:
         self._host = host
         self._find_turn = find_turn
+        self._ended = ended
         self._freed = freed
         self._stuck: dict[PciAddress, str] = {}
         self._since: dict[PciAddress, float] = {}
@@ -153,7 +156,10 @@ class Quarantine:
 
     async def _converge(self, address: PciAddress) -> str:
         record = self._host.ledger.find(address)
-        said = await converge(self._host, record) if record else "nothing is recorded for it"
+        said = "nothing is recorded for it"
+        if record is not None:
+            said = await converge(self._host, record)
+            await self._ended(record)
         return f"the switch that was cut off or stuck is over: {said}"
 
     async def _rebuild(self, address: PciAddress) -> str:

@@ -187,7 +187,7 @@ class Reconciler:
                     self._held_back.add(device.address)
             elif not applied.done:
                 self._agenda.begin(device.address)
-            else:
+            elif not self._is_in_work(device.address):
                 self._compare(device, applied)
         if self._held_back:
             _log.warning(

@@ -25,7 +25,7 @@ from .attempts import Report, without_address
 from .delay import READ_BACK, Delay
 from .guards import check_users
 from .host import Host
-from .ledger import Record, find_record
+from .ledger import Asked, Record, find_record
 from .moves import (
     GoneError,
     Observed,
@@ -82,6 +82,7 @@ class Switch:
         decision: Decision,
         report: Report,
         together: tuple[PciAddress, ...] = (),
+        asked: Asked | None = None,
         *,
         began: float,
     ) -> None:
@@ -92,6 +93,7 @@ class Switch:
         if not self.drivers and decision.flavour == request.flavour:
             self.drivers = decision.drivers
         self.together = together
+        self._asked = asked
         self._report = report
         self._began = began
         self._read_from = began
@@ -420,6 +422,7 @@ class Switch:
             switching=True,
             worker=None,
             together=self.together,
+            asked=self._asked,
         )
 
     def _could_not(self, device: Device, cause: FlavourError, why: str) -> FlavourError:

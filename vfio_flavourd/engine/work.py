@@ -17,6 +17,7 @@ from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .guards import Verdict
 from .host import Host
+from .ledger import Asked
 from .switch import Switch, Way
 from .to_native import restore, to_native
 from .together import Member
@@ -76,10 +77,16 @@ class Work:
             def report(step: StepBegun | StepReport) -> None:
                 self._report(replace(step, what=f"{device.address}: {step.what}"))
 
-        switch = Switch(host, request, decision, report, together, began=self._began)
+        switch = Switch(host, request, decision, report, together, self._asked(request), began=self._began)
         member = Member(switch, device, way)
         self.members.append(member)
         return member
+
+    def _asked(self, request: Request) -> Asked | None:
+        """`request` is that of one of the devices."""
+        if not self.request.by_hand and not self.drops_wish:
+            return None
+        return Asked(self.drops_wish, self.request.persist, request.drivers, self.request.others)
 
     def describe(self, outcomes: list[Outcome]) -> Outcome:
         """What the one who asked is told: his device's, with the others in it."""
