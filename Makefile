@@ -65,7 +65,8 @@ coverage: $(build)/dev.stamp
 
 # On one release.
 soak: $(deb) $(build)/dev.stamp
-	@$(pytest) -s tests/guest/test_soak.py --guest-release trixie --deb $(deb) --soak-minutes 120
+	@$(pytest) -s tests/guest/test_faults.py tests/guest/test_soak.py --guest-release trixie --deb $(deb) \
+	    --thorough --soak-minutes 120
 
 bench: $(deb) $(build)/dev.stamp
 	@$(venv)/bin/python -m bench --deb $(deb) --write-docs

@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the package, installed in the guest (default: $VFIO_FLAVOUR_DEB or that of `make deb`)",
     )
     group.addoption("--soak-minutes", type=float, default=2, help="how long test_soak.py goes on")
+    group.addoption(
+        "--thorough", action="store_true", help="50 kills and 1,000 switches in test_faults.py: half an hour"
+    )
 
 
 # A boot, and under it perhaps a build of everything, is part of the first test's time.

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from .conftest import UNITS, Host, Seen, files, write_command
 from .devices import HOTPLUG_PORTS, ROLES
 from .services import Held, look_at_services
@@ -14,8 +16,9 @@ from .test_users import held
 GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 HOTPLUGGED = HOTPLUG_PORTS["hotplug1"]
 DEVICES_A_KILL = (GOOD, SIBLING, VIRTIO)
-# On each release; a thousand switches take ten minutes and more.
-KILLS, SWITCHES = 16, 128
+# With `--thorough`, and without, on each release.
+KILLS = {True: 50, False: 16}
+SWITCHES = {True: 1000, False: 128}
 
 
 @contextmanager
@@ -38,8 +41,9 @@ def write_to_all(flavours: Iterable[str]) -> str:
     return " ".join(f"({write}) 2> /dev/null &" for write in writes)
 
 
-def test_killed_time_and_again_no_device_is_left_in_between(host: Host) -> None:
+def test_killed_time_and_again_no_device_is_left_in_between(host: Host, pytestconfig: pytest.Config) -> None:
     """The daemon alone, or its workers with it, at a random moment of three switches at once."""
+    kills = KILLS[pytestconfig.getoption("--thorough")]
     before = host.look()
     # What a daemon that has just been started takes for them, modules and all: a kill may come before, in
     # and after each, however fast the machine is.
@@ -52,9 +56,9 @@ def test_killed_time_and_again_no_device_is_left_in_between(host: Host) -> None:
     flavours_of = " ".join(str(files(role) / "driver_flavour") for role in DEVICES_A_KILL)
     states = set()
     with not_restarted(host):
-        for number in range(KILLS):
+        for number in range(kills):
             whom = chance.choice(("main", "all"))
-            pause = latest * (number + chance.random()) / KILLS
+            pause = latest * (number + chance.random()) / kills
             flavours = [chance.choice(("vfio", "native")) for _ in DEVICES_A_KILL]
             host.run(
                 f"{write_to_all(flavours)} sleep {pause:.3f};"
@@ -90,19 +94,19 @@ UNTIL_SETTLED = (
 )
 
 
-def test_hundreds_of_switches_leave_nothing_behind(host: Host) -> None:
+def test_hundreds_of_switches_leave_nothing_behind(host: Host, pytestconfig: pytest.Config) -> None:
     before = host.look()
     good, other = (f"/run/vfio-flavour/{role.bdf}/driver_flavour" for role in (GOOD, VIRTIO))
 
     def switch(count: int) -> tuple[Held, ...]:
         loop = "for i in $(seq {count}); do echo vfio > {file} && echo native > {file} || exit 1; done"
         both = " & ".join(loop.format(count=count // 4, file=file) for file in (good, other))
-        host.run(f"{both}; status=$?; wait $! && exit $status", timeout=1200)
+        host.run(f"{both}; status=$?; wait $! && exit $status", timeout=1800)
         time.sleep(1)  # the log, and a worker that is one too many, go a moment after the last answer
         return look_at_services(host)
 
     # The first ones fill the history, and what is kept for good is there by then.
-    quarter = SWITCHES // 4
+    quarter = SWITCHES[pytestconfig.getoption("--thorough")] // 4
     samples = [switch(280), *(switch(quarter) for _ in range(4))]
     for service in zip(*samples, strict=True):
         print(*service)
