@@ -17,7 +17,7 @@ class Use(StrEnum):
     OPEN = "open"  # a process has a node of it open
     ROUTE = "route"
     ADDRESS = "address"
-    PORT = "port"  # of a bond, bridge or team, below a VLAN, or in another network name space
+    PORT = "port"  # of a bond, bridge or team, below a VLAN or PPPoE, or in another network name space
     NETWORK_STORAGE = "network storage"
     DISPLAY = "display"
     VFS = "vfs"
