@@ -176,6 +176,11 @@ def test_a_purge_takes_back_what_the_policy_and_the_daemon_have_set(host: Host, 
     write(host, "version: 1\nrules:\n" + rule("one", f"address: {GOOD.bdf}"))
     reload(host)
     wait_for(host, GOOD.bdf, ON_VFIO)
+    # As at a boot: the rules come before the daemon, and it notes down what they have set.
+    host.run(f"echo 1 > {GOOD.sysfs}/remove; echo 1 > /sys/bus/pci/rescan")
+    wait_for(host, GOOD.bdf, ON_VFIO)
+    record = host.run(f"cat /run/vfio-flavourd/devices/{GOOD.bdf}.json").stdout
+    assert '"override": "vfio-flavourd"' in record
     host.switch(virtio, "vfio")
     host.run("update-initramfs -u", timeout=300)
     assert "79-vfio-flavourd-policy.rules" in host.run(in_initramfs, check=False).stdout

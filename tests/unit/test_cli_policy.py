@@ -15,6 +15,7 @@ from vfio_flavourd.cli import policy
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.config.load import load_policy, load_rendered
 from vfio_flavourd.doors import blocking_client
+from vfio_flavourd.kernel.early_rules import RULES
 from vfio_flavourd.model.errors import FlavourError, InvalidPolicyError
 
 GOOD = "version: 1\n" + RULE
@@ -133,6 +134,36 @@ def test_files_that_are_given_are_checked_instead_of_the_installed_ones(say: Say
         78,
         f"{tmp_path / 'nowhere'}: can't be read: No such file or directory\n",
     )
+
+
+SERIAL = "version: 1\nrules:\n  - {name: drive, match: {serial: S4EWNX0R}, flavour: vfio}\n"
+LATER = (
+    "rule 'drive': it names a serial, which is only known once the native driver has the device: "
+    "the daemon applies it afterwards"
+)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_rule_that_the_daemon_applies_only_afterwards_is_told_and_valid(
+    say: Say, tmp_path: Path, installed: bool
+) -> None:
+    """Of a draft too: then is the time to choose another match."""
+    path = write(tmp_path, SERIAL) if installed else tmp_path / "draft.yaml"
+    path.write_text(SERIAL, encoding="ascii")
+    argv = ["check"] if installed else ["check", str(path)]
+    assert say(*argv) == Said(0, "valid: 1 rule in 1 file\n", f"flavourctl: {LATER}\n")
+    said = say(*argv, "--json")
+    assert said.status == 0
+    assert json.loads(said.out)["remarks"] == [LATER]
+
+
+def test_rules_for_early_boot_that_can_not_be_read_keep_no_policy_from_being_checked(
+    say: Say, tmp_path: Path
+) -> None:
+    (tmp_path / RULES).mkdir(parents=True)
+    path = write(tmp_path, SERIAL)
+    said = say("check", str(path))
+    assert said == Said(0, "valid: 1 rule in 1 file\n", f"flavourctl: {LATER}\n")
 
 
 def test_what_is_in_a_file_does_not_reach_the_terminal_unescaped(say: Say, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from test_udev_rules import EVIL, FLAVOURS, NIC, make_rule
 from udev_interpreter import FakeUdevDevice, apply, parse
 
 from vfio_flavourd import early, journal
-from vfio_flavourd.engine.early_rules import Update, update_rules
+from vfio_flavourd.engine.early_rules import Update, find_notes, update_rules
 from vfio_flavourd.kernel.early_rules import (
     RULES,
     find_rebuild_command,
@@ -168,6 +168,17 @@ def test_a_directory_that_cannot_be_written_is_one_clear_error(host: FakeHost) -
     host.write(host.rules.parent, "not a directory\n")
     with pytest.raises(FlavourError, match=r"policy\.rules' failed: Not a directory"):
         write_rules(host.root, Compiled("# x\n", (), acts=True))
+
+
+def test_the_notes_are_told_without_looking_who_uses_what_and_nothing_is_written(host: FakeHost) -> None:
+    rule = make_rule()
+    notes = host.update(rule, find_users=used_by(Use.ROOT, "/ on vda1")).notes
+    before = host.rules.stat()
+    table = ModuleIndex(host.root, RELEASE).table()
+    policy = Policy(rules=(rule,), flavours=FLAVOURS)
+    found = find_notes(host.root, policy, sysfs=Sysfs(str(host.root)), table=table, host_name="virt1")
+    assert found == notes != ()
+    assert host.rules.stat() == before
 
 
 @pytest.mark.parametrize("use", [Use.ROOT, Use.MOUNT, Use.SWAP, Use.HOLDER])

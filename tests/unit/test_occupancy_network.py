@@ -128,6 +128,29 @@ def test_an_ipv6_address_is_one(host: FakeHost, eth0: str) -> None:
 
 # ports and what is made of an interface
 
+PPPOE = "Id       Address              Device\n"
+
+
+@pytest.mark.parametrize("name", ["eth0", "enp129s0f1np1"])
+def test_an_interface_below_pppoe_is_in_use(host: FakeHost, name: str) -> None:
+    """The default route is by ppp0, which has no link to it."""
+    host.add_interface(name, 2)
+    host.add_virtual("ppp0", 3, "ppp")
+    host.add_route("ppp0", "00000000", "00000000")
+    host.write("/proc/net/pppoe", PPPOE)
+    assert host.users() == ()
+    host.write("/proc/net/pppoe", f"{PPPOE}0100C0DE 02:00:00:00:00:01     eth9\n\n")
+    assert host.users() == ()
+    sessions = f"0100C0DE 02:00:00:00:00:01 {name:>8}\n0200C0DE 02:00:00:00:00:01 {name:>8}\n"
+    host.write("/proc/net/pppoe", PPPOE + sessions)
+    assert host.users() == (User(Use.PORT, f"PPPoE runs on {name}"),)
+
+
+def test_pppoe_on_a_vlan_is_told_with_the_interface_below(host: FakeHost, eth0: str) -> None:
+    host.add_virtual("eth0.7", 3, "vlan", eth0)
+    host.write("/proc/net/pppoe", f"{PPPOE}0100C0DE 02:00:00:00:00:01   eth0.7\n")
+    assert host.told() == ["port: vlan eth0.7 runs on eth0", "port: PPPoE runs on eth0.7 over eth0"]
+
 
 @pytest.mark.parametrize(
     ("name", "directory", "devtype", "told"),

@@ -362,14 +362,14 @@ def test_the_head_of_another_namespace_or_controller_is_not_this_ones(
 
 
 def test_a_zpool_holds_its_disk(host: FakeHost, part: str) -> None:
-    host.probe("259:2", "E:ID_FS_TYPE=zfs_member", "E:ID_FS_LABEL=tank")
+    host.probe("259:2", "E:ID_FS_TYPE=zfs_member", "E:ID_FS_LABEL=tank", "E:ID_FS_LABEL_ENC=tank")
     assert host.users() == ()  # it isn't imported
     host.write("/proc/spl/kstat/zfs/tank/state", "ONLINE\n")
     assert host.told() == ["holder: zpool tank is made of nvme0n1p2"]
 
 
 def test_the_data_sets_of_a_zpool_are_mounts_of_its_disk(host: FakeHost, part: str) -> None:
-    host.probe("259:2", "E:ID_FS_TYPE=zfs_member", "E:ID_FS_LABEL=tank")
+    host.probe("259:2", "E:ID_FS_TYPE=zfs_member", "E:ID_FS_LABEL=tank", "E:ID_FS_LABEL_ENC=tank")
     host.write("/proc/spl/kstat/zfs/tank/state", "ONLINE\n")
     host.mount("0:50", "/", "zfs", "tank/ROOT/debian")
     host.mount("0:51", "/srv", "zfs", "tank")
@@ -383,6 +383,91 @@ def test_a_cache_of_no_named_zpool_is_held_by_any_that_is_imported(host: FakeHos
     assert host.users() == ()
     host.write("/proc/spl/kstat/zfs/tank/state", "ONLINE\n")
     assert host.told() == ["holder: a zpool is made of nvme0n1p2"]
+
+
+def test_a_zpool_whose_name_has_a_space_holds_its_disk(host: FakeHost, part: str) -> None:
+    host.probe("259:2", "E:ID_FS_TYPE=zfs_member", "E:ID_FS_LABEL=my_tank", "E:ID_FS_LABEL_ENC=my\\x20tank")
+    host.write("/proc/spl/kstat/zfs/my tank/state", "ONLINE\n")
+    assert host.told() == ["holder: zpool my tank is made of nvme0n1p2"]
+    host.mount("0:50", "/", "zfs", "my\\040tank/ROOT/debian")
+    assert host.told() == ["root: / on zpool my tank on nvme0n1p2"]
+
+
+def test_a_zpool_that_was_imported_by_a_new_name_holds_its_disk(host: FakeHost, part: str) -> None:
+    """udev's database has the old name until it probes the disk again."""
+    host.probe("259:2", "E:ID_FS_TYPE=zfs_member", "E:ID_FS_LABEL=tank", "E:ID_FS_LABEL_ENC=tank")
+    host.write("/proc/spl/kstat/zfs/new/state", "ONLINE\n")
+    assert host.told() == ["holder: a zpool is made of nvme0n1p2"]
+
+
+# what the kernel serves to other hosts
+
+TARGET = "/sys/kernel/config/target/core/iblock_0/backup"
+SUBSYSTEM = "/sys/kernel/config/nvmet/subsystems/nqn.2014-08.org.example:one"
+
+
+@pytest.mark.parametrize("name", ["/dev/nvme0n1p2", "/dev/disk/by-id/nvme-one-part2", "/dev/mine"])
+def test_a_disk_that_lio_serves_is_in_use(host: FakeHost, part: str, name: str) -> None:
+    host.probe("259:2", "S:disk/by-id/nvme-one-part2")
+    host.link("/dev/mine", "/dev/disk/by-partlabel/two")  # udev doesn't know of these
+    host.link("/dev/disk/by-partlabel/two", "/dev/nvme0n1p2")
+    host.write(f"{TARGET}/udev_path", f"{name}\n")
+    host.write(f"{TARGET}/enable", "0\n")
+    assert host.users() == ()
+    host.write(f"{TARGET}/enable", "1\n")
+    assert host.told() == ["holder: SCSI target iblock_0/backup is made of nvme0n1p2"]
+
+
+def test_a_disk_that_lio_serves_is_known_by_its_number_too(host: FakeHost, part: str) -> None:
+    """Its link may lead to another disk by now."""
+    info = "Status: ACTIVATED  Max Queue Depth: 128  SectorSize: 512  HwMaxSectors: 1024\n"
+    device = "        iBlock device: nvme0n1p2  UDEV PATH: /dev/old  readonly: 0\n"
+    host.write(f"{TARGET}/info", f"{info}{device}        Major: 259 Minor: 2  CLAIMED: IBLOCK\n")
+    host.write(f"{TARGET}/udev_path", "/dev/old\n")
+    host.write(f"{TARGET}/enable", "1\n")
+    assert host.told() == ["holder: SCSI target iblock_0/backup is made of nvme0n1p2"]
+
+
+def test_what_lio_serves_is_found_through_all_its_holders(host: FakeHost, part: str) -> None:
+    host.add_mapped("dm-0", "253:0", "vg-lv", "LVM-1", part)
+    host.write(f"{TARGET}/udev_path", "/dev/vg/lv\n")
+    host.write(f"{TARGET}/enable", "1\n")
+    assert host.told() == ["holder: SCSI target iblock_0/backup is made of vg-lv (dm-0) on nvme0n1p2"]
+
+
+def test_a_namespace_that_is_served_is_in_use(host: FakeHost, part: str) -> None:
+    host.write(f"{SUBSYSTEM}/namespaces/1/device_path", "/dev/nvme0n1\n")
+    host.write(f"{SUBSYSTEM}/namespaces/1/enable", "0\n")
+    host.write(f"{SUBSYSTEM}/namespaces/2/device_path", "/dev/nvme1n1\n")
+    host.write(f"{SUBSYSTEM}/namespaces/2/enable", "1\n")
+    assert host.users() == ()
+    host.write(f"{SUBSYSTEM}/namespaces/1/enable", "1\n")
+    assert host.told() == ["holder: NVMe target nqn.2014-08.org.example:one namespace 1 is made of nvme0n1"]
+
+
+def test_a_controller_that_is_served_as_it_is_is_in_use(host: FakeHost) -> None:
+    host.add_directory(f"{DEVICE}/nvme/nvme0", class_="nvme", dev="240:0", uevent="DEVNAME=nvme0")
+    host.write(f"{SUBSYSTEM}/passthru/device_path", "/dev/nvme0\n")
+    host.write(f"{SUBSYSTEM}/passthru/enable", "0\n")
+    assert host.users() == ()
+    host.write(f"{SUBSYSTEM}/passthru/enable", "1\n")
+    assert host.told() == ["holder: NVMe target nqn.2014-08.org.example:one passthru is made of nvme0"]
+
+
+def test_a_file_that_is_served_is_no_disk_and_is_not_looked_at(host: FakeHost, part: str) -> None:
+    """It may lie on a server that doesn't answer."""
+    host.link("/srv/image", "/dev/nvme0n1p2")
+    host.write("/sys/kernel/config/target/core/fileio_0/file/udev_path", "/srv/image\n")
+    host.write("/sys/kernel/config/target/core/fileio_0/file/enable", "1\n")
+    assert host.users() == ()
+
+
+def test_links_that_lead_in_a_circle_are_no_disk(host: FakeHost, part: str) -> None:
+    host.link("/dev/one", "/dev/two")
+    host.link("/dev/two", "/dev/one")
+    host.write(f"{TARGET}/udev_path", "/dev/one\n")
+    host.write(f"{TARGET}/enable", "1\n")
+    assert host.users() == ()
 
 
 def test_what_a_hypervisor_shares_is_mounted_by_its_tag(host: FakeHost) -> None:

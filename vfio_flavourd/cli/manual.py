@@ -69,8 +69,10 @@ DESCRIPTIONS = {
         "Is the policy valid, see vfio-flavourd.policy(5); what is wrong with it is printed on"
         " standard error, with the place and what is allowed there. With FILE these files are looked at"
         " instead, as if they were all there is, and no matter whose they are. Needs no daemon.\n\n"
-        "Without FILE it also says where the host is not yet what the policy says: files that were"
-        " changed since the last reload, an initramfs that is older than the rules."
+        "It also says which rules the daemon applies only after the native driver has the device, and which"
+        " devices the rules for early boot leave to the host. Without FILE it says besides where the host is"
+        " not yet what the policy says: files that were changed since the last reload, an initramfs that is"
+        " older than the rules. None of this changes the exit status."
     ),
     "cat-config": (
         "The policy that all files come to, as one file, with where each thing was said. Needs no daemon."

@@ -107,7 +107,8 @@ class Imported(TypedDict):
 
 
 class Checked(TypedDict):
-    """remarks say where the host is not yet what the policy says; absent for an invalid policy."""
+    """remarks say which rules are applied only after the native driver has the device, which devices are left
+    to the host at boot, and where the host is not yet what the policy says; absent for an invalid policy."""
 
     files: list[str]
     problems: list[Problem]

@@ -12,9 +12,11 @@ from ..config.files import DIRECTORIES
 from ..config.load import Loaded, load_files, load_policy
 from ..config.problems import PolicyError, Problem
 from ..config.render import render_data, render_yaml
+from ..engine.early_rules import find_notes
 from ..engine.readiness import examine_applied, read_decided
 from ..kernel.index import ModuleIndex
 from ..kernel.readiness import find_unreadable
+from ..kernel.sysfs import Sysfs
 from ..model.codes import Code, find_exit_status
 from ..model.errors import FlavourError
 from ..model.policy import Policy
@@ -41,7 +43,7 @@ def check(arguments: argparse.Namespace) -> int:
     except PolicyError as error:
         return _refuse(arguments, error)
     _print_problems(loaded.warnings)
-    remarks = [] if arguments.files else _find_remarks(Path(ROOT), loaded.policy)
+    remarks = _find_remarks(Path(ROOT), loaded.policy, installed=not arguments.files)
     for remark in remarks:
         print(f"flavourctl: {printable(remark)}", file=sys.stderr)
     if arguments.json:
@@ -62,12 +64,14 @@ def _check_readable(command: str, root: Path, paths: Sequence[str]) -> None:
         )
 
 
-def _find_remarks(root: Path, policy: Policy) -> list[str]:
-    """Where this host is not yet what its policy says."""
-    release = os.uname().release
-    table = ModuleIndex(root, release).table()
-    findings = examine_applied(root, release, read_decided(root, policy), table)
-    return [f"{each.what}: {each.advice}" for each in findings if each.state is not State.NOTE]
+def _find_remarks(root: Path, policy: Policy, *, installed: bool) -> list[str]:
+    """Where this host is not yet what its policy says, and which rules its udev rules leave to the daemon."""
+    name = os.uname()
+    table = ModuleIndex(root, name.release).table()
+    sysfs = Sysfs(str(root).rstrip("/"))
+    notes = find_notes(root, policy, sysfs=sysfs, table=table, host_name=name.nodename)
+    findings = examine_applied(root, name.release, read_decided(root, policy), table) if installed else ()
+    return [*(f"{each.what}: {each.advice}" for each in findings if each.state is not State.NOTE), *notes]
 
 
 def cat_config(arguments: argparse.Namespace) -> int:

@@ -17,10 +17,11 @@ from ..kernel.inventory import read_devices
 from ..kernel.sysfs import Sysfs
 from ..model.aliases import AliasTable
 from ..model.device import Device
+from ..model.errors import FlavourError
 from ..model.occupancy import Use, User
 from ..model.policy import VFIO, Policy
 from ..model.udev_header import Header, Kept, Spared, find_ids, parse_header
-from ..model.udev_rules import compile_rules
+from ..model.udev_rules import Compiled, compile_rules
 
 # Without these the host stops on its way up, in an emergency shell at best.
 _NEEDED = frozenset({Use.ROOT, Use.MOUNT, Use.SWAP, Use.HOLDER})
@@ -63,9 +64,38 @@ def update_rules(
         spared=_find_spared(devices, find_users, before.spared if carry else ()),
         kept=before.kept if kept is None else kept,
     )
+    compiled = _compile(root, policy, header, devices, sysfs=sysfs, table=table, host_name=host_name)
+    return Update(write_rules(root, compiled), compiled.notes)
+
+
+def find_notes(
+    root: Path, policy: Policy, *, sysfs: Sysfs, table: AliasTable, host_name: str
+) -> tuple[str, ...]:
+    """Those that `update_rules()` would give, but for what is spared: here that is what the rules
+    spare already, since anybody may ask, and only root sees who uses a device."""
+    try:
+        header = parse_header(read_rules(root) or "")
+    except FlavourError:
+        header = parse_header("")
+    spared = {each.address for each in header.spared}
+    every = read_devices(sysfs, policy.personalities) if spared else ()
+    devices = [device for device in every if device.address in spared]
+    return _compile(root, policy, header, devices, sysfs=sysfs, table=table, host_name=host_name).notes
+
+
+def _compile(
+    root: Path,
+    policy: Policy,
+    header: Header,
+    devices: Iterable[Device],
+    *,
+    sysfs: Sysfs,
+    table: AliasTable,
+    host_name: str,
+) -> Compiled:
     spared = {each.address for each in header.spared}
     named = {each.driver.replace("-", "_") for each in policy.personalities if each.driver}
-    compiled = compile_rules(
+    return compile_rules(
         policy,
         header,
         host_name=host_name,
@@ -78,7 +108,6 @@ def update_rules(
             if device.address in spared
         ],
     )
-    return Update(write_rules(root, compiled), compiled.notes)
 
 
 def _find_spared(

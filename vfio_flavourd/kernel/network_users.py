@@ -6,7 +6,7 @@ removal may hold: attributes in /sys/class/net are not read, but for `uevent` an
 
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
@@ -75,6 +75,7 @@ def _find_traffic(files: HostFiles, paths: Sequence[str], find_route: FindRoute)
     for name in dict.fromkeys(defaults):
         if name in labels:
             yield User(Use.ROUTE, f"default route via {labels[name]}")
+    yield from _find_pppoe(files, labels)
     for own_address in _read_ipv4_addresses(files):
         near = {
             route.name: route.network.prefixlen
@@ -167,6 +168,15 @@ def _read_ipv6_default_routes(files: HostFiles) -> Iterator[str]:
             flags = int(fields[8], 16)
             if fields[1] == "00" and not int(fields[0], 16) and flags & _RTF_UP and not flags & _RTF_REJECT:
                 yield fields[9]
+
+
+def _find_pppoe(files: HostFiles, labels: Mapping[str, str]) -> Iterator[User]:
+    """Nothing in sysfs leads from `ppp0` to the interface that it goes by. Each line is a session: its
+    number, the address of the other end, the interface (drivers/net/ppp/pppoe.c)."""
+    lines = (line.split() for line in files.read_lines("/proc/net/pppoe"))
+    for name in dict.fromkeys(fields[2] for fields in lines if len(fields) == 3):
+        if name in labels:
+            yield User(Use.PORT, f"PPPoE runs on {labels[name]}")
 
 
 def _read_ipv4_addresses(files: HostFiles) -> Iterator[IPv4Address]:

@@ -2,14 +2,15 @@
 
 `holders/` links lead from a disk or a partition to what has claimed it: device mapper (LVM, dm-crypt,
 multipath), md, bcache and others (block/holder.c). An NVMe namespace that is shared between controllers has
-a hidden disk below the PCI device and its head elsewhere. zpools, a bcache set and loop devices leave
-no such link.
+a hidden disk below the PCI device and its head elsewhere. zpools, a bcache set, loop devices and what the
+kernel serves to other hosts leave no such link.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from .exports import Export, read_exports
 from .host_files import HostFiles
 from .subtree import Subtree
 
@@ -42,12 +43,15 @@ def find_volumes(files: HostFiles, subtree: Subtree) -> tuple[Volume, ...]:
         Volume(source or fs_type, "", source or fs_type, sources=(source,), fs_type=fs_type)
         for fs_type, source in subtree.shares
     ]
-    return (*_Search(files).find(subtree.disks), *shares) if subtree.disks else tuple(shares)
+    exports = read_exports(files) if subtree.disks or subtree.nodes else ()
+    disks = _Search(files, exports).find(subtree.disks) if subtree.disks else ()
+    return (*disks, *_find_served_nodes(exports, subtree.nodes), *shares)
 
 
 @dataclass(slots=True)
 class _Search:
     files: HostFiles
+    exports: tuple[Export, ...]
     found: dict[str, Volume] = field(default_factory=dict)
     loops: list[tuple[str, str]] = field(default_factory=list)
 
@@ -74,6 +78,9 @@ class _Search:
             self._add(holder, volume)
         self._add_cache(volume)
         self._add_pool(volume)
+        for export in self.exports:
+            if export.number == number or not set(volume.sources).isdisjoint(export.names):
+                self.found.setdefault(export.path, _serve(export, volume))
 
     def _find_holders(self, volume: Volume) -> Iterator[str]:
         links = [f"{volume.path}/holders/{name}" for name in self.files.list(f"{volume.path}/holders")]
@@ -103,13 +110,17 @@ class _Search:
         database = self.files.read(f"/run/udev/data/b{volume.number}")
         if "E:ID_FS_TYPE=zfs_member\n" not in database:
             return
-        label = re.search(r"^E:ID_FS_LABEL=(.+)$", database, re.MULTILINE)
-        # A cache or a spare has no pool's name on it.
-        pool = label[1] if label else ""
-        path = f"/proc/spl/kstat/zfs/{pool}"
-        if path not in self.found and any(
-            self.files.exists(f"{path}/{name}/state") for name in ([""] if pool else self.files.list(path))
-        ):
+        pools = "/proc/spl/kstat/zfs"
+        imported = [name for name in self.files.list(pools) if self.files.exists(f"{pools}/{name}/state")]
+        # In ID_FS_LABEL a space is an underscore.
+        label = re.search(r"^E:ID_FS_LABEL_ENC=(.+)$", database, re.MULTILINE)
+        pool = _decode(label[1]) if label else ""
+        if pool not in imported:
+            # A cache or a spare has no pool's name on it, and of a pool that was imported by a new name udev
+            # may still know the old one.
+            pool = ""
+        path = f"{pools}/{pool}"
+        if imported and path not in self.found:
             title = f"zpool {pool}" if pool else "a zpool"
             self.found[path] = Volume(
                 title,
@@ -120,6 +131,25 @@ class _Search:
                 holder=True,
                 below=volume,
             )
+
+
+def _decode(text: str) -> str:
+    """What blkid_encode_string(3) has made safe; a pool's name is ASCII."""
+    return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), text)
+
+
+def _serve(export: Export, volume: Volume) -> Volume:
+    label = f"{export.name} on {volume.label}"
+    return Volume(export.name, export.path, label, holder=True, below=volume)
+
+
+def _find_served_nodes(exports: Iterable[Export], nodes: Collection[str]) -> Iterator[Volume]:
+    """An NVMe controller can be served as it is, by its character device."""
+    for export in exports:
+        for name in export.names:
+            node = name.removeprefix("/dev/")
+            if node in nodes:
+                yield _serve(export, Volume(node, name, node))
 
 
 def _read_volume(files: HostFiles, path: str, number: str, below: Volume | None) -> Volume:

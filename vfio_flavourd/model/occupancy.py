@@ -11,11 +11,13 @@ class Use(StrEnum):
     ROOT = "root"  # the root file system, or what the running system can't do without
     MOUNT = "mount"
     SWAP = "swap"
-    HOLDER = "holder"  # dm, md, bcache, multipath, LVM, a zpool: another block device or pool is made of it
+    # dm, md, bcache, multipath, LVM, a zpool: another block device or pool is made of it. Or the kernel
+    # serves it to other hosts (LIO, NVMe target).
+    HOLDER = "holder"
     OPEN = "open"  # a process has a node of it open
     ROUTE = "route"
     ADDRESS = "address"
-    PORT = "port"  # of a bond, bridge or team, below a VLAN, or in another network name space
+    PORT = "port"  # of a bond, bridge or team, below a VLAN or PPPoE, or in another network name space
     NETWORK_STORAGE = "network storage"
     DISPLAY = "display"
     VFS = "vfs"
