@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import stat
@@ -24,6 +25,7 @@ from vfio_flavourd.doors.fs.asking import WRITES_OF_ALL, WRITES_OF_ONE
 from vfio_flavourd.doors.fs.interrupts import Interrupts, has_signal
 from vfio_flavourd.doors.fs.operations import FlavourFs
 from vfio_flavourd.doors.fs.tree import FILES, ROOT, Node, Place, find_place
+from vfio_flavourd.doors.protocol import lost
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.codes import Code
@@ -94,6 +96,8 @@ class FakeClient:
             await daemon.hang.wait()
         if daemon.error is not None:
             raise daemon.error
+        if len(json.dumps(parameters)) > 64 * 1024:
+            raise lost("it hung up")  # as it does on a frame that is longer
         if method == "SetFlavour":
             parse_flavour(parameters["flavour"])
             daemon.flavour = parameters["flavour"]
@@ -228,6 +232,7 @@ def test_a_write_returns_when_the_device_has_the_flavour(
         ("driver_flavour", b"vfio\nnative\n"),
         ("driver_flavour", b"\xff\xfe\n"),
         ("driver_flavour", b"vfio" * 1024),
+        ("driver_flavour", b"\xff" * 11_000),
         ("use_vfio", b"2\n"),
         ("use_vfio", b"vfio\n"),
         ("use_vfio", b"yes\n"),
@@ -249,6 +254,12 @@ def test_a_write_of_anything_else_is_einval_and_last_error_says_what_is_allowed(
     assert line.isprintable()
     assert len(line) < 400
     assert "allowed: " in line
+
+
+def test_the_longest_name_that_a_flavour_may_have_is_passed_on_whole(mounted: Mounted) -> None:
+    name = "f" * 64
+    assert run(mounted.refused(name.encode())) == errno.EINVAL
+    assert mounted.daemon.calls[0][1]["flavour"] == name
 
 
 @pytest.mark.parametrize(

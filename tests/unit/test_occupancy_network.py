@@ -293,6 +293,21 @@ def test_mounts_are_looked_through_only_where_a_network_file_system_is_registere
     assert host.told() == ["network storage: /mnt/nfs (nfs4) from 192.0.2.9 by eth0"]
 
 
+def test_mounts_that_cannot_be_read_in_time_may_be_over_the_network(
+    host: FakeHost, eth0: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.mount("0:70", "/mnt/nfs", "nfs4", "nas:/export", "rw,addr=192.0.2.9")
+    host.routes["192.0.2.9"] = Route((2,))
+    host.add_process(CONTAINER, "many", name_space="mnt:[4026532500]")
+    host.mount("0:71", "/mnt", "nfs4", "nas:/m", "rw,addr=192.0.2.9", pid=CONTAINER)
+    monkeypatch.setattr("vfio_flavourd.kernel.occupancy._MOUNTS_PATIENCE", -1.0)
+    unread = f"mounts of 1 processes, from many (pid {CONTAINER}) on, could not be looked into in time"
+    assert host.told() == [
+        "network storage: /mnt/nfs (nfs4) from 192.0.2.9 by eth0",
+        f"network storage: {unread}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("fs_type", "source", "options", "addresses"),
     [

@@ -1,12 +1,15 @@
 """Who uses a device's disks, by every way that a file system or a swap can come to be on one."""
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_host import CONTAINER, DD, DEVICE, OTHER, QEMU, FakeHost
 
-from vfio_flavourd.kernel.mounts import parse_mount
-from vfio_flavourd.model.occupancy import Use, User
+from vfio_flavourd.kernel.host_files import HostFiles
+from vfio_flavourd.kernel.mounts import parse_mount, read_mounts
+from vfio_flavourd.model.occupancy import UNFORCEABLE, Use, User
 
 
 @pytest.fixture
@@ -108,6 +111,45 @@ def test_processes_that_end_meanwhile_hide_no_name_space(host: FakeHost, part: s
     host.add_process(CONTAINER + 1, "sh", name_space="mnt:[4026532500]")
     host.mount("259:2", "/mnt", pid=CONTAINER + 1)
     assert [user.pid for user in host.users()] == [CONTAINER + 1]
+
+
+def test_who_mounts_more_than_can_be_read_is_a_user_and_keeps_nobody_from_an_answer(
+    host: FakeHost, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that --force can take it from; and what the host itself has mounted is known all the same."""
+    host.mount("259:1", "/")
+    host.mount("259:2", "/srv")
+    for pid in (CONTAINER, CONTAINER + 1):
+        host.add_process(pid, "many", name_space="mnt:[4026532500]", root=f"/{pid}")
+        host.mount("259:2", "/mnt", pid=pid)
+    monkeypatch.setattr("vfio_flavourd.kernel.occupancy._MOUNTS_PATIENCE", -1.0)
+    unread = f"mounts of 2 processes, from many (pid {CONTAINER}) on, could not be looked into in time"
+    assert host.users() == (
+        User(Use.ROOT, "/ on nvme0n1p1"),
+        User(Use.MOUNT, "/srv on nvme0n1p2"),
+        User(Use.MOUNT, unread),
+    )
+    assert Use.MOUNT not in UNFORCEABLE
+
+
+def test_a_name_space_that_has_more_than_can_be_read_is_left_in_the_middle(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by a second whenever it is looked at."""
+    monkeypatch.setattr(
+        "vfio_flavourd.kernel.mounts.time", SimpleNamespace(monotonic=itertools.count().__next__)
+    )
+    for number in range(20):
+        host.mount("8:1", f"/host/{number}")
+    for pid in (CONTAINER, CONTAINER + 1):
+        host.add_process(pid, "many", name_space=f"mnt:[{pid}]")
+        for number in range(20):
+            host.mount("8:1", f"/{pid}/{number}", pid=pid)
+    unread: list[int] = []
+    points = [mount.point for mount in read_mounts(HostFiles(str(host.root)), 10, unread)]
+    assert points[:20] == [f"/host/{number}" for number in range(20)]
+    assert points[20:] == [f"/{CONTAINER}/{number}" for number in range(10)]
+    assert unread == [CONTAINER, CONTAINER + 1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ from vfio_flavourd.model.policy import (
     decide,
 )
 from vfio_flavourd.model.udev_header import Header, Kept, Spared, find_ids, parse_header
-from vfio_flavourd.model.udev_match import widened
+from vfio_flavourd.model.udev_match import translate, widened
 from vfio_flavourd.model.udev_rules import GENERIC, PLACEHOLDER, Compiled, compile_rules
 
 UIO = FlavourKind("uio", None, "uio_pci_generic")
@@ -392,6 +393,53 @@ def test_a_thousand_addresses_make_no_line_that_udev_refuses() -> None:
     many = tuple(PciAddress(0, bus, 0, 0) for bus in range(256)) * 8
     rules = compiled(make_policy(make_rule(Match(address=many, pf=many, iommu_group=(7, 8)))))
     assert override_of(rules, make_facts(pf="0000:01:00.0")) == GENERIC
+
+
+TOO_MANY = "it names more combinations than udev should compare: the daemon applies it afterwards"
+
+
+def count_gotos(rules: Compiled, number: int) -> int:
+    """The lines that lead to what is done with a device of that rule."""
+    return rules.text.count(f'GOTO="vfio_flavour_rule_{number}"\n')
+
+
+def test_a_rule_of_many_values_for_many_things_is_left_to_the_daemon_at_once() -> None:
+    """As lines they would be 57,624,000, of 4 KB each, and 37 KB in a policy."""
+    many = tuple(range(0x8086, 0x8086 + 2000))
+    groups = tuple(range(1500))
+    match = Match(vendor=many, device=many, subsystem_vendor=many, subsystem_device=many, iommu_group=groups)
+    translated = translate(match, "virt1", 1000)
+    assert translated is not None
+    assert len(list(islice(translated.lines(), 1001))) <= 1000
+    rules = compiled(make_policy(make_rule(match), make_rule()))
+    assert rules.notes == (f"rule 'x': {TOO_MANY}",)
+    ours = (0x8086, 0x8087, 0x8088, 0x8089)
+    assert override_of(rules, make_facts(ids=ours)) is None
+    assert override_of(rules, make_facts(ids=(0x1000, *ours[1:]))) == GENERIC
+
+
+@pytest.mark.parametrize(("slot", "most"), [((), 1000), (("0000:00:1c.0/00.0",), 500)])
+def test_a_rule_may_become_a_thousand_lines_with_those_for_what_is_doubtful(
+    slot: tuple[str, ...], most: int
+) -> None:
+    match = Match(slot=slot, iommu_group=tuple(range(most)))
+    rules = compiled(make_policy(make_rule(match)))
+    assert count_gotos(rules, 1) == most
+    assert TOO_MANY not in "".join(rules.notes)
+    assert override_of(rules, make_facts()) == GENERIC
+    more = compiled(make_policy(make_rule(replace(match, iommu_group=tuple(range(most + 1))))))
+    assert more.notes == (f"rule 'x': {TOO_MANY}",)
+    assert override_of(more, make_facts()) is None
+
+
+def test_all_rules_together_may_become_five_thousand_lines_and_one_line_each() -> None:
+    groups = tuple(range(1000))
+    long = [make_rule(Match(vendor=(number,), iommu_group=groups)) for number in range(6)]
+    rules = compiled(make_policy(*long, make_rule(Match(vendor=(0x8086,)))))
+    assert [count_gotos(rules, number) for number in range(1, 8)] == [1000] * 5 + [0, 1]
+    assert rules.notes == (f"rule 'x': {TOO_MANY}",)
+    found = [override_of(rules, make_facts(ids=(vendor, 1, 2, 3))) for vendor in (4, 5, 0x8086)]
+    assert found == [GENERIC, None, GENERIC]
 
 
 @pytest.mark.parametrize(

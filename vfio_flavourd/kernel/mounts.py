@@ -6,11 +6,13 @@ that is tells the link `ns/mnt`, which needs CAP_SYS_PTRACE.
 
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..model.occupancy import Use, User
 from .host_files import HostFiles
 
 # Spaces, tabs and backslashes (fs/proc_namespace.c, mangle()). A line feed stays \012: texts are one line.
@@ -30,20 +32,38 @@ class Mount:
     pid: int
 
 
-def read_mounts(files: HostFiles) -> Iterator[Mount]:
-    """The host's own first. A name space is read for each root directory that a process in it has, since
-    what is outside of that isn't shown."""
+def read_mounts(files: HostFiles, until: float, unread: list[int]) -> Iterator[Mount]:
+    """The host's own first, and always. A name space is read for each root directory that a process in it
+    has, since what is outside of that isn't shown.
+
+    Anybody may have 100,000 mounts (fs.mount-max) in a name space of his own, and many root directories
+    there. So what isn't read by `until` (time.monotonic()) is left, its processes are added to `unread`.
+    """
     seen = set()
     for pid in files.list_processes():
+        if _is_too_late(pid, until):
+            unread.append(pid)
+            continue
         view = _find_view(files, pid)
         if view is None or view in seen:
             continue
         # A process that is gone meanwhile shows nothing, but others may be in the same name space.
         for line in files.read_lines(f"/proc/{pid}/mountinfo"):
+            if _is_too_late(pid, until):
+                unread.append(pid)
+                break
             seen.add(view)
             mount = parse_mount(line, pid)
             if mount is not None:
                 yield mount
+
+
+def tell_unread(files: HostFiles, use: Use, unread: Sequence[int]) -> Iterator[User]:
+    """What `read_mounts` has left, as one use that may be."""
+    if unread:
+        first = f"{files.read_name(unread[0])} (pid {unread[0]})"
+        what = f"mounts of {len(unread)} processes, from {first} on, could not be looked into in time"
+        yield User(use, what)
 
 
 def parse_mount(line: str, pid: int) -> Mount | None:
@@ -57,6 +77,10 @@ def parse_mount(line: str, pid: int) -> Mount | None:
 
 def unescape(text: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text) if "\\" in text else text
+
+
+def _is_too_late(pid: int, until: float) -> bool:
+    return pid != 1 and time.monotonic() > until
 
 
 def _find_view(files: HostFiles, pid: int) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
 from ..model.occupancy import Use, User
 from .host_files import HostFiles
-from .mounts import Mount, read_mounts
+from .mounts import Mount, read_mounts, tell_unread
 from .routes import Address, FindRoute, Route
 from .storage_users import judge_mount, name_view
 
@@ -45,15 +45,20 @@ class _Ipv4Route:
     has_gateway: bool
 
 
-def find_network_users(files: HostFiles, paths: Sequence[str], find_route: FindRoute) -> Iterator[User]:
-    """`paths` are the directories of the device's own interfaces."""
+def find_network_users(
+    files: HostFiles, paths: Sequence[str], find_route: FindRoute, until: float
+) -> Iterator[User]:
+    """`paths` are the directories of the device's own interfaces; `until` is when to stop reading mounts
+    (`read_mounts`)."""
     for path in paths:
         yield from _find_ports(files, path)
     if paths:
-        yield from _find_traffic(files, paths, find_route)
+        yield from _find_traffic(files, paths, find_route, until)
 
 
-def _find_traffic(files: HostFiles, paths: Sequence[str], find_route: FindRoute) -> Iterator[User]:
+def _find_traffic(
+    files: HostFiles, paths: Sequence[str], find_route: FindRoute, until: float
+) -> Iterator[User]:
     interfaces = _find_interfaces(files, paths)
     labels = {interface.name: interface.label for interface in interfaces}
     numbers = {files.read_value(f"{interface.path}/ifindex"): interface.name for interface in interfaces}
@@ -91,10 +96,12 @@ def _find_traffic(files: HostFiles, paths: Sequence[str], find_route: FindRoute)
     for text, name in _read_ipv6_addresses(files):
         if name in labels:
             yield User(Use.ADDRESS, f"{text} on {labels[name]}")
-    for use, what, server, pid in _find_servers(files):
+    unread: list[int] = []
+    for use, what, server, pid in _find_servers(files, until, unread):
         way = find_interface(find_route(server))
         if way is not None:
             yield User(use, f"{what} from {server} by {labels[way]}", pid)
+    yield from tell_unread(files, Use.NETWORK_STORAGE, unread)
 
 
 def _find_interfaces(files: HostFiles, paths: Sequence[str]) -> tuple[_Interface, ...]:
@@ -203,10 +210,12 @@ def _read_ipv6_addresses(files: HostFiles) -> Iterator[tuple[str, str]]:
                 yield f"{IPv6Address(bytes.fromhex(fields[0]))}/{int(fields[2], 16)}", fields[5]
 
 
-def _find_servers(files: HostFiles) -> Iterator[tuple[Use, str, Address, int | None]]:
+def _find_servers(
+    files: HostFiles, until: float, unread: list[int]
+) -> Iterator[tuple[Use, str, Address, int | None]]:
     """What the host has mounted or attached over the network, and from where."""
     seen = set()
-    for mount in read_mounts(files) if _may_mount_by_network(files) else ():
+    for mount in read_mounts(files, until, unread) if _may_mount_by_network(files) else ():
         if mount.fs_type not in _NETWORK_FILE_SYSTEMS or (mount.point, mount.source) in seen:
             continue
         seen.add((mount.point, mount.source))

@@ -7,6 +7,7 @@ Nothing here waits for a device or a file system: no `driver_override`, `uevent`
 device is read, no link of a process is followed to a file system that may wait, no device node is opened.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -23,6 +24,9 @@ from .volumes import Volume, find_volumes
 
 # Base class 03h of the PCI code and ID assignment.
 _DISPLAY_CLASS = 0x03
+
+# Seconds, of the thirty that an answer is waited for; as many again are for open files.
+_MOUNTS_PATIENCE = 10.0
 
 # More than anybody reads: users of one kind, and characters of one.
 _USERS = 10
@@ -67,9 +71,10 @@ class Occupancy:
     def _find_driver_users(self, device: Subject, subtree: Subtree) -> Iterator[User]:
         if subtree.hidden_interfaces:
             yield User(Use.PORT, "an interface in another network namespace")
-        yield from find_network_users(self._files, subtree.interfaces, self._find_route)
+        until = time.monotonic() + _MOUNTS_PATIENCE
+        yield from find_network_users(self._files, subtree.interfaces, self._find_route, until)
         volumes = find_volumes(self._files, subtree)
-        yield from find_storage_users(self._files, volumes)
+        yield from find_storage_users(self._files, volumes, until)
         nodes = _name_nodes(subtree, volumes) | name_nvidia_nodes(self._files, device.driver)
         yield from find_open_files(self._files, nodes, (device.path,) if subtree.vfio_devices else ())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..model.occupancy import Use, User
 from .host_files import HostFiles
-from .mounts import Mount, read_mounts, unescape
+from .mounts import Mount, read_mounts, tell_unread, unescape
 from .volumes import Volume
 
 # Where the running system, and this daemon, have what they can't do without.
@@ -34,13 +34,16 @@ _SOURCE_IS_A_REMARK = frozenset(
 )
 
 
-def find_storage_users(files: HostFiles, volumes: Sequence[Volume]) -> Iterator[User]:
+def find_storage_users(files: HostFiles, volumes: Sequence[Volume], until: float) -> Iterator[User]:
+    """`until` is when to stop reading mounts (`read_mounts`)."""
     if not volumes:
         return
+    unread: list[int] = []
     busy: set[str] = set()
-    for volume, user in (*_find_mounts(files, volumes), *_find_swaps(files, volumes)):
+    for volume, user in (*_find_mounts(files, volumes, until, unread), *_find_swaps(files, volumes)):
         _mark(busy, volume)
         yield user
+    yield from tell_unread(files, Use.MOUNT, unread)
     for volume in reversed(volumes):  # what is on top first
         if volume.path in busy:
             continue
@@ -120,11 +123,13 @@ def _index(files: HostFiles, volumes: Iterable[Volume]) -> _Index:
     return index
 
 
-def _find_mounts(files: HostFiles, volumes: Sequence[Volume]) -> Iterator[tuple[Volume, User]]:
+def _find_mounts(
+    files: HostFiles, volumes: Sequence[Volume], until: float, unread: list[int]
+) -> Iterator[tuple[Volume, User]]:
     index = _index(files, volumes)
     views: dict[str, int] = {}
     seen = set()
-    for mount in read_mounts(files):
+    for mount in read_mounts(files, until, unread):
         volume = index.find(mount)
         # What one name space has mounted, others have as well, by more or less the same name.
         if volume is None or views.setdefault(volume.label, mount.pid) != mount.pid:

@@ -7,8 +7,9 @@ reaches a rules file unchecked, since in udev `|` can't be escaped, a quote ends
 """
 
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .policy import NO_DRIVER, Match, is_host
@@ -42,9 +43,16 @@ class Translated:
     def doubtful_lines(self) -> Iterator[tuple[str, ...]]:
         return itertools.product(*self.conditions, self.doubtful)
 
+    def count_lines(self) -> int:
+        """Those of both kinds, without making them."""
+        return _count_combinations(self.conditions) * (1 + len(self.doubtful))
 
-def translate(match: Match, host_name: str) -> Translated | None:
-    """As a device without a driver is matched by it; None where this host is not meant."""
+
+def translate(match: Match, host_name: str, most: int) -> Translated | None:
+    """As a device without a driver is matched by it; None where this host is not meant.
+
+    Where that would be more than `most` lines, there are conditions left out, and that is `unknown`.
+    """
     if match.host and not any(is_host(host_name, glob) for glob in match.host):
         return None
     unknown: list[str] = []
@@ -83,7 +91,25 @@ def translate(match: Match, host_name: str) -> Translated | None:
     ]
     if match.sriov is not None:
         conditions.append(('TEST=="physfn"' if match.sriov == "vf" else 'TEST=="sriov_totalvfs"',))
-    return Translated(tuple(keys for keys in conditions if keys), _doubtful(match, places), tuple(unknown))
+    given = tuple(keys for keys in conditions if keys)
+    translated = Translated(given, _doubtful(match, places), tuple(unknown))
+    if translated.count_lines() <= most:
+        return translated
+    unknown.append("more combinations than udev should compare")
+    return Translated(_easiest(given, most), (), tuple(unknown))
+
+
+def _easiest(conditions: Iterable[tuple[str, ...]], most: int) -> tuple[tuple[str, ...], ...]:
+    """As many of them as combine in no more than `most` ways; what fits all of them fits these."""
+    kept: list[tuple[str, ...]] = []
+    for keys in sorted(conditions, key=len):
+        if _count_combinations([*kept, keys]) <= most:
+            kept.append(keys)
+    return tuple(kept)
+
+
+def _count_combinations(conditions: Sequence[tuple[str, ...]]) -> int:
+    return math.prod(len(keys) for keys in conditions)
 
 
 def _doubtful(match: Match, places: list[str]) -> tuple[str, ...]:

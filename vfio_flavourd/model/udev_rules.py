@@ -31,6 +31,11 @@ SWITCH = "vfio_flavourd.policy"
 _GENERIC_NAMES = frozenset({"vfio-pci", "vfio_pci"})
 _IN_USE = "ENV{.VFIO_FLAVOUR_IN_USE}"
 
+# A line can have several KiB, and udev compares them one by one for each device. All rules together may also
+# have a line each.
+_LINES_OF_A_RULE = 1000
+_LINES = 5000
+
 # A dot before a property's name keeps it out of udev's database.
 _BEGIN = f"""
 SUBSYSTEM!="pci", GOTO="vfio_flavour_end"
@@ -135,11 +140,14 @@ class _Compiler:
         self.notes: list[str] = []
         self.used: set[str] = set()
         self.finished = False
+        self._lines_left = _LINES
 
     def render(self, number: int, rule: Rule) -> list[str]:
-        translated = translate(rule.match, self._host_name)
+        most = max(1, min(_LINES_OF_A_RULE, self._lines_left))
+        translated = translate(rule.match, self._host_name, most)
         if translated is None:
             return ["# It is not for this host."]
+        self._lines_left -= translated.count_lines()
         if translated.unknown:
             self._note(rule, f"it names {translated.unknown[0]}: the daemon applies it afterwards")
         elif (why := self._why_not(rule)) is not None:

@@ -26,6 +26,10 @@ GROUP = "vfio-flavour"
 # What a sysfs attribute shows for its size; reads are direct, so it does not matter.
 _SIZE = 4096
 
+# Characters of a word that are passed on: more than any flavour's name has, so what is longer stays none. A
+# write can be longer than a call may be.
+_LONGEST_WORD = 100
+
 # Seconds for which the kernel may keep what never changes.
 _FOR_GOOD = 86400.0
 
@@ -223,7 +227,7 @@ def _parse_written(node: Node, data: bytes) -> str:
     """The name of a flavour, which may be of the policy's own: the daemon knows them."""
     text = data.decode("utf-8", "replace").strip("\n\0")
     if node is Node.DRIVER_FLAVOUR:
-        return text
+        return text[:_LONGEST_WORD]
     if text in ("0", "1"):
         return Flavour.VFIO if text == "1" else Flavour.NATIVE
     raise FlavourError(f"use_vfio can't be {text[:64]!r}", code=Code.INVALID_ARGUMENT, hint="allowed: 0 or 1")
