@@ -51,8 +51,27 @@ _ROOT = Path("/")
 # needed keeps some memory for good.
 _LOOKING = LOOKS + 2
 
+# Seconds that the end waits for what threads still write.
+_LAST_WRITES = 1.0
+
 # The policy that was in force last, for a start without a valid one.
 _LAST_GOOD = LASTING_STATE / "last-good-policy.yaml"
+
+
+class Threads(ThreadPoolExecutor):
+    """The loop's end waits for them: for a moment, since a disk may not answer."""
+
+    def shutdown(
+        self,
+        wait: bool = True,  # noqa: FBT001, FBT002 - as it is there
+        *,
+        cancel_futures: bool = False,
+    ) -> None:
+        """As there."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        deadline = time.monotonic() + _LAST_WRITES
+        for thread in tuple(self._threads) if wait else ():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class Daemon:
@@ -91,7 +110,6 @@ class Daemon:
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_on_signal)
-        loop.set_default_executor(ThreadPoolExecutor(_LOOKING, thread_name_prefix="looking"))
         self._report_index()
         self._read_policy_at_start()
         self._engine.recover()
@@ -252,14 +270,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     journal.open_log()
 
     async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(Threads(_LOOKING, thread_name_prefix="looking"))
         await Daemon().run(sockets)  # made within the loop, which it needs
 
+    status = 0
     try:
         asyncio.run(run())
     except OSError as error:
         _log.critical("can't run: %s; see whether %r is full or read-only", error.strerror, str(STATE))
-        return 1
-    return 0
+        status = 1
+    return journal.leave(status)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The journal, readiness and socket activation; the only importer of systemd's Python bindings."""
 
-import atexit
 import logging
 import os
 import socket
 import time
 from logging.handlers import QueueHandler, QueueListener
 from queue import Queue
+from typing import NoReturn
 
 import systemd.daemon
 
@@ -30,23 +30,33 @@ def open_log() -> None:
         waiting: Queue[logging.LogRecord] = Queue(_MOST_WAITING)
         QueueListener(waiting, JournalHandler(SYSLOG_IDENTIFIER="vfio-flavourd")).start()
         root.addHandler(_NeverWaiting(waiting))
-        atexit.register(_let_out, waiting)
     else:
         logging.basicConfig(format="%(levelname)s %(message)s")
+
+
+def leave(status: int) -> NoReturn:
+    """The process ends when the log is out. Python's own end would wait for each thread of a pool, and for a
+    handler that journald does not answer."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(status)
 
 
 class _NeverWaiting(QueueHandler):
     """A record that has no place any more is lost."""
 
+    def __init__(self, waiting: "Queue[logging.LogRecord]") -> None:
+        super().__init__(waiting)
+        self._waiting = waiting
+
+    def flush(self) -> None:
+        """At the end, as far as the journal takes it."""
+        deadline = time.monotonic() + _LAST_WORDS
+        while self._waiting.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         """Saying so would be one more."""
-
-
-def _let_out(waiting: "Queue[logging.LogRecord]") -> None:
-    """At the end, as far as the journal takes it."""
-    deadline = time.monotonic() + _LAST_WORDS
-    while waiting.unfinished_tasks and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def notify(state: str) -> None:

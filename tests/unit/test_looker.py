@@ -213,6 +213,75 @@ def test_a_unit_that_is_not_there_lets_nobody_take_the_device(tmp_path: Path) ->
     assert "systemctl start vfio-flavour-users.socket" in caught.value.hint
 
 
+def wait_for_questions(unit: Unit, number: int) -> None:
+    while len(unit.lines) < number:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_at_the_end_a_question_that_is_under_way_ends_and_nobody_else_is_asked(
+    unit: Unit, spare: bool
+) -> None:
+    """Its process looks through millions of files, say; the next question would take as long."""
+    unit.waiting = threading.Event()
+    told: list[str] = []
+
+    def ask(looker: Looker) -> None:
+        for _ in range(2):
+            try:
+                looker.find_users(DEVICE)
+            except FlavourError as error:
+                told.append(str(error))
+
+    with unit.served():
+        looker = Looker(unit.path)
+        if spare:
+            looker.prepare()
+        thread = threading.Thread(target=ask, args=(looker,), daemon=True)
+        thread.start()
+        wait_for_questions(unit, 1)
+        looker.close()
+        thread.join(20)
+        assert not thread.is_alive()
+        unit.waiting.set()
+    assert len(told) == 2
+    assert all("who uses the device can't be told" in each for each in told)
+    assert (len(unit.connections), len(unit.lines)) == (1, 1)
+
+
+def test_at_the_end_a_question_within_the_loop_ends_and_nobody_else_is_asked(unit: Unit) -> None:
+    unit.waiting = threading.Event()
+
+    async def ask(looker: Looker) -> None:
+        task = asyncio.create_task(looker.see_users(DEVICE))
+        while not unit.lines:  # noqa: ASYNC110 - nothing tells of a question
+            await asyncio.sleep(0.01)
+        looker.close()
+        with pytest.raises(FlavourError, match="can't be told: the service is stopping"):
+            await asyncio.wait_for(task, 20)
+
+    with unit.served():
+        looker = Looker(unit.path)
+        looker.prepare()
+        asyncio.run(ask(looker))
+        unit.waiting.set()
+    assert (len(unit.connections), len(unit.lines)) == (1, 1)
+
+
+def test_an_answer_that_comes_before_the_end_is_one_and_its_process_is_not_kept(unit: Unit) -> None:
+    with unit.served():
+        looker = Looker(unit.path)
+        keep = looker._keep
+
+        def close_first(sock: socket.socket) -> None:
+            looker.close()
+            keep(sock)
+
+        looker._keep = close_first  # type: ignore[method-assign]
+        assert looker.find_users(DEVICE) == USERS
+        assert (looker._idle, looker._busy) == ([], set())
+
+
 def test_what_the_other_process_finds_is_what_is_found_without_it(tmp_path: Path) -> None:
     host = FakeHost(tmp_path)
     host.add_disk("nvme0n1", "259:0")

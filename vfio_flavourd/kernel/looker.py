@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..model.codes import Code
@@ -23,6 +24,7 @@ _SPARE = 1
 _TIMEOUT = 30.0
 
 _ENDED = "it ended without an answer"
+_STOPPING = "the service is stopping"
 
 
 class Looker:
@@ -32,6 +34,8 @@ class Looker:
         self._path = path
         self._timeout = timeout
         self._idle: list[socket.socket] = []
+        self._busy: set[socket.socket] = set()
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
@@ -44,10 +48,14 @@ class Looker:
             return
 
     def close(self) -> None:
-        """The processes end."""
+        """The processes end, and with them what they are being asked: nobody can tell any more."""
         with self._lock:
+            self._is_closed = True
             while self._idle:
                 self._idle.pop().close()
+            for sock in self._busy:
+                with suppress(OSError):  # its process has ended by itself
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def find_users(self, subject: Subject) -> tuple[User, ...]:
         """As `Occupancy`. Raises FlavourError where it can't be told: then nobody may take the device."""
@@ -60,8 +68,7 @@ class Looker:
     async def see_users(self, subject: Subject) -> tuple[User, ...]:
         """`find_users` within the loop, as long as there is a spare process: a thread that asks it takes as
         long as many an answer. Raises FlavourError."""
-        with self._lock:
-            sock = self._idle.pop() if self._idle else None
+        sock = self._take_spare()
         if sock is None:
             return await asyncio.to_thread(self.find_users, subject)
         sock.setblocking(False)
@@ -69,13 +76,13 @@ class Looker:
             async with asyncio.timeout(self._timeout):
                 users = await _exchange_in_loop(sock, _render(_describe(subject)))
         except TimeoutError as error:
-            sock.close()
+            self._drop(sock)
             raise _unknown(f"{_UNIT}@.service: {error.strerror or 'timed out'}") from error
         except OSError:
-            sock.close()  # somebody has stopped the spare one
+            self._drop(sock)  # somebody has stopped the spare one
             return await asyncio.to_thread(self.find_users, subject)
         except BaseException:
-            sock.close()  # nobody waits any more: its answer would be taken for that to the next question
+            self._drop(sock)  # nobody waits any more: its answer would be taken for that to the next question
             raise
         sock.settimeout(self._timeout)
         self._keep(sock)
@@ -84,13 +91,12 @@ class Looker:
     def _ask(self, question: Sequence[object]) -> tuple[User, ...]:
         line = _render(question)
         while True:
-            with self._lock:
-                kept = self._idle.pop() if self._idle else None
+            kept = self._take_spare()
             sock = kept or self._connect()
             try:
                 users = self._exchange(sock, line)
             except (TimeoutError, OSError) as error:
-                sock.close()
+                self._drop(sock)
                 if kept is not None and not isinstance(error, TimeoutError):
                     continue  # somebody has stopped the spare one
                 raise _unknown(f"{_UNIT}@.service: {error.strerror or error}") from error
@@ -107,11 +113,28 @@ class Looker:
             answer += chunk
         return _parse(answer)
 
+    def _take_spare(self) -> socket.socket | None:
+        """Raises FlavourError when nobody is asked any more."""
+        with self._lock:
+            if self._is_closed:
+                raise _unknown(_STOPPING)
+            if not self._idle:
+                return None
+            sock = self._idle.pop()
+            self._busy.add(sock)
+            return sock
+
     def _keep(self, sock: socket.socket) -> None:
         with self._lock:
-            if len(self._idle) < _SPARE:
+            if len(self._idle) < _SPARE and not self._is_closed:
+                self._busy.discard(sock)
                 self._idle.append(sock)
                 return
+        self._drop(sock)
+
+    def _drop(self, sock: socket.socket) -> None:
+        with self._lock:  # `close` shuts down none that is closed meanwhile, whose number another has by then
+            self._busy.discard(sock)
         sock.close()
 
     def _connect(self) -> socket.socket:
@@ -122,7 +145,12 @@ class Looker:
         except OSError as error:
             sock.close()
             raise _unknown(f"{self._path}: {error.strerror or error}") from error
-        return sock
+        with self._lock:
+            if not self._is_closed:
+                self._busy.add(sock)
+                return sock
+        sock.close()
+        raise _unknown(_STOPPING)
 
 
 async def _exchange_in_loop(sock: socket.socket, line: bytes) -> tuple[User, ...]:
