@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from virtual_time import run_at_once
 
 from vfio_flavourd import daemon
 from vfio_flavourd.doors import connections
-from vfio_flavourd.doors.connections import Peer
+from vfio_flavourd.doors.connections import Peer, current_peer
 from vfio_flavourd.doors.interface import StepInfo
 from vfio_flavourd.doors.protocol import NAME
 from vfio_flavourd.doors.varlink import LOOKS
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
-from vfio_flavourd.model.flavour import StepAction, StepReport
+from vfio_flavourd.model.flavour import DeviceStatus, StepAction, StepReport
 from vfio_flavourd.model.transition import Phase
 
 DEVICE = "0000:01:00.0"
@@ -38,6 +39,7 @@ def frame(method: str, *flags: str, **parameters: object) -> bytes:
 
 MONITOR = frame("Monitor", "more")
 GET = frame("Get", device=DEVICE)
+LIST = frame("List")
 LOOK = frame("Get", device=DEVICE, users=True)
 SWITCH = frame("SetFlavour", "oneway", device=DEVICE, flavour="vfio")
 
@@ -252,6 +254,84 @@ def test_one_who_wants_no_answers_may_hang_up_on_several_switches(
         asked = host.engine.attempts.history
         await until(lambda: len(asked) == 2)
         assert [attempt.flavour for attempt in asked] == ["vfio", "native"]
+
+    run(talk)
+
+
+# turns of the loop
+
+
+class Lists:
+    """Whose lists were made, each with the turn of the loop that it was made in."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.made: list[tuple[int, int]] = []
+        self._turn = 0
+        self._ticking = asyncio.create_task(self._tick())
+        engine.devices = self._devices  # type: ignore[method-assign]
+
+    def _devices(self) -> list[DeviceStatus]:
+        self.made.append((current_peer.get().uid, self._turn))
+        return []
+
+    async def _tick(self) -> None:
+        while True:
+            self._turn += 1
+            await asyncio.sleep(0)
+
+    async def wait_for(self, count: int) -> None:
+        await until(lambda: len(self.made) == count)
+        self._ticking.cancel()
+
+
+def test_of_the_calls_of_all_users_one_is_begun_in_a_turn_of_the_loop(run: Callable[[Talk], None]) -> None:
+    async def talk(host: Host) -> None:
+        lists = Lists(host.engine)
+        clients = [
+            await host.connect(uid, name)
+            for name in ("control", "readonly")
+            for uid in (MEMBER, OTHER)
+            for _ in range(10)
+        ]
+        for name in ("control", "readonly"):
+            await host.answer(0, name)  # they are all let in
+        for client in clients:
+            client.send(LIST * 20)
+        await lists.wait_for(800)
+        turns = [turn for _, turn in lists.made]
+        assert all(later > earlier for earlier, later in pairwise(turns))
+
+    run(talk)
+
+
+def test_however_many_calls_a_user_makes_another_has_every_second_turn_and_root_does_not_queue(
+    run: Callable[[Talk], None],
+) -> None:
+    async def talk(host: Host) -> None:
+        lists = Lists(host.engine)
+        clients = [await host.connect(MEMBER, "readonly") for _ in range(20)]
+        clients += [await host.connect(uid, "readonly") for uid in (OTHER, 0)]
+        await host.answer(0, "readonly")  # they are all let in
+        for client in clients:
+            client.send(LIST * 20)
+        await lists.wait_for(440)
+        for few in (OTHER, 0):
+            order = "".join("x" if uid == MEMBER else "." for uid, _ in lists.made if uid in (MEMBER, few))
+            assert "xx" not in order[: order.rindex(".")]
+
+    run(talk)
+
+
+def test_one_who_is_alone_has_his_calls_served_as_fast_as_root(run: Callable[[Talk], None]) -> None:
+    async def count(host: Host, uid: int) -> int:
+        lists = Lists(host.engine)
+        client = await host.connect(uid, "readonly")
+        client.send(LIST * 40)
+        await lists.wait_for(40)
+        return lists.made[-1][1] - lists.made[0][1]
+
+    async def talk(host: Host) -> None:
+        assert await count(host, MEMBER) == await count(host, 0)
 
     run(talk)
 

@@ -20,6 +20,7 @@ from asyncvarlink.serviceinterface import InvalidParameter
 from ..model.requester import Requester
 from .hang_ups import HangUps
 from .protocol import NAME
+from .turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +88,15 @@ def find_peer(sock: socket.socket, *, writes: bool) -> Peer:
 
 
 class Listener:
-    """Lets clients in. `sock` is bound and listening already (socket activation)."""
+    """Lets clients in. `sock` is bound and listening already (socket activation). `turns` are those of all
+    sockets."""
 
-    def __init__(self, sock: socket.socket, registry: VarlinkInterfaceRegistry, *, writes: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, registry: VarlinkInterfaceRegistry, turns: Turns, *, writes: bool
+    ) -> None:
         self._sock = sock
         self._registry = registry
+        self.turns = turns
         self._writes = writes
         self._limits = _SWITCHING if writes else _LOOKING
         # The oldest first; each for as long as its call goes on, so that hanging up makes room for no more
@@ -319,6 +324,10 @@ class _Connection:
                 self._next()
 
     async def _serve(self, call: VarlinkMethodCall) -> None:
+        # Most of a call is done at once, and a list of many devices takes long. Of the calls of all users one
+        # is begun in a turn of the loop, so that a switch, root and the watchdog have theirs between them.
+        if self.peer.uid != 0:
+            self._loop.call_soon(await self._listener.turns.take(self.peer.uid))
         current_peer.set(self.peer)
         wants_steps.set(call.more)
         wants_more = call.more

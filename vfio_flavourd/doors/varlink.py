@@ -26,6 +26,7 @@ from . import interface, rendering
 from .access import Access
 from .connections import Listener, current_peer, wants_steps
 from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown, UserInfo
+from .turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -340,11 +341,12 @@ class VarlinkDoor:
             )
         )
         self._registry.register_interface(service)
+        self._turns = Turns(1)
         self._listeners: list[Listener] = []
 
     def listen(self, sock: socket.socket, *, writes: bool) -> None:
         """`sock` is bound and listening already (socket activation)."""
-        self._listeners.append(Listener(sock, self._registry, writes=writes))
+        self._listeners.append(Listener(sock, self._registry, self._turns, writes=writes))
 
     def close(self) -> None:
         for listener in self._listeners:
