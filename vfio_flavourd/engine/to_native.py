@@ -24,6 +24,8 @@ async def to_native(switch: Switch, device: Device) -> Outcome:
     if switch.host.find_flavour(device) == Flavour.NATIVE:
         if device.driver is None and await _has_placeholder(switch, device):
             return await _let_go(switch, device)
+        if record is not None and record.switching and record.personality is not None:
+            return await _ask_back(switch, device, record)  # it could not be asked back before
         return switch.unchanged(device, "the device had this flavour already")
     if _did_it_itself(switch, device, record):
         return await _ask_back(switch, device, record)
