@@ -444,6 +444,9 @@ def test_a_personality_that_can_not_be_asked_back_is_told_of_and_a_reset_tries_a
     assert records(kernel) == [f"{ADDRESS}.json"]
 
     vgpu.refused = ()
+    assert run_at_once(engine.plan(Request(ADDRESS, Flavour.NATIVE))) == [
+        "write 0 to nvidia/current_vgpu_type of nvidia, which is not unbound"
+    ]
     run_at_once(engine.reset(Request(ADDRESS, Flavour.NATIVE), lambda _: None))
     assert vgpu.written == ["558\n", "0\n", "0\n"]
     assert records(kernel) == []
