@@ -362,9 +362,11 @@ class FakeKernel:
         if device.personality_errno:
             raise OSError(device.personality_errno, "refused")
         path.write_text(text, encoding="ascii")
-        if text.strip() == "1":
+        # Writing what it is already changes nothing, as in sriov_numvfs_store().
+        is_vfio = (self.path(device) / "vfio-dev").exists()
+        if text.strip() == "1" and not is_vfio:
             self.add_vfio_device(device)
-        else:
+        elif text.strip() == "0" and is_vfio:
             self.remove_vfio_device(device)
 
     def find(self, address: str) -> FakeDevice:

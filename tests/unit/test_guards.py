@@ -16,6 +16,7 @@ from vfio_flavourd.model.flavour import Flavour, Outcome, Request
 from vfio_flavourd.model.occupancy import UNFORCEABLE, Subject, Use, User
 from vfio_flavourd.model.policy import InUse, Match, NoIommu, OthersInGroup, Policy, Rule, Settings
 from vfio_flavourd.model.transition import Phase
+from vfio_flavourd.model.udev_rules import PLACEHOLDER
 
 ADDRESS = "0000:01:00.0"
 SIBLING = "0000:01:00.1"
@@ -61,6 +62,12 @@ def ask(engine: Engine, request: Request) -> Outcome:
 
 def plan(engine: Engine, request: Request) -> list[str]:
     return run_at_once(engine.plan(request))
+
+
+def plan_and_do(engine: Engine, request: Request) -> tuple[list[str], list[str]]:
+    """What a dry run tells, and what then is written."""
+    lines = plan(engine, request)
+    return lines, [step.what for step in ask(engine, request).steps if step.phase is Phase.SWITCHING]
 
 
 def refused(engine: Engine, request: Request) -> FlavourError:
@@ -490,10 +497,74 @@ def test_a_dry_run_that_is_right_names_the_writes_of_the_switch(kernel: FakeKern
     kernel.load("vfio_pci")
     engine = make_engine(kernel)
     for flavour in (Flavour.VFIO, Flavour.NATIVE):
-        lines = plan(engine, make_request(flavour))
-        steps = ask(engine, make_request(flavour)).steps
-        assert lines == [step.what for step in steps if step.phase is Phase.SWITCHING]
+        lines, writes = plan_and_do(engine, make_request(flavour))
+        assert lines == writes
     assert has(device) == NATIVE
+
+
+def test_a_dry_run_names_the_writes_for_what_an_early_rule_kept_from_its_driver(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    device.override = PLACEHOLDER
+    kernel.add_native(device)
+    kernel.load("vfio_pci")
+    engine = make_engine(kernel)
+    ask(engine, make_request())
+    lines, writes = plan_and_do(engine, make_request(Flavour.NATIVE))
+    assert (
+        lines
+        == writes
+        == [
+            "clear driver_override",
+            "unbind from vfio-pci",
+            "let the kernel choose a native driver",
+        ]
+    )
+    assert has(device) == NATIVE
+
+
+def test_a_dry_run_names_the_writes_for_what_has_nothing_but_an_early_rules_override(
+    kernel: FakeKernel,
+) -> None:
+    device = kernel.add_device()
+    engine = make_engine(kernel)
+    assert plan(engine, make_request(Flavour.NATIVE)) == []
+    device.override = PLACEHOLDER
+    kernel.add_native(device)
+    lines, writes = plan_and_do(engine, make_request(Flavour.NATIVE))
+    assert lines == writes == ["clear driver_override", "let the kernel choose a native driver"]
+    assert has(device) == NATIVE
+
+
+@pytest.mark.parametrize("flavour", [Flavour.VFIO, Flavour.NATIVE])
+def test_a_dry_run_for_the_whole_group_names_the_others_where_a_part_is_so_already(
+    kernel: FakeKernel, flavour: Flavour
+) -> None:
+    devices = [kernel.add_device(ADDRESS), kernel.add_device(SIBLING)]
+    kernel.add_native(devices[0])
+    kernel.load("vfio_pci")
+    engine = make_engine(kernel)
+    one = make_request(others=OthersInGroup.IGNORE, address=SIBLING if flavour == Flavour.NATIVE else ADDRESS)
+    ask(engine, one)
+    request = make_request(flavour, others=OthersInGroup.TOGETHER)
+    lines = plan(engine, request)
+    assert plan(engine, make_request(flavour, others=OthersInGroup.IGNORE)) == []
+    outcome = ask(engine, request)
+    assert not outcome.changed
+    (other,) = outcome.others
+    assert lines == [f"{SIBLING}: {step.what}" for step in other.steps if step.phase is Phase.SWITCHING]
+    assert plan(engine, request) == []
+
+
+def test_a_dry_run_that_asks_a_driver_which_made_it_a_vfio_device_itself_says_so(kernel: FakeKernel) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device, "chameleon")
+    attribute = kernel.add_personality(device)
+    attribute.write_text("1\n", encoding="ascii")
+    kernel.add_vfio_device(device)
+    engine = make_engine(kernel)
+    lines, writes = plan_and_do(engine, make_request(Flavour.NATIVE))
+    assert writes == ["write 0 to enable_vfio"]
+    assert lines == ["write 0 to enable_vfio of chameleon, which is not unbound"]
 
 
 def test_a_dry_run_names_the_writes_of_a_switch_whose_first_driver_does_not_take_the_device(
@@ -504,11 +575,9 @@ def test_a_dry_run_names_the_writes_of_a_switch_whose_first_driver_does_not_take
     kernel.load("vfio_special")
     kernel.load("vfio_pci")
     engine = make_engine(kernel)
-    request = make_request(Flavour.VFIO, "vfio-special")
-    lines = plan(engine, request)
+    lines, writes = plan_and_do(engine, make_request(Flavour.VFIO, "vfio-special"))
     lines.remove("if that fails: vfio_pci")
-    steps = ask(engine, request).steps
-    assert lines == [step.what for step in steps if step.phase is Phase.SWITCHING]
+    assert lines == writes
 
 
 def test_who_uses_a_device_is_looked_for_when_its_turn_has_come_and_not_before(kernel: FakeKernel) -> None:

@@ -19,6 +19,7 @@ from vfio_flavourd.model.flavour import Flavour, Outcome, Request, StepAction, p
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import VFIO as VFIO_KIND
 from vfio_flavourd.model.policy import FlavourKind, Match, OthersInGroup, Policy, Rule, Settings
+from vfio_flavourd.model.transition import Phase
 
 QUICK = Settings(1.0, 1.0)
 ADDRESS = parse_address("0000:01:00.0")
@@ -337,6 +338,8 @@ class Vgpu:
         self.attribute.parent.mkdir(parents=True, exist_ok=True)
         self.attribute.write_text(personality.off + "\n", encoding="ascii")
         self.written: list[str] = []
+        self.refused: tuple[str, ...] = ()
+        self.answers = answers
         real = kernel.write
         ready = kernel.path(self.device) / personality.ready
 
@@ -345,14 +348,16 @@ class Vgpu:
                 await real(path, text)
                 return
             self.written.append(text)
+            if text.strip() in self.refused:
+                raise OSError(errno.EBUSY, "refused")
             self.attribute.write_text(text, encoding="ascii")
-            if not answers:
+            if not self.answers:
                 return
             if text.strip() == personality.on:
                 kernel.add_vfio_device(self.device)
                 if personality.ready != "vfio-dev":
                     ready.write_text("", encoding="ascii")
-            else:
+            elif (kernel.path(self.device) / "vfio-dev").exists():
                 kernel.remove_vfio_device(self.device)
                 if personality.ready != "vfio-dev":
                     ready.unlink()
@@ -397,14 +402,89 @@ def test_a_personality_that_takes_the_value_and_makes_nothing_of_it_is_a_timeout
     error = refused(engine, Flavour.VFIO)
     assert error.errno == errno.ETIMEDOUT
     assert "nvidia took 558 in nvidia/current_vgpu_type, but no VFIO device appeared" in str(error)
+    assert str(error).endswith("; it has nvidia as before")
+    assert vgpu.written == ["558\n", "0\n"]
     (attempt,) = engine.attempts.history
-    assert [(step.action, step.what, step.error) for step in attempt.steps][-1] == (
-        StepAction.WAIT,
-        "wait for its driver",
-        "it has not changed",
-    )
+    assert [(step.what, step.error) for step in attempt.steps if step.action is StepAction.WAIT] == [
+        ("wait for its driver", "it has not changed"),
+        ("wait for its driver", ""),
+    ]
+    assert [step.what for step in attempt.steps if step.phase is Phase.UNDOING][:1] == [
+        "write 0 to nvidia/current_vgpu_type"
+    ]
     assert has(vgpu.device) == ("nvidia", None)
     assert engine.device(ADDRESS).flavour == Flavour.NATIVE
+    assert records(kernel) == []
+
+
+def test_a_personality_that_does_not_cease_in_time_is_asked_to_stay_as_it_was(kernel: FakeKernel) -> None:
+    vgpu = Vgpu(kernel)
+    engine = make_engine(kernel, policy(personalities=(VGPU,)))
+    ask(engine, Flavour.VFIO)
+    kernel.remove_vfio_device = lambda device: None  # type: ignore[method-assign]
+    kernel.add_vfio_device = lambda device: None  # type: ignore[method-assign]
+    error = refused(engine, Flavour.NATIVE)
+    assert error.code == Code.TIMED_OUT
+    assert str(error).endswith("but its VFIO device is still there; it has nvidia as before")
+    assert vgpu.written == ["558\n", "0\n", "558\n"]
+    status = engine.device(ADDRESS)
+    assert (status.flavour, status.held, status.device.vfio_device) == (Flavour.VFIO, True, "vfio0")
+
+
+def test_a_personality_that_can_not_be_asked_back_is_told_of_and_a_reset_tries_again(
+    kernel: FakeKernel,
+) -> None:
+    vgpu = Vgpu(kernel, answers=False)
+    vgpu.refused = ("0",)
+    engine = make_engine(kernel, policy(personalities=(VGPU,)))
+    error = refused(engine, Flavour.VFIO)
+    assert (error.code, error.errno) == (Code.NOT_PUT_BACK, errno.ETIMEDOUT)
+    assert "and it could not be put back: 'write 0 to nvidia/current_vgpu_type' failed" in str(error)
+    assert error.hint == f"flavourctl reset {ADDRESS} tries again"
+    assert records(kernel) == [f"{ADDRESS}.json"]
+
+    vgpu.refused = ()
+    assert run_at_once(engine.plan(Request(ADDRESS, Flavour.NATIVE))) == [
+        "write 0 to nvidia/current_vgpu_type of nvidia, which is not unbound"
+    ]
+    run_at_once(engine.reset(Request(ADDRESS, Flavour.NATIVE), lambda _: None))
+    assert vgpu.written == ["558\n", "0\n", "0\n"]
+    assert records(kernel) == []
+
+
+def test_a_vfio_device_that_appears_while_its_driver_is_asked_back_goes_again(kernel: FakeKernel) -> None:
+    vgpu = Vgpu(kernel, answers=False)
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if text.strip() == "0":
+            kernel.add_vfio_device(vgpu.device)
+            asyncio.get_running_loop().call_later(0.5, leave)
+        await real(path, text)
+
+    def leave() -> None:
+        kernel.remove_vfio_device(vgpu.device)
+        engine.notice(ADDRESS)
+
+    kernel.write = write  # type: ignore[method-assign]
+    engine = make_engine(kernel, policy(personalities=(VGPU,)))
+    error = refused(engine, Flavour.VFIO)
+    assert (error.code, vgpu.written) == (Code.TIMED_OUT, ["558\n", "0\n"])
+    assert engine.device(ADDRESS).flavour == Flavour.NATIVE
+    assert records(kernel) == []
+
+
+def test_a_vfio_device_that_appears_after_its_driver_was_asked_back_can_be_asked_back_again(
+    kernel: FakeKernel,
+) -> None:
+    vgpu = Vgpu(kernel, answers=False)
+    engine = make_engine(kernel, policy(personalities=(VGPU,)))
+    refused(engine, Flavour.VFIO)
+    kernel.add_vfio_device(vgpu.device)
+    assert engine.device(ADDRESS).flavour == Flavour.VFIO
+    vgpu.answers = True
+    assert ask(engine, Flavour.NATIVE).vfio_device is None
+    assert vgpu.written == ["558\n", "0\n", "0\n"]
 
 
 def test_a_personality_that_changes_later_is_waited_for(kernel: FakeKernel) -> None:

@@ -285,6 +285,33 @@ def test_killed_at_any_step_a_device_can_be_switched_afterwards_as_before(tmp_pa
     failures.check()
 
 
+def with_idle_personality(kernel: FakeKernel, device: FakeDevice) -> None:
+    """Its driver takes the value and makes nothing of it."""
+    with_personality(kernel, device)
+    kernel.add_vfio_device = lambda device: None  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["the worker dies too", "the worker goes on"])
+def test_killed_at_any_step_a_personality_that_did_nothing_is_asked_back(
+    tmp_path: Path, goes_on: bool
+) -> None:
+    scenario = Scenario(Flavour.VFIO, with_idle_personality, frozenset({CHAMELEON}), CHAMELEON)
+    failures = Failures()
+    at = 0
+    while True:
+        kernel = FakeKernel(tmp_path / str(at))
+        device = kernel.add_device()
+        if not killed_at(kernel, device, scenario, at, goes_on=goes_on):
+            break
+        with failures.collected(f"after {at} operations, having written {kernel.writes}"):
+            asyncio.run(restart(kernel))
+            assert (kernel.path(device) / "enable_vfio").read_text(encoding="ascii") == "0\n"
+            assert on_disk(kernel) == []
+        at += 1
+    failures.check()
+    assert at >= 8  # the write, the one back, and what is read before, between and after
+
+
 @pytest.mark.parametrize("goes_on", [False, True], ids=["the worker dies too", "the worker goes on"])
 def test_killed_again_while_recovering_it_still_comes_to_an_end(tmp_path: Path, goes_on: bool) -> None:
     scenario = SCENARIOS["after a refusal"]

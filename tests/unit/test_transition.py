@@ -117,6 +117,13 @@ def personality_that_is_never_ready(story: Story) -> None:
     story.ask(Flavour.VFIO)
 
 
+def personality_whose_driver_goes(story: Story) -> None:
+    story.kernel.add_native(story.device, "chameleon")
+    story.kernel.add_personality(story.device)
+    story.kernel.add_vfio_device = story.kernel.release  # type: ignore[method-assign]
+    story.ask(Flavour.VFIO)
+
+
 def two_candidates_not_to_be_had(story: Story) -> None:
     story.variant(status=1)
     story.kernel.modules["vfio_pci"].status = 1
@@ -250,7 +257,8 @@ STORIES: dict[Callable[[Story], None], set[Move]] = {
     nothing_to_do: {(Phase.WAITING, Phase.DONE)},
     a_bridge: {(Phase.WAITING, Phase.FAILED)},
     personality_held: {(Phase.SWITCHING, Phase.STUCK)},
-    personality_that_is_never_ready: {(Phase.VERIFYING, Phase.FAILED)},
+    personality_that_is_never_ready: {(Phase.VERIFYING, Phase.UNDOING), (Phase.UNDOING, Phase.FAILED)},
+    personality_whose_driver_goes: {(Phase.VERIFYING, Phase.FAILED)},
     two_candidates_not_to_be_had: {(Phase.LOADING, Phase.LOADING), (Phase.LOADING, Phase.FAILED)},
     refused_and_nothing_else_to_be_had: {(Phase.SWITCHING, Phase.LOADING), (Phase.LOADING, Phase.UNDOING)},
     all_refuse: {(Phase.SWITCHING, Phase.UNDOING), (Phase.UNDOING, Phase.FAILED)},

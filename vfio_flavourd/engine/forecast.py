@@ -1,32 +1,61 @@
 """What a switch would do, in words, without doing it."""
 
-from ..model.device import Binding, Device
+from ..model.device import Binding, Device, Personality
+from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request
 from ..model.plan import plan_move, plan_release
-from ..model.policy import Decision
-from .guards import FindWanted, check_personality, has_it_already, judge
+from ..model.policy import Decision, OthersInGroup
+from ..model.udev_rules import PLACEHOLDER
+from .guards import FindWanted, Verdict, check_personality, has_it_already, judge
 from .host import Host
 from .ledger import find_record
+from .moves import observe
+from .recovery import was_kept_from_its_driver
+from .to_native import did_it_itself, find_personality, is_to_be_asked_back
 
 
 async def forecast(host: Host, device: Device, request: Request, find_wanted: FindWanted) -> list[str]:
     """The steps as far as they can be told beforehand; none when the device has the flavour already.
 
-    Raises FlavourError where the switch itself would be refused. `driver_override` is not read, since
-    that may block: it is taken to be what the record says, or empty.
+    Raises FlavourError where the switch itself would be refused. `driver_override` is taken to be what the
+    record says, or empty, since reading it may block; a worker reads it of a device without a driver, that is
+    to be native: then all hangs on it.
     """
     decision = host.decide(device)
-    if has_it_already(host, device, request, decision.settings):
-        return []
-    verdict = await judge(host, device, request, decision.settings, find_wanted)
+    settled = has_it_already(host, device, request, decision.settings)
+    verdict = Verdict()
+    # Who asks for the whole group may have a part of it already.
+    if not settled or request.others is OthersInGroup.TOGETHER:
+        verdict = await judge(host, device, request, decision.settings, find_wanted, settled=settled)
     lines = [f"take it by force from: {user.what}" for user in verdict.forced]
-    lines += _forecast_one(host, device, request, decision)
+    if settled:
+        lines += await _forecast_settled(host, device, request, decision)
+    else:
+        lines += _forecast_one(host, device, request, decision)
     for other in verdict.others:
         own = Request(other.address, request.flavour)
         lines += [f"{other.address}: {line}" for line in _forecast_one(host, other, own, host.decide(other))]
-    if verdict.remark:
+    if verdict.remark and (verdict.others or not settled):
         lines.append(verdict.remark)
     return lines
+
+
+async def _forecast_settled(host: Host, device: Device, request: Request, decision: Decision) -> list[str]:
+    """What is done to a device that has the flavour: to one that is native by not having come to anything."""
+    if request.flavour != Flavour.NATIVE:
+        return []
+    record = find_record(host.ledger, device)
+    if device.driver is not None:
+        if record is not None and is_to_be_asked_back(record):
+            return _describe_asking_back(device, find_personality(device, record))
+        return []
+    try:
+        seen = await observe(host, device, decision.settings.bind_timeout)
+    except FlavourError:
+        return []
+    if seen.binding.override != PLACEHOLDER:
+        return []
+    return [str(step) for step in plan_release(seen.binding)]
 
 
 def _forecast_one(host: Host, device: Device, request: Request, decision: Decision) -> list[str]:
@@ -62,12 +91,14 @@ def _forecast_vfio(host: Host, device: Device, request: Request, decision: Decis
 
 def _forecast_native(host: Host, device: Device) -> list[str]:
     record = find_record(host.ledger, device)
-    if record is not None and record.personality is not None:
-        personality = record.personality
-        return [
-            f"write {personality.off} to {personality.attribute} of {device.driver}, which is not unbound"
-        ]
+    if did_it_itself(host, device, record):
+        return _describe_asking_back(device, find_personality(device, record))
     now = Binding(device.driver, device.driver)
     known = record is not None and record.origin_flavour == Flavour.NATIVE
-    steps = plan_move(now, record.origin) if record is not None and known else plan_release(now)
-    return [str(step) for step in steps]
+    if record is not None and known and not was_kept_from_its_driver(host, record):
+        return [str(step) for step in plan_move(now, record.origin)]
+    return [str(step) for step in plan_release(now)]
+
+
+def _describe_asking_back(device: Device, personality: Personality) -> list[str]:
+    return [f"write {personality.off} to {personality.attribute} of {device.driver}, which is not unbound"]

@@ -12,7 +12,8 @@ from .switch import Aim, Switch
 async def ask(switch: Switch, device: Device, personality: Personality, *, wanted: bool) -> Outcome:
     """Write to the attribute of a bound driver; it has worked when `vfio-dev/` has come or gone.
 
-    Raises FlavourError: the driver's own errno where it fits, ETIMEDOUT when nothing came of it.
+    Raises FlavourError: the driver's own errno where it fits, ETIMEDOUT when nothing came of it. The driver
+    has taken the value then, so it is asked for the opposite: what was asked for might still come later.
     """
     sysfs = switch.host.sysfs
     steps = plan_ask(personality, wanted=wanted)
@@ -37,16 +38,21 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
     if not is_so():
         await switch.wait_for(device, is_so)
         after = await switch.observe(device)
-    switch.settle(device, after)
-    if not is_so() or after.binding.driver != device.driver:
-        raise FlavourError(
-            f"{device.address}: {device.driver} took {value} in {attribute}, but "
-            + ("no VFIO device appeared" if wanted else "its VFIO device is still there"),
-            code=Code.TIMED_OUT,
-            hint="the end of dmesg may say why",
-        )
-    reason = f"{device.driver} changed its own personality ({attribute}), it was not unbound"
-    return switch.outcome(device, after, reason)
+    is_its_driver = after.binding.driver == device.driver
+    if is_so() and is_its_driver:
+        switch.settle(device, after)
+        reason = f"{device.driver} changed its own personality ({attribute}), it was not unbound"
+        return switch.outcome(device, after, reason)
+    late = FlavourError(
+        f"{device.address}: {device.driver} took {value} in {attribute}, but "
+        + ("no VFIO device appeared" if wanted else "its VFIO device is still there"),
+        code=Code.TIMED_OUT,
+        hint="the end of dmesg may say why",
+    )
+    if is_its_driver:
+        raise await switch.undo(device, late)
+    switch.settle(device, after)  # whoever changed its driver meanwhile keeps it
+    raise late
 
 
 def _is_ready(switch: Switch, device: Device, personality: Personality) -> bool:

@@ -35,10 +35,11 @@ async def converge(host: Host, record: Record) -> str:
         back = bool(record.together) and not _all_are_there(host, record)
         if record.personality is None:
             now = await _move(host, record, device, now, back=back)
-        elif back:
+        elif now.binding.driver == record.before.driver:
             wanted = record.flavour == Flavour.VFIO
-            steps = plan_ask_back(record.personality, now.vfio_device, wanted=wanted)
-            now = await move(host, device, steps, timeout)
+            if back or (wanted and now.vfio_device is None):
+                steps = plan_ask_back(record.personality, now.vfio_device, wanted=wanted)
+                now = await move(host, device, steps, timeout)
     except GoneError:
         host.ledger.forget(address)
         return "the device is gone, or another one is at this address now"

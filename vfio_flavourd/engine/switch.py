@@ -107,6 +107,7 @@ class Switch:
         self._kept: Record | None = None
         self._aim = Aim(request.flavour)
         self._written: set[str | None] = set()
+        self._was_taken = False
         self.delay = Delay()
 
     async def run(self, device: Device, way: "Way") -> Outcome:
@@ -259,18 +260,22 @@ class Switch:
             goal = Binding(now.driver, goal.override)
         steps = plan_move(now, goal)
         if self._aim.personality is not None:
+            wanted = self._aim.flavour == Flavour.VFIO
             steps = plan_ask_back(
-                self._aim.personality, seen.vfio_device, wanted=self._aim.flavour == Flavour.VFIO
+                self._aim.personality, seen.vfio_device, wanted=wanted, was_taken=self._was_taken
             )
         # Going back has the full time, also where the one who asked has run out of his.
         after = await self._move_on_record(device, steps, bind)
         if after.binding != goal:
             return self._could_not(device, cause, f"it has {_name(after.binding)}")
-        if self._aim.personality is not None and not await self._has_changed(device, self._aim.flavour):
-            return self._could_not(device, cause, f"{goal.driver} did not change back")
+        again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
+        if self._aim.personality is not None:
+            if not await self._has_changed(device, self._aim.flavour):
+                return self._could_not(device, cause, f"{goal.driver} did not change back")
+            after = await observe(self.host, device, bind)
+            again = f"{after.binding.driver} as before"
         self.settle(device, after)
         self.commit()
-        again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
         return FlavourError(f"{cause}; it has {again}", code=cause.code, errno=cause.errno, hint=cause.hint)
 
     async def _has_changed(self, device: Device, flavour: Flavour) -> bool:
@@ -457,6 +462,7 @@ class Switch:
         failed = describe_errno(result.errno) if result.errno else ""
         self._add_step(StepAction(step.action), str(step), result.start, failed, end=result.end)
         if not result.errno:
+            self._was_taken |= step.action is Action.ASK
             self._tell_what_it_is_at()
 
     def _tell_what_it_is_at(self) -> None:

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 from ..kernel.modules import NotLoaded
 from ..model.codes import Code
-from ..model.device import Device
+from ..model.device import Device, Personality
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
 from ..model.plan import plan_move, plan_release
 from ..model.transition import Phase
 from ..model.udev_rules import PLACEHOLDER
+from .host import Host
 from .ledger import Record, find_record
 from .moves import StepError, StuckError
 from .personality import ask
@@ -24,8 +25,10 @@ async def to_native(switch: Switch, device: Device) -> Outcome:
     if switch.host.find_flavour(device) == Flavour.NATIVE:
         if device.driver is None and await _has_placeholder(switch, device):
             return await _let_go(switch, device)
+        if record is not None and is_to_be_asked_back(record):
+            return await _ask_back(switch, device, record)
         return switch.unchanged(device, "the device had this flavour already")
-    if _did_it_itself(switch, device, record):
+    if did_it_itself(switch.host, device, record):
         return await _ask_back(switch, device, record)
     if record is not None and record.origin_flavour == Flavour.NATIVE:
         return await _give_back(switch, device, record)
@@ -41,14 +44,19 @@ async def _has_placeholder(switch: Switch, device: Device) -> bool:
         raise
 
 
-def _did_it_itself(switch: Switch, device: Device, record: Record | None) -> bool:
+def is_to_be_asked_back(record: Record) -> bool:
+    """Whether its driver was asked for something that came to nothing, and could not be asked back."""
+    return record.switching and record.personality is not None
+
+
+def did_it_itself(host: Host, device: Device, record: Record | None) -> bool:
     """Whether it is a VFIO device by the doing of a driver that is not a VFIO one.
 
     A driver without a module is part of the kernel, and of those only vfio-pci makes VFIO devices.
     """
     if record is not None and record.flavour == Flavour.VFIO:
         return record.personality is not None
-    by_driver = switch.host.find_flavour_of(device.driver, None)
+    by_driver = host.find_flavour_of(device.driver, None)
     return device.driver_module is not None and by_driver == Flavour.NATIVE
 
 
@@ -63,6 +71,12 @@ async def restore(switch: Switch, device: Device) -> Outcome:
 
 
 async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Outcome:
+    return await ask(switch, device, find_personality(device, record), wanted=False)
+
+
+def find_personality(device: Device, record: Record | None) -> Personality:
+    """How a driver that made it a VFIO device itself is asked to cease: as it was asked. Raises FlavourError
+    where nobody knows."""
     personality = record.personality if record is not None and record.personality else device.personality
     if personality is None:
         raise FlavourError(
@@ -72,7 +86,7 @@ async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Ou
             errno=errno.EIO,
             hint="if the driver has such an attribute, describe it under `personalities` in the policy",
         )
-    return await ask(switch, device, personality, wanted=False)
+    return personality
 
 
 async def _give_back(switch: Switch, device: Device, record: Record) -> Outcome:

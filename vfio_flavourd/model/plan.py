@@ -80,9 +80,16 @@ def plan_ask(personality: Personality, *, wanted: bool) -> tuple[Step, ...]:
     return (Step(Action.ASK, personality.on if wanted else personality.off, personality.attribute),)
 
 
-def plan_ask_back(personality: Personality, vfio_device: str | None, *, wanted: bool) -> tuple[Step, ...]:
-    """What undoes `plan_ask` for a device that has this VFIO device; nothing where it came to nothing."""
-    return plan_ask(personality, wanted=not wanted) if (vfio_device is not None) == wanted else ()
+def plan_ask_back(
+    personality: Personality, vfio_device: str | None, *, wanted: bool, was_taken: bool = False
+) -> tuple[Step, ...]:
+    """What undoes `plan_ask` for a device that has this VFIO device.
+
+    Nothing shows that a driver was asked to become a VFIO one and has not yet: it is asked back in any case.
+    One that was asked to cease needs none while its VFIO device is there, unless the value `was_taken`.
+    """
+    is_to_ask = wanted or was_taken or vfio_device is None
+    return plan_ask(personality, wanted=not wanted) if is_to_ask else ()
 
 
 def plan_release(now: Binding) -> tuple[Step, ...]:
