@@ -1,6 +1,7 @@
 """Who may do what, and that it is on record who tried."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from virtual_time import run_at_once
 
 from vfio_flavourd.doors.access import Access
 from vfio_flavourd.doors.connections import Peer, current_peer, wants_steps
+from vfio_flavourd.doors.interface import Failed
 from vfio_flavourd.doors.varlink import ManagerService
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.errors import FlavourError
@@ -231,6 +233,25 @@ def test_who_asked_for_a_reload_is_on_record(engine: Engine, caplog: pytest.LogC
     (record,) = caplog.records
     assert record.getMessage() == "uid 0 pid 1 asks for the policy to be read again"
     assert (vars(record)["REQUESTER_UID"], vars(record)["OBJECT_PID"]) == ("0", "1")
+
+
+def test_a_reload_that_puts_nothing_in_force_says_so(tmp_path: Path) -> None:
+    kernel = FakeKernel(tmp_path)
+    engine = make_engine(kernel)
+    (tmp_path / "proc").mkdir(exist_ok=True)
+    (tmp_path / "proc/cmdline").write_text("ro vfio_flavourd.policy=0\n", encoding="ascii")
+
+    async def reload() -> None:
+        engine._host.policy.read(tmp_path, tmp_path / "last-good")
+
+    current_peer.set(ROOT)
+    with pytest.raises(Failed) as caught:
+        asyncio.run(ManagerService(engine, lambda device: "", reload).Reload())
+    told = caught.value.parameters
+    why = "vfio_flavourd.policy=0 on the kernel command line switches it off"
+    assert told["message"] == f"the policy on disk is not in force: {why}"
+    assert (told["code"], told["errno"]) == ("failed", errno.EIO)
+    assert told["hint"] == "flavourctl doctor says what to do"
 
 
 @pytest.mark.parametrize("requester", [Requester(0, 4711), Requester(1000, 5, by_file=True)])

@@ -248,6 +248,15 @@ def test_a_reload_that_is_refused_is_78_with_the_place(say: Say, monkeypatch: py
     assert json.loads(said.out)["error"]["message"] == message
 
 
+def test_a_reload_that_puts_nothing_in_force_is_1_and_says_why(
+    say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "the policy on disk is not in force: it is switched off"
+    served_by(monkeypatch, FakeDaemon(FlavourError(message, hint="flavourctl doctor says what to do")))
+    hint = "flavourctl doctor says what to do (flavourctl explain failed)"
+    assert say("reload") == Said(1, "", f"flavourctl: {message}\n  {hint}\n")
+
+
 @pytest.mark.parametrize(("number", "status"), [(errno.EACCES, 77), (errno.EIO, 1)])
 def test_a_reload_that_fails_otherwise_has_its_own_status(
     say: Say, monkeypatch: pytest.MonkeyPatch, number: int, status: int

@@ -77,7 +77,11 @@ DESCRIPTIONS = {
     "cat-config": (
         "The policy that all files come to, as one file, with where each thing was said. Needs no daemon."
     ),
-    "reload": "Have the daemon read the policy and the module index again, and apply what differs. For root.",
+    "reload": (
+        "Have the daemon read the policy and the module index again, and apply what differs. For root. Where"
+        " vfio_flavourd.policy=0 on the kernel command line switches the policy off it is not read: that is"
+        " said, and the exit status is 1."
+    ),
     "monitor": (
         "Each step of each switch, and what came of it, one line each, until Ctrl-C or until the daemon goes."
         " With --json a line is one object."

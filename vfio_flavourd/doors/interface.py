@@ -402,7 +402,8 @@ class Manager(VarlinkInterface, name=NAME):
 
     @varlinkmethod
     async def Reload(self) -> None:
-        """Read the policy, the module index and modprobe.d again, and apply what differs. For root."""
+        """Read the policy, the module index and modprobe.d again, and apply what differs. For root. Fails
+        where the policy is switched off on the kernel command line, and is not read."""
         raise NotImplementedError
 
 

@@ -265,6 +265,12 @@ class ManagerService(interface.Manager):
                 extra={**log_fields(MessageId.RELOAD_ASKED), **name_requester(str(peer))},
             )
             await self._reload()
+            if trouble := self._engine.policy_trouble:
+                raise FlavourError(
+                    f"the policy on disk is not in force: {trouble}",
+                    code=Code.FAILED,
+                    hint="flavourctl doctor says what to do",
+                )
 
 
 async def _follow(request: Request, switch: _Switch) -> AsyncIterator[Progress]:
