@@ -244,9 +244,12 @@ def test_a_reload_that_puts_nothing_in_force_says_so(tmp_path: Path) -> None:
     async def reload() -> None:
         engine._host.policy.read(tmp_path, tmp_path / "last-good")
 
-    current_peer.set(ROOT)
+    async def ask() -> None:
+        current_peer.set(ROOT)
+        await ManagerService(engine, lambda device: "", reload).Reload()
+
     with pytest.raises(Failed) as caught:
-        asyncio.run(ManagerService(engine, lambda device: "", reload).Reload())
+        asyncio.run(ask())
     told = caught.value.parameters
     why = "vfio_flavourd.policy=0 on the kernel command line switches it off"
     assert told["message"] == f"the policy on disk is not in force: {why}"
