@@ -356,7 +356,7 @@ def test_looks_for_users_of_devices_leave_threads_to_switches_and_a_hang_up_free
         asyncio.get_running_loop().set_default_executor(threads)
         try:
             for _ in range(2):
-                hasty = [await host.connect(MEMBER, "readonly", LOOK) for _ in range(20)]
+                hasty = [await host.connect(uid, "readonly", LOOK) for uid in (MEMBER, OTHER, 1002) * 10]
                 await until(lambda: len(begun) == LOOKS)
                 for client in hasty:
                     client.close()
@@ -369,6 +369,32 @@ def test_looks_for_users_of_devices_leave_threads_to_switches_and_a_hang_up_free
         finally:
             ends.set()
         assert b'"e1000e"' in await host.answer(MEMBER, "readonly", LOOK)
+
+    run(talk)
+
+
+@pytest.mark.parametrize("call", [LOOK, frame("Plan", device=DEVICE, flavour="vfio")], ids=["Get", "Plan"])
+def test_one_user_looks_once_at_a_time_however_often_he_asks(
+    run: Callable[[Talk], None], call: bytes
+) -> None:
+    begun: list[int] = []
+
+    async def talk(host: Host) -> None:
+        ends = asyncio.Event()
+
+        async def look(asked: object) -> list[Any]:
+            begun.append(current_peer.get().uid)
+            await ends.wait()
+            return []
+
+        host.engine.find_users = host.engine.plan = look  # type: ignore[assignment, method-assign]
+        for _ in range(20):
+            await host.connect(MEMBER, "readonly", call)
+        await host.connect(OTHER, "readonly", call)
+        await until(lambda: len(begun) == LOOKS)
+        assert begun == [MEMBER, OTHER]
+        ends.set()
+        await until(lambda: len(begun) == 21)
 
     run(talk)
 

@@ -306,6 +306,36 @@ def test_each_device_has_a_last_error_of_its_own(mounted: Mounted) -> None:
     run(talk())
 
 
+def test_the_next_device_at_an_address_has_a_last_error_of_its_own(mounted: Mounted) -> None:
+    async def talk() -> None:
+        await mounted.refused(b"vfoi")
+        handle = await mounted.open("last_error")
+        mounted.kernel.remove_device(mounted.kernel.devices[DEVICE])
+        mounted.kernel.add_device(DEVICE)
+        assert await mounted.fs.read(handle, 0, 4096) == b""
+        await mounted.refused(b"vfoi")
+        assert await mounted.cat("last_error") != ""
+
+    run(talk())
+
+
+def test_what_a_write_fails_with_while_its_device_is_replaced_is_not_the_next_ones(mounted: Mounted) -> None:
+    class Replacement(asyncio.Event):
+        async def wait(self) -> bool:  # type: ignore[override]
+            mounted.kernel.remove_device(mounted.kernel.devices[DEVICE])
+            mounted.kernel.add_device(DEVICE)
+            return True
+
+    async def talk() -> None:
+        mounted.daemon.hang = Replacement()
+        mounted.daemon.error = FlavourError(f"{DEVICE}: went away", code=Code.DEVICE_GONE)
+        assert await mounted.refused(b"vfio") == errno.ENODEV
+        mounted.daemon.hang = None
+        assert await mounted.cat("last_error") == ""
+
+    run(talk())
+
+
 def test_a_daemon_that_is_not_there_is_eio_and_said_so(mounted: Mounted) -> None:
     async def talk() -> None:
         mounted.daemon.refusal = FlavourError(

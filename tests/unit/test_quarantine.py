@@ -53,8 +53,8 @@ def test_a_write_that_does_not_return_is_shown_as_stuck_while_its_requester_stil
     device = kernel.add_device()
     other = kernel.add_device("0000:02:00.0", group=8)
     kernel.add_native(device)
-    assert delay._LONG == 3.0
-    monkeypatch.setattr(delay, "_LONG", long)
+    assert delay.LONG == 3.0
+    monkeypatch.setattr(delay, "LONG", long)
 
     async def run() -> None:
         engine = make_engine(kernel, bind=30.0)

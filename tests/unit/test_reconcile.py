@@ -513,6 +513,48 @@ def test_a_stuck_device_does_not_keep_the_policy_from_others_while_its_group_wai
     run_at_once(run())
 
 
+def test_devices_that_hang_do_not_keep_the_policy_from_others_until_they_are_given_up(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "_WORKERS", 2)
+    hanging = [add_with_native(kernel, f"0000:{number:02x}:00.0", number) for number in (1, 2)]
+    others = [kernel.add_device(f"0000:{number:02x}:00.0", group=number) for number in (3, 4, 5, 6)]
+    slow = Settings(1.0, 3600.0)
+    real = kernel.write
+    busy: set[str] = set()
+    most = 0
+
+    async def write(path: str, text: str) -> None:
+        nonlocal most
+        address = text if "drivers" in path else path.split("/")[4]
+        if address in [each.address for each in others]:
+            busy.add(address)
+            most = max(most, len(busy))
+            await asyncio.sleep(0.1)
+            busy.discard(address)
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+
+    async def run() -> None:
+        kernel.drivers["e1000e"].remove_blocks = asyncio.Event()
+        engine = make_engine(kernel, policy(rule("vfio", device=(0x10D3,), settings=slow)))
+        engine.recover()
+        begun = now()
+        starting = asyncio.create_task(engine.reconciler.start())
+        await asyncio.sleep(1)
+        assert [has(each) for each in others] == [(None, None)] * 4
+        while any(has(each) != VFIO for each in others):  # noqa: ASYNC110 - the clock jumps
+            await asyncio.sleep(1)
+        assert now() - begun < 5
+        assert most == 2  # as if nothing hung
+        assert all(each.held for each in hanging)
+        await starting
+        await stop(engine)
+
+    run_at_once(run())
+
+
 # a restart
 
 

@@ -37,8 +37,8 @@ _BACKLOG = 512
 # Drivers that one may name for a device: each is looked for among thousands of modules, within the loop.
 _MOST_DRIVERS = 16
 
-# Looks for who uses a device that go on at a time for all but root. Each takes a thread, or the process that
-# is kept for the next one: those before a switch must find some left.
+# Looks for who uses a device that go on at a time for all but root, of each user one. Each takes a thread, or
+# the process that is kept for the next one: those before a switch must find some left.
 LOOKS = 2
 
 _Seen = TypeVar("_Seen")
@@ -59,7 +59,7 @@ class ManagerService(interface.Manager):
         self._access = Access()
         self._find_name = find_name
         self._reload = reload
-        self._looks = asyncio.Semaphore(LOOKS)
+        self._looks = Turns(LOOKS)
         self._looking: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -112,17 +112,15 @@ class ManagerService(interface.Manager):
 
     async def _look(self, look: Callable[[], Coroutine[Any, Any, _Seen]]) -> _Seen:
         """A thread can't be called back: the look of one who has hung up has its place until it ends."""
-        if current_peer.get().uid == 0:
+        uid = current_peer.get().uid
+        if uid == 0:
             return await look()
-        await self._looks.acquire()
+        end = await self._looks.take(uid)
         task = asyncio.create_task(look())
         self._looking.add(task)
-        task.add_done_callback(self._forget_look)
+        task.add_done_callback(self._looking.discard)
+        task.add_done_callback(lambda _: end())
         return await asyncio.shield(task)
-
-    def _forget_look(self, task: asyncio.Task[Any]) -> None:
-        self._looking.discard(task)
-        self._looks.release()
 
     @varlinkmethod(return_parameter="resolution")
     def Resolve(self, *, modalias: str) -> ResolutionInfo:

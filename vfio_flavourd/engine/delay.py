@@ -9,7 +9,7 @@ from ..model.plan import Step
 READ_BACK = "read back what it has"
 
 # Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
-_LONG = 3.0
+LONG = 3.0
 
 
 class Delay:
@@ -41,7 +41,7 @@ class Delay:
     def find(self) -> str | None:
         """What the kernel has not come back from for longer than a switch should take."""
         seconds = time.monotonic() - self._since
-        if not self._ahead or seconds < _LONG:
+        if not self._ahead or seconds < LONG:
             return None
         when = time.strftime("%H:%M:%S", time.localtime(time.time() - seconds))
         return f"'{self._ahead[0]}' has not returned since {when} (process {self._pid})"

@@ -27,6 +27,7 @@ from .attempts import Report
 from .host import Host
 from .moves import observe
 from .nodes import update_nodes
+from .places import Places
 from .recovery import forget_what_is_undone
 from .tries import MOST_TRIES, Tries
 from .wishes import Wish, Wishes
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 # Seconds that the start of the service waits for what the policy wants at the most.
 _FIRST_ROUND = 20.0
 
-# Switches by policy at one time: what they wait for is the processor.
+# Switches by policy at one time, without those that hang: what the others wait for is the processor.
 _WORKERS = max(2, min(8, os.cpu_count() or 2))
 
 REQUESTER = "policy"
@@ -61,7 +62,7 @@ class Reconciler:
         self._remarks: dict[PciAddress, str] = {}
         self._held_back: set[PciAddress] = set()
         self._agenda = Agenda(self._look, is_in_work)
-        self._places = asyncio.Semaphore(_WORKERS)
+        self._places = Places(_WORKERS)
         self._unsaved: asyncio.TimerHandle | None = None
         self.lasting_wishes_changed: Callable[[], Awaitable[None]] = _nobody_listens
 
@@ -296,7 +297,7 @@ class Reconciler:
             others=None if wish is None else wish.others,
             by_hand=False,
         )
-        async with self._places:
+        async with self._places.take():
             try:
                 await self._switch(request, _unheard)
             except FlavourError as error:

@@ -71,7 +71,8 @@ class FlavourFs(pyfuse3.Operations):
         self._last_handle = 0
         self._lookups = 0
         self._handed_out: dict[Place, _HandedOut] = {}
-        self._errors: dict[PciAddress, str] = {}
+        # With the sysfs inode of the device that it is about: the next one at the address has another.
+        self._errors: dict[PciAddress, tuple[int, str]] = {}
         self._started = time.time_ns()
         try:
             self._gid = grp.getgrnam(GROUP).gr_gid
@@ -191,7 +192,7 @@ class FlavourFs(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         place = self._open[fh].place
         if place.node is Node.LAST_ERROR:
-            text = self._errors.get(place.address, "")
+            text = self._find_error(place.address)
         else:
             try:
                 flavour, flavours = await self._asking.read_flavour(place.address)
@@ -206,21 +207,38 @@ class FlavourFs(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file = self._open[fh]
         place = file.place
+        inode = self._find_device(place.address)
         try:
             flavour = _parse_written(place.node, bytes(buf))
             asking = self._asking.set_flavour(place.address, flavour, uid=file.uid, pid=file.opener)
             await self._interrupts.run(file.opener, asking)
         except FlavourError as error:
-            self._errors[place.address] = f"{error}; {error.advice}"
+            self._errors[place.address] = inode, f"{error}; {error.advice}"
             raise pyfuse3.FUSEError(error.errno) from error
         except InterruptedError:
-            self._errors[place.address] = (
+            told = (
                 f"{place.address}: the write was interrupted; "
                 f"flavourctl show {place.address} says what became of it (flavourctl explain interrupted)"
             )
+            self._errors[place.address] = inode, told
             raise pyfuse3.FUSEError(errno.EINTR) from None
         self._errors.pop(place.address, None)
         return len(buf)
+
+    def _find_error(self, address: PciAddress) -> str:
+        """What the last write to the device that is there now failed with; empty where it did not."""
+        inode, text = self._errors.get(address, (0, ""))
+        if text and inode != self._find_device(address):
+            del self._errors[address]
+            return ""
+        return text
+
+    def _find_device(self, address: PciAddress) -> int:
+        """The inode of its directory; 0 where there is none."""
+        try:
+            return self._sysfs.read_inode(f"{DEVICES}/{address}")
+        except FlavourError:
+            return 0
 
 
 def _parse_written(node: Node, data: bytes) -> str:
