@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from vfio_flavourd.kernel import hand
+from vfio_flavourd.kernel import hand, hands, places
 from vfio_flavourd.kernel.hands import SPARE, Blocked, Hands, Operation, Result
 from vfio_flavourd.model.errors import FlavourError
 
@@ -274,6 +274,45 @@ def test_other_batches_go_on_while_one_is_blocked(tmp_path: Path) -> None:
         assert not blocked.finished.done()
         await asyncio.to_thread(release, tmp_path / "held")
         await asyncio.wait_for(blocked.finished, SOON)
+
+    with_workers(tmp_path, talk)
+
+
+def test_no_more_than_so_many_are_at_work_at_one_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hands, "MOST", 2)
+    monkeypatch.setattr(places, "LONG", 10 * SOON)
+    for number in range(3):
+        os.mkfifo(tmp_path / f"held{number}")
+
+    async def talk(watched: Watched) -> None:
+        reads = [asyncio.create_task(watched.do(("read", f"/held{number}"))) for number in range(3)]
+        await until(lambda: len(watched.pids) == 2)
+        for number, read in enumerate(reads):
+            await asyncio.to_thread(release, tmp_path / f"held{number}")
+            await asyncio.wait_for(read, SOON)
+        assert len(watched.pids) == 3
+
+    with_workers(tmp_path, talk)
+
+
+def test_others_do_not_wait_for_those_that_hang_until_they_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hands, "MOST", 1)
+    monkeypatch.setattr(places, "LONG", 0.05)
+    os.mkfifo(tmp_path / "held")
+    (tmp_path / "other").write_text("fine", encoding="ascii")
+
+    async def talk(watched: Watched) -> None:
+        hanging = asyncio.create_task(watched.do(("read", "/held"), timeout=3600.0))
+        await until(lambda: bool(watched.pids))
+        (result,) = await asyncio.wait_for(watched.do(("read", "/other")), SOON)
+        assert result.value == "fine"
+        assert not hanging.done()
+        await asyncio.to_thread(release, tmp_path / "held")
+        await asyncio.wait_for(hanging, SOON)
 
     with_workers(tmp_path, talk)
 

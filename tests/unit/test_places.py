@@ -5,8 +5,7 @@ import asyncio
 import pytest
 from virtual_time import now, run_at_once
 
-from vfio_flavourd.engine.delay import LONG
-from vfio_flavourd.engine.places import Places
+from vfio_flavourd.kernel.places import LONG, Places
 
 
 async def use(places: Places, seconds: float, begun: list[float]) -> None:

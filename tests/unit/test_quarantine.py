@@ -11,6 +11,7 @@ from virtual_time import run_at_once
 
 from vfio_flavourd.engine import delay
 from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.kernel import places
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request
@@ -53,7 +54,7 @@ def test_a_write_that_does_not_return_is_shown_as_stuck_while_its_requester_stil
     device = kernel.add_device()
     other = kernel.add_device("0000:02:00.0", group=8)
     kernel.add_native(device)
-    assert delay.LONG == 3.0
+    assert places.LONG == 3.0
     monkeypatch.setattr(delay, "LONG", long)
 
     async def run() -> None:

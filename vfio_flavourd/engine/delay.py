@@ -3,13 +3,11 @@
 import time
 from collections.abc import Iterable
 
+from ..kernel.places import LONG
 from ..model.plan import Step
 
 # What follows the steps of every batch.
 READ_BACK = "read back what it has"
-
-# Seconds in the kernel after which a step is told to be stuck, while it is still waited for.
-LONG = 3.0
 
 
 class Delay:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from ..kernel.claims import find_driverctl_override
+from ..kernel.places import Places
 from ..model.address import PciAddress, parse_address
 from ..model.codes import Code
 from ..model.device import Device
@@ -27,7 +28,6 @@ from .attempts import Report
 from .host import Host
 from .moves import observe
 from .nodes import update_nodes
-from .places import Places
 from .recovery import forget_what_is_undone
 from .tries import MOST_TRIES, Tries
 from .wishes import Wish, Wishes

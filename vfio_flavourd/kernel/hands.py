@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..model.errors import FlavourError
+from .places import Places
 
 _WORKER = Path(__file__).with_name("hand.py")
 
 # Workers kept waiting for work: starting one takes longer than most switches' own writes.
 SPARE = 2
 
-# Workers at work at one time, those that are blocked apart; each takes some 6 MiB of its own.
+# Workers at work at one time; each takes some 6 MiB of its own. One that hangs counts no more: it can't be
+# ended, and no other switch is begun with its device, so that there are about as many as devices are held.
 MOST = 32
 
 Operation = tuple[str | int, ...]
@@ -70,7 +72,7 @@ class Hands:
         self._root = root
         self._idle: list[_Hand] = []
         self._busy: set[_Hand] = set()
-        self._places = asyncio.Semaphore(MOST)
+        self._places = Places(MOST)
 
     def prepare(self) -> None:
         """Start the spare workers."""
@@ -99,7 +101,7 @@ class Hands:
                 for kind, *rest in operations
             ],
         }
-        async with self._places:
+        async with self._places.take():
             hand, finished = self._hand_over(json.dumps(batch).encode() + b"\n", begun)
             hand.expected = len(operations)
             hand.watch = watch

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
-from .delay import LONG
+# Seconds in the kernel after which a step counts as stuck, while it is still waited for.
+LONG = 3.0
 
 
 class Places:
