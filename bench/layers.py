@@ -59,6 +59,8 @@ def serve(process: str) -> int:
             _mark(layer, function)
     if process == "daemon":
         _mark_the_worker()
+        journal: Any = importlib.import_module("vfio_flavourd.journal")
+        journal.leave = int  # it comes back with the status: there are the marks to write down yet
     path = Path(f"/run/vfio-flavourd/layers-{process}.json")
     atexit.register(lambda: path.write_text(json.dumps(_passed), encoding="ascii"))
     main = importlib.import_module(_MAIN[process]).main
