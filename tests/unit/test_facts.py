@@ -171,6 +171,15 @@ def test_what_it_told_earlier_still_counts(host: Host) -> None:
     assert read_facts(host.sysfs, host.device, Policy(), known).serials == known
 
 
+def test_of_a_known_device_nothing_is_read_that_may_block_but_what_its_driver_tells(host: Host) -> None:
+    for name in ("config", "serial_number"):
+        os.mkfifo(host.directory / name)  # opening it would never return
+    known = ("b4-96-91-ff-ff-12-34-56",)
+    assert read_facts(host.sysfs, host.device, ASKS_FOR_SERIALS, known).serials == known
+    host.write("nvme/nvme0/serial", "S4EW\n")
+    assert read_facts(host.sysfs, host.device, ASKS_FOR_SERIALS, known).serials == (*known, "S4EW")
+
+
 def test_neither_driver_override_nor_uevent_is_opened(host: Host) -> None:
     for name in ("driver_override", "uevent"):
         os.mkfifo(host.directory / name)  # opening it would never return

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import itertools
 import json
+import logging
 import os
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from virtual_time import now, run_at_once
 
 from vfio_flavourd.engine import reconcile
 from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.engine.history import MOST
 from vfio_flavourd.engine.tries import Tries
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.codes import Code
@@ -405,6 +407,74 @@ def test_a_device_that_is_in_use_for_weeks_is_asked_for_as_on_the_first_day() ->
     pauses = [tries.fail(address, busy) for _ in range(3000)]
     assert pauses[:9] == [2, 4, 8, 16, 32, 64, 128, 256, 300]
     assert set(pauses[9:]) == {300}
+
+
+def test_what_the_policy_is_refused_for_days_is_kept_and_logged_once(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It pushes out nothing of what people have attempted."""
+    device = add_with_native(kernel)
+    said = f"0000:01:00.0: could not be made vfio: in use: {USER.what}"
+    kernel.users[device.address] = (USER,)
+
+    def count() -> int:
+        return [record.message for record in caplog.records if record.levelno >= logging.WARNING].count(said)
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        found = tries(engine)
+        await engine.reconciler.start()
+        await asyncio.sleep(86400)
+        assert len(found) > 250
+        assert (attempts(engine), count()) == ([(device.address, "policy")], 1)
+        first = engine.attempts.find_last(at(device))
+        assert first is engine.attempts.history[0]
+
+        with pytest.raises(FlavourError):
+            await ask(engine, device, Flavour.VFIO, requester="uid 0 pid 7")
+        await asyncio.sleep(86400)
+        assert [by for _, by in attempts(engine)] == ["policy", "uid 0 pid 7", "policy"]
+        assert count() == 3
+
+        kernel.users[device.address] = (User(Use.SWAP, "swap on sda2"),)
+        await asyncio.sleep(86400)
+        assert [by for _, by in attempts(engine)] == ["policy", "uid 0 pid 7", "policy", "policy"]
+        assert "swap on sda2" in engine.attempts.history[-1].error
+        file = kernel.root / "run/history.jsonl"
+        assert len(file.read_text(encoding="ascii").splitlines()) == 4
+
+    run_at_once(run())
+
+
+def test_what_the_policy_is_refused_still_is_kept_again_when_it_is_in_the_history_no_more(
+    kernel: FakeKernel,
+) -> None:
+    device, other = add_with_native(kernel), kernel.add_device("0000:02:00.0", group=8)
+    kernel.users[device.address] = (USER,)
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        await engine.reconciler.start()
+        for _ in range(MOST):
+            await ask(engine, other, Flavour.VFIO, requester="uid 0 pid 7")
+        await asyncio.sleep(2000)
+        assert attempts(engine)[-2:] == [(other.address, "uid 0 pid 7"), (device.address, "policy")]
+
+    run_at_once(run())
+
+
+def test_a_person_s_reset_that_is_refused_is_kept_each_time(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.users[device.address] = (USER,)
+
+    async def run() -> None:
+        engine = make_engine(kernel, TO_VFIO)
+        for _ in range(2):
+            with pytest.raises(FlavourError):
+                await reset(engine, device)
+        assert len(engine.attempts.history) == 2
+
+    run_at_once(run())
 
 
 @pytest.mark.parametrize("before", ["/e1000e/unbind", "/vfio-pci/bind"])

@@ -89,6 +89,7 @@ DESCRIPTIONS = {
     "history": (
         "What has been tried since the boot, the last 256 attempts, the latest last: its number (for"
         " flavourctl plot), when, which device, what came of it and why not, how long it took, who asked."
+        " What the policy is refused again and again is there once, as of the first time."
     ),
     "doctor": (
         "Is this host ready, what stands in the way, and what to do about it. The exit status is 0 when"

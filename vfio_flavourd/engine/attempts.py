@@ -39,6 +39,7 @@ class Attempts:
 
     def __init__(self, history: History) -> None:
         self._last: dict[PciAddress, Attempt] = {}
+        self._refusals: dict[PciAddress, Attempt] = {}
         self._unlogged: deque[Attempt] = deque()
         self.history = history
         self.listeners: set[Listener] = set()
@@ -54,6 +55,7 @@ class Attempts:
 
     def forget(self, address: PciAddress) -> None:
         self._last.pop(address, None)
+        self._refusals.pop(address, None)
 
     def _keep(self, attempt: Attempt) -> None:
         # Anyone in the group can make up addresses: nothing stays of those beyond the history.
@@ -72,15 +74,30 @@ class Attempts:
 
         return fan_out
 
-    def conclude(self, attempt: Attempt) -> None:
-        """An attempt is at its end."""
-        self._keep(attempt)
-        self.history.add(attempt)
-        # The one who asked need not wait for the journal and the disk.
-        self._unlogged.append(attempt)
-        asyncio.get_running_loop().call_later(_LOG_DELAY, self.log)
+    def conclude(self, attempt: Attempt, *, is_policys_refusal: bool) -> None:
+        """An attempt is at its end.
+
+        The policy tries again for as long as it is refused: that is kept and logged once until something else
+        is attempted on the device, else one device in use would push out all that people have attempted.
+        """
+        if is_policys_refusal and self._is_repeated(attempt):
+            _log.debug("%s", attempt.error)
+        else:
+            self._refusals.pop(attempt.address, None)
+            if is_policys_refusal:
+                self._refusals[attempt.address] = attempt
+            self._keep(attempt)
+            self.history.add(attempt)
+            # The one who asked need not wait for the journal and the disk.
+            self._unlogged.append(attempt)
+            asyncio.get_running_loop().call_later(_LOG_DELAY, self.log)
         for listener in list(self.listeners):
             listener(attempt.address, attempt)
+
+    def _is_repeated(self, refusal: Attempt) -> bool:
+        """Whether the device's last attempt says the same, and is still in the history."""
+        last = self._refusals.get(refusal.address)
+        return last is not None and _tell_apart(last) == _tell_apart(refusal) and last in self.history
 
     def log(self) -> None:
         """Write to the journal and the history what is not in them yet."""
@@ -91,6 +108,11 @@ class Attempts:
         for attempt in attempts:
             _log_end(attempt)
         self.history.write(attempts)
+
+
+def _tell_apart(attempt: Attempt) -> tuple[str, ...]:
+    """What two refusals that say the same have in common."""
+    return attempt.flavour, attempt.requester, attempt.rule, attempt.code, attempt.error
 
 
 def _log_end(attempt: Attempt) -> None:

@@ -112,11 +112,14 @@ class Work:
         """One attempt for each device that there was a switch for; returns the number of the first."""
         first = self.members[0] if self.members else None
         attempt = self._describe_end(host, attempts.history.next_id(), first, error, ending, outcome)
-        attempts.conclude(attempt)
+        is_policys = not self.request.by_hand and not self.drops_wish
+        is_refusal = is_policys and error is not None and not self.is_touched
+        attempts.conclude(attempt, is_policys_refusal=is_refusal)
         for number, member in enumerate(self.members[1:]):
             other = outcome.others[number] if outcome is not None else None
             attempts.conclude(
-                self._describe_end(host, attempts.history.next_id(), member, error, ending, other)
+                self._describe_end(host, attempts.history.next_id(), member, error, ending, other),
+                is_policys_refusal=is_refusal,
             )
         return attempt.id
 

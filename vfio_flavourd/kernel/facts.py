@@ -7,6 +7,7 @@ drivers/pci/pci.c, pci_wait_cfg() in drivers/pci/access.c), so it is read only w
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ..model.address import PciAddress, parse_address
@@ -27,7 +28,8 @@ def read_facts(
     sysfs: Sysfs, device: Device, policy: Policy, known_serials: tuple[str, ...] = (), host_name: str = ""
 ) -> Facts:
     """`known_serials` are those that it told earlier: an NVMe drive tells none while VFIO has it. May block
-    where a rule asks for a serial. Raises nothing for a device that goes away: it has fewer facts then.
+    where a rule asks for a serial and none is known: a driver that has come since may tell another one, its
+    configuration space does not. Raises nothing for a device that goes away: it has fewer facts then.
     """
     pf = _find_pf(sysfs, device)
     facts = Facts(
@@ -40,7 +42,8 @@ def read_facts(
     )
     if not asks_for_serials(facts, policy):
         return facts
-    return replace(facts, serials=tuple(dict.fromkeys((*known_serials, *read_serials(sysfs, device)))))
+    found = _read_its_drivers(sysfs, device) if known_serials else read_serials(sysfs, device)
+    return replace(facts, serials=tuple(dict.fromkeys((*known_serials, *found))))
 
 
 def find_slot(device: Device, pf: PciAddress | None = None) -> str:
@@ -63,22 +66,33 @@ def find_slot(device: Device, pf: PciAddress | None = None) -> str:
 
 def read_serials(sysfs: Sysfs, device: Device) -> tuple[str, ...]:
     """What its driver's children tell, and the Device Serial Number as lspci prints it. May block."""
-    # The NVMe driver answers from memory. The kernel itself has a `serial_number` from 6.18 on.
-    paths = [f"{device.path}/nvme/{name}/serial" for name in sysfs.list(f"{device.path}/nvme")]
+    found = list(_read_its_drivers(sysfs, device))
+    # The kernel itself has a `serial_number` from 6.18 on.
     own = f"{device.path}/serial_number"
     if sysfs.exists(own):
-        paths.append(own)
+        found += _read_all(sysfs, device, (own,))
+    try:
+        found.append(_read_device_serial_number(sysfs.root + device.path))
+    except OSError as error:
+        _log.debug("reading the configuration space of %s failed: %s", device.address, error)
+    return tuple(dict.fromkeys(serial for serial in found if serial))
+
+
+def _read_its_drivers(sysfs: Sysfs, device: Device) -> tuple[str, ...]:
+    """The NVMe driver answers from memory."""
+    base = f"{device.path}/nvme"
+    return _read_all(sysfs, device, [f"{base}/{name}/serial" for name in sysfs.list(base)])
+
+
+def _read_all(sysfs: Sysfs, device: Device, paths: Iterable[str]) -> tuple[str, ...]:
+    """Those that there are; one that can't be read leaves the others."""
     found = []
     for path in paths:
         try:
             found.append(sysfs.read(path).strip())
         except FlavourError as error:
             _log.debug("a serial of %s is left out: %s", device.address, error)
-    try:
-        found.append(_read_device_serial_number(sysfs.root + device.path))
-    except OSError as error:
-        _log.debug("reading the configuration space of %s failed: %s", device.address, error)
-    return tuple(dict.fromkeys(serial for serial in found if serial))
+    return tuple(serial for serial in found if serial)
 
 
 def _find_pf(sysfs: Sysfs, device: Device) -> PciAddress | None:
