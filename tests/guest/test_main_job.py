@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Host, Seen, files, running, write_command
+from .conftest import RELEASE_HANG, Host, Seen, files, running, write_command
 from .devices import ROLES, Role
 
 GOOD, SIBLING, HANG = ROLES["good"], ROLES["good_sibling"], ROLES["hang"]
@@ -18,12 +18,6 @@ PERSONALITY, STUCK, NVME_PF = ROLES["personality"], ROLES["stuck"], ROLES["nvme_
 LOAD_TIMEOUT, REST = 10, 10
 
 HANG_STARTED = "until [ -e /sys/module/vft_hang/parameters/release ]; do sleep 0.1; done"
-RELEASE_HANG = """
-    if [ -e /sys/module/vft_hang/parameters/release ]; then
-        echo 1 > /sys/module/vft_hang/parameters/release
-        until [ "$(cat /sys/module/vft_hang/initstate)" = live ]; do sleep 0.1; done
-    fi
-"""
 
 
 def taken(driver: str) -> Seen:
