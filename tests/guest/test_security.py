@@ -215,7 +215,7 @@ with socket.socket(socket.AF_UNIX) as door:
 def test_a_refusal_is_on_record_with_who_it_was(host: Host) -> None:
     journal = host.journal()
     assert host.ctl("set", GOOD.bdf, "vfio", "--force", user=MEMBER).rc == 77
-    host.run("sleep 0.2")
+    journal.wait_for("refused to let")
     [record] = journal.records(ERROR_CODE="not-permitted")
     assert record["REQUESTER_UID"] == "65534"
     assert record["PRIORITY"] == "4"
