@@ -76,8 +76,8 @@ def test_an_idle_service_uses_no_cpu_and_little_memory(host: Host) -> None:
     assert len(seen) == 8
     for samples in (seen[::2], seen[1::2]):
         unit = samples[0][0]
-        # In ticks of 10 ms: one ping of the watchdog may fall in between, and is slow under emulation. In one of
-        # three spans nothing else happens on the machine.
+        # In ticks of 10 ms: one ping of the watchdog may fall in between, and is slow under emulation. In one
+        # of three spans nothing else happens on the machine.
         ticks = [int(user) + int(system) for _, user, system, *_ in samples]
         assert min(last - first for first, last in itertools.pairwise(ticks)) <= 2, (unit, ticks)
         assert int(samples[0][3]) < RESIDENT_LIMIT_KIB, unit
