@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shlex
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,7 +164,7 @@ class State:
 
 
 def _parse_state(text: str) -> State:
-    devices: dict[str, Seen] = {}
+    devices: defaultdict[str, Seen] = defaultdict(lambda: Seen(None))  # one may come in mid-look
     modules, records = set(), set()
     for line in text.splitlines():
         kind, _, rest = line.partition(" ")
@@ -181,7 +182,7 @@ def _parse_state(text: str) -> State:
                 modules.add(rest)
             case "record":
                 records.add(rest)
-    return State(devices, frozenset(modules), frozenset(records))
+    return State(dict(devices), frozenset(modules), frozenset(records))
 
 
 class Journal:

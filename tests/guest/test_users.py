@@ -31,7 +31,7 @@ class Use:
 
 
 # Which name the kernel gives to the drive is its own business.
-# Its name space comes a moment after its driver.
+# It comes a moment after the driver.
 DISK = (
     f"until name=$(ls {NVME.sysfs}/nvme/*/ 2> /dev/null | grep -E '^nvme[0-9]+(c[0-9]+)?n[0-9]+$');"
     " do sleep 0.1; done; udevadm settle; disk=/dev/$(echo $name | sed 's/c[0-9]*//')"
