@@ -119,6 +119,12 @@ class Channel:
     def run(self, command: str) -> Pending:
         return self._order(command, op="run", command=command)
 
+    def kill_all(self) -> None:
+        with self._changed:
+            pending = list(self._pending.values())
+        for each in pending:
+            each.kill()
+
     def push(self, local: Path, remote: str, timeout: float) -> None:
         data, mode = local.read_bytes(), local.stat().st_mode & 0o777
         for start in range(0, max(len(data), 1), FILE_CHUNK):

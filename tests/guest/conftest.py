@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shlex
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # A boot, and under it perhaps a build of everything, is part of the first test's time.
-SLOWEST_TEST = 1800
+SLOWEST_TEST = 3600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -163,7 +164,7 @@ class State:
 
 
 def _parse_state(text: str) -> State:
-    devices: dict[str, Seen] = {}
+    devices: defaultdict[str, Seen] = defaultdict(lambda: Seen(None))  # one may come in mid-look
     modules, records = set(), set()
     for line in text.splitlines():
         kind, _, rest = line.partition(" ")
@@ -181,7 +182,7 @@ def _parse_state(text: str) -> State:
                 modules.add(rest)
             case "record":
                 records.add(rest)
-    return State(devices, frozenset(modules), frozenset(records))
+    return State(dict(devices), frozenset(modules), frozenset(records))
 
 
 class Journal:
@@ -251,6 +252,12 @@ class Host:
         done = self.write(role, flavour)
         assert done.rc == 0, f"{done.stderr}{self.read(role, 'last_error')}"
 
+    def stop(self, *units: str) -> None:
+        """They must end in their TimeoutStopSec of 10 s, or systemd kills them and says so."""
+        stopped = self.run(f"systemctl stop {' '.join(units)}; systemctl show -P Result {' '.join(units)}")
+        assert stopped.stdout.split() == ["success"] * len(units)
+        assert stopped.duration < 15
+
 
 def files(role: Role | str) -> Path:
     return FILES / (role if isinstance(role, str) else role.bdf)
@@ -280,39 +287,69 @@ def at_first(guest: Guest, deb: Path | None) -> State:
     return Host(guest).look()
 
 
+RELEASE_HANG = """
+    if [ -e /sys/module/vft_hang/parameters/release ]; then
+        echo 1 > /sys/module/vft_hang/parameters/release
+        until [ "$(cat /sys/module/vft_hang/initstate)" = live ]; do sleep 0.1; done
+    fi
+"""
 NO_VFIO_PCI = "/run/modprobe.d/no-vfio-pci.conf"
 # What a test that failed may have left.
 LET_GO = f"""
-    for parameter in /sys/module/vft_hang/parameters/release /sys/module/vft_stuck/parameters/release; do
-        if [ -e $parameter ]; then echo 1 > $parameter; fi
-    done
+    {RELEASE_HANG}
     echo 0 > /sys/module/vft_stuck/parameters/hold_ms
-    rm -f {NO_VFIO_PCI}
+    echo 1 > /sys/module/vft_stuck/parameters/release
+    ip link del br0
+    systemctl stop vfio-flavourd
+    rm -rf {NO_VFIO_PCI} /run/vfio-flavourd/wishes.json /etc/vfio-flavourd/policy.d/* /etc/driverctl.d/*
+    chmod 0755 /etc/vfio-flavourd/policy.d
     systemctl reset-failed
     systemctl start {UNITS}
+    flavourctl reload
+    while grep -q -s '"switching": true' /run/vfio-flavourd/devices/*.json; do sleep 0.1; done
     udevadm settle
     echo 0 > /sys/module/vft_stuck/parameters/release
     echo 0 > {ROLES["nvme_pf"].sysfs}/sriov_numvfs
     echo 1 > {ROLES["nvme_pf"].sysfs}/sriov_drivers_autoprobe
-    for file in {FILES}/*/driver_flavour; do
-        if [ "$(cat $file)" = 'native [vfio]' ]; then echo native > $file; fi
+    for device in {FILES}/*; do
+        record=/run/vfio-flavourd/devices/${{device##*/}}.json
+        if [ -e $record ] || grep -q -F '[vfio]' $device/driver_flavour; then
+            echo native > $device/driver_flavour
+        fi
     done
+    udevadm settle
+    mdadm --stop --scan
+    wipefs -q -a /dev/nvme*n1
     for device in /sys/bus/pci/devices/*; do
         if [ "$(cat $device/driver_override)" != '(null)' ]; then echo > $device/driver_override; fi
     done
 """
 
 
+def put_back(host: Host, at_first: State) -> None:
+    guest = host.guest
+    guest.kill_all()
+    guest.run(LET_GO, check=False, timeout=300)
+    guest.unplug_all()
+    # Those without a driver, and those with one that the daemon has not given them.
+    for bdf in host.look().changed(at_first) & at_first.devices.keys():
+        unbind = f"echo {bdf} > /sys/bus/pci/devices/{bdf}/driver/unbind"
+        guest.run(f"{unbind}; echo {bdf} > /sys/bus/pci/drivers_probe", check=False)
+
+
 @pytest.fixture
-def host(guest: Guest, at_first: State) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest, guest: Guest, at_first: State) -> Iterator[Host]:
     """No VFIO module is loaded when a test begins, and what it changed it puts back."""
-    host = Host(guest)
+    host, failed = Host(guest), request.session.testsfailed
     yield host
     now = host.look()
     wrong = now.changed(at_first)
-    if wrong or now.records:
-        guest.run(LET_GO, check=False, timeout=300)
-    # Not earlier: a driver that is unloaded is unbound from its devices.
-    guest.run(UNLOAD, check=False)
+    try:
+        # Not everything that a test that failed has left is seen in the devices.
+        if wrong or now.records or request.session.testsfailed > failed:
+            put_back(host, at_first)
+    finally:
+        # Not earlier: a driver that is unloaded is unbound from its devices.
+        guest.run(UNLOAD, check=False)
     left = {bdf: now.devices.get(bdf) for bdf in wrong}
     assert (left, now.records, host.look().vfio_modules) == ({}, frozenset(), set())

@@ -84,22 +84,26 @@ class Boots:
 def boots(guest: Guest, at_first: State) -> Iterator[Boots]:
     host = Host(guest)
     without = look_at_boot(host)
-    forget_wishes(host)
-    write(host, POLICY)
-    reload(host)
-    wait_for(host, GOOD.bdf, TAKEN)  # already now
-    guest.reboot()
-    with_policy = look_at_boot(host)
-    # The native drivers are in the initramfs, where udev loads them before the root file system is there.
-    initrd = guest.initrd
-    modules = "/etc/initramfs-tools/modules"
-    guest.run(f"cp {modules} /root/modules; printf 'e1000e\\nvmxnet3\\nnvme\\n' >> {modules}")
-    guest.update_initramfs()
-    guest.reboot()
-    with_initramfs = look_at_boot(host)
-    yield Boots(without, with_policy, with_initramfs)
-    guest.run(f"rm -f {DIRECTORY}/*; cp /root/modules {modules}; flavourctl reload")
-    guest.reboot(initrd=initrd)
+    initrd, modules = guest.initrd, "/etc/initramfs-tools/modules"
+    guest.run(f"cp {modules} /root/modules")
+    try:
+        forget_wishes(host)
+        write(host, POLICY)
+        reload(host)
+        wait_for(host, GOOD.bdf, TAKEN)  # already now
+        guest.reboot()
+        with_policy = look_at_boot(host)
+        # The native drivers are in the initramfs, where udev loads them before the root file system is there.
+        guest.run(f"printf 'e1000e\\nvmxnet3\\nnvme\\n' >> {modules}")
+        guest.update_initramfs()
+        guest.reboot()
+        with_initramfs = look_at_boot(host)
+        yield Boots(without, with_policy, with_initramfs)
+    finally:
+        guest.run(
+            f"flavourctl reset {GOOD.bdf}; rm -f {DIRECTORY}/*; cp /root/modules {modules}; flavourctl reload"
+        )
+        guest.reboot(initrd=initrd)
     assert host.look().changed(at_first) == set()
 
 

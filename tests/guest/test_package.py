@@ -69,7 +69,7 @@ def package(host: Host, deb: Path) -> Iterator[str]:
     before = version(host)
     yield IN_GUEST
     if version(host) != before:
-        host.run(f"dpkg --install {IN_GUEST}", timeout=180)
+        host.run(f"dpkg --install {IN_GUEST}", timeout=600)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_an_upgrade_changes_no_device_and_forgets_nothing(host: Host, package: s
     pids = "systemctl show --property MainPID --value vfio-flavourd vfio-flavour-fs"
     was = host.run(pids).stdout
 
-    host.run(f"{INSTALL} {newer}", timeout=180)
+    host.run(f"{INSTALL} {newer}", timeout=600)
 
     assert version(host) == f"installed {NEWER}"
     assert host.look().changed(switched) == set()
@@ -134,7 +134,7 @@ def test_an_upgrade_changes_no_device_and_forgets_nothing(host: Host, package: s
     assert host.read(GOOD) == "native [vfio]"
     host.switch(GOOD, "native")
     assert host.look().changed(before) == set()
-    host.run(f"{INSTALL} {package}", timeout=180)
+    host.run(f"{INSTALL} {package}", timeout=600)
     assert version(host) != f"installed {NEWER}"
 
 
@@ -143,12 +143,12 @@ def test_a_removed_package_leaves_devices_alone_and_a_new_one_can_undo_them(host
     host.switch(GOOD, "vfio")
     switched = host.look()
 
-    host.run("apt-get remove --yes vfio-flavourd", timeout=180)
+    host.run("apt-get remove --yes vfio-flavourd", timeout=600)
     assert host.look().changed(switched) == set()
     assert host.run("mountpoint -q /run/vfio-flavour", check=False).rc != 0
     assert host.run("pgrep -f vfio-flavour[d-]", check=False).stdout == ""
 
-    host.run(f"{INSTALL} {package}", timeout=180)
+    host.run(f"{INSTALL} {package}", timeout=600)
     assert host.look().changed(switched) == set()
     assert host.read(GOOD) == "native [vfio]"
     host.switch(GOOD, "native")
@@ -161,11 +161,11 @@ def test_an_upgrade_applies_no_policy_that_was_not_in_force(host: Host, package:
     with policy(host, rule("one", f"address: {GOOD.bdf}")):
         wait_for(host, GOOD.bdf, ON_VFIO)
         write(host, "version: 1\nrules:\n" + rule("other", f"address: {ROLES['good_sibling'].bdf}"))
-        host.run(f"{INSTALL} {newer}", timeout=180)
+        host.run(f"{INSTALL} {newer}", timeout=600)
         host.run("sleep 2; udevadm settle")
         assert host.look().changed(before) == {GOOD.bdf}
         assert host.look().devices[GOOD.bdf] == ON_VFIO
-        host.run(f"{INSTALL} {package}", timeout=180)
+        host.run(f"{INSTALL} {package}", timeout=600)
 
 
 def test_a_purge_takes_back_what_the_policy_and_the_daemon_have_set(host: Host, package: str) -> None:
@@ -196,7 +196,7 @@ def test_a_purge_takes_back_what_the_policy_and_the_daemon_have_set(host: Host, 
     for role in (GOOD, virtio):
         host.run(f"echo {role.bdf} > {role.sysfs}/driver/unbind")
         host.run(f"echo {role.bdf} > /sys/bus/pci/drivers_probe")
-    host.run(f"{INSTALL} {package}", timeout=180)
+    host.run(f"{INSTALL} {package}", timeout=600)
     assert host.look().changed(before) == set()
 
 
@@ -204,7 +204,7 @@ def test_a_purge_leaves_nothing_behind(host: Host, package: str) -> None:
     before = host.look()
     host.switch(GOOD, "vfio")
     host.switch(GOOD, "native")
-    host.run("apt-get purge --yes vfio-flavourd", timeout=180)
+    host.run("apt-get purge --yes vfio-flavourd", timeout=600)
     left = host.run(LEFT, check=False)
     assert left.stdout == ""
     assert host.run("systemctl list-unit-files --no-legend 'vfio-flavour*'", check=False).stdout == ""
@@ -212,7 +212,7 @@ def test_a_purge_leaves_nothing_behind(host: Host, package: str) -> None:
     assert version(host) in ("", "not-installed ")
     assert host.look().changed(before) == set()
 
-    host.run(f"{INSTALL} {package}", timeout=180)
+    host.run(f"{INSTALL} {package}", timeout=600)
     said = host.run(f"systemctl is-active {' '.join(UNITS)}", check=False).stdout.split()
     assert said == ["active"] * len(UNITS)
     assert host.read(GOOD) == "[native] vfio"

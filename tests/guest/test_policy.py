@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 
 from .conftest import NO_VFIO_PCI, Host, Seen
-from .devices import HOTPLUG_PORTS, ROLES, VFS
+from .devices import HOTPLUG_PORTS, ROLES, VFS, Role
 
 GOOD, SIBLING, NVME, NVME_PF, VIRTIO = (
     ROLES[name] for name in ("good", "good_sibling", "nvme", "nvme_pf", "virtio")
@@ -30,13 +31,19 @@ def reload(host: Host) -> None:
 
 
 def wait_for(host: Host, bdf: str, seen: Seen) -> None:
-    where = f"/sys/bus/pci/devices/{bdf}"
-    host.run(
-        f'until [ "$(basename $(readlink {where}/driver || echo none))" = {seen.driver or "none"} ];'
-        " do sleep 0.1; done; udevadm settle",
-        timeout=60,
-    )
-    assert host.look().devices[bdf] == seen
+    """The kernel makes a driver's link some time before VFIO's own directory."""
+    until = time.monotonic() + 60
+    while (now := host.look().devices.get(bdf)) != seen and time.monotonic() < until:
+        time.sleep(0.2)
+    assert now == seen
+    host.run("udevadm settle")
+
+
+def wait_for_error(host: Host, role: Role, words: str) -> None:
+    """The last attempt's, that the policy makes when it gets to it."""
+    until = time.monotonic() + 60
+    while words not in (said := str((host.show(role)["last"] or {}).get("error"))):
+        assert time.monotonic() < until, said
 
 
 def forget_wishes(host: Host) -> None:
@@ -49,10 +56,10 @@ def forget_wishes(host: Host) -> None:
 @contextlib.contextmanager
 def policy(host: Host, *rules: str, more: str = "") -> Iterator[None]:
     """In force while the context lasts; the devices go back after it."""
-    forget_wishes(host)
-    write(host, "version: 1\n" + more + "rules:\n" + "".join(rules))
-    reload(host)
     try:
+        forget_wishes(host)
+        write(host, "version: 1\n" + more + "rules:\n" + "".join(rules))
+        reload(host)
         yield
     finally:
         host.run(f"rm -f {DIRECTORY}/*; rm -f /etc/driverctl.d/*")
@@ -71,14 +78,9 @@ def test_a_device_that_is_plugged_in_is_what_the_policy_says_and_others_are_unto
         assert host.look().changed(before) == set()
         host.guest.device_add("e1000e", id="matching", port="hotplug1")
         host.guest.device_add("e1000e", id="other", port="hotplug2")
-        host.run(
-            f"until [ -e /sys/bus/pci/devices/{first}/vfio-dev ]; do sleep 0.1; done; udevadm settle",
-            timeout=60,
-        )
-        now = host.look()
-        assert now.devices[first] == TAKEN
-        assert now.devices[second] == Seen("e1000e")
-        assert now.changed(before) == {first, second}
+        wait_for(host, first, TAKEN)
+        wait_for(host, second, Seen("e1000e"))
+        assert host.look().changed(before) == {first, second}
         listed = host.ctl("list").stdout
         assert "plugged NICs" in next(line for line in listed.splitlines() if line.startswith(first))
         assert "rule 'plugged NICs'" in host.ctl("show", first).stdout
@@ -94,12 +96,13 @@ def test_sixty_four_vfs_made_at_once_are_all_on_vfio_sooner_than_by_a_shell_loop
     make = f"echo {VFS} > {NVME_PF.sysfs}/sriov_numvfs"
     count = f"ls -d {vfs}/vfio-dev 2> /dev/null | wc -l"
     clock = "cut -d ' ' -f 1 /proc/uptime"
+    vf_rule = rule("VFs", f"sriov: vf, pf: {NVME_PF.bdf}")
     loop = (
         f"for vf in {vfs}; do echo vfio-pci > $vf/driver_override;"
         " basename $(readlink $vf) > /sys/bus/pci/drivers/vfio-pci/bind; done"
     )
 
-    def time(after: str) -> float:
+    def measure(after: str) -> float:
         said = host.run(
             f"{clock}; {make}; {after}; until [ $({count}) = {VFS} ]; do :; done; {clock}", timeout=300
         )
@@ -107,21 +110,25 @@ def test_sixty_four_vfs_made_at_once_are_all_on_vfio_sooner_than_by_a_shell_loop
         host.run(f"echo 0 > {NVME_PF.sysfs}/sriov_numvfs; udevadm settle", timeout=120)
         return end - begin
 
-    serial = time(loop)
-    with policy(host, rule("VFs", f"sriov: vf, pf: {NVME_PF.bdf}")):
-        by_policy = time(":")
+    serial, by_policy = [], []
+    for _ in range(2):  # in turn, and the best of each: the machine may be busy for a while
+        serial.append(measure(loop))
+        with policy(host, vf_rule):
+            by_policy.append(measure(":"))
+    with policy(host, vf_rule):
         host.run(f"{make}; until [ $({count}) = {VFS} ]; do sleep 0.2; done; udevadm settle", timeout=300)
         listed = json.loads(host.ctl("--json", "list").stdout)["devices"]
         assert sum(device["rule"] == "VFs" and device["flavour"] == "vfio" for device in listed) == VFS
         host.run(f"echo 0 > {NVME_PF.sysfs}/sriov_numvfs; udevadm settle", timeout=120)
     host.run(f"echo 1 > {NVME_PF.sysfs}/sriov_drivers_autoprobe")
-    print(f"64 VFs by policy {by_policy:.2f} s, by a shell loop {serial:.2f} s: {by_policy / serial:.2f}")
-    assert by_policy < 0.8 * serial
+    print(f"64 VFs by policy {by_policy} s, by a shell loop {serial} s")
+    assert min(by_policy) < 0.8 * min(serial)
 
 
 def test_a_reload_touches_only_what_differs(host: Host) -> None:
-    before = host.look()
+    before, journal = host.look(), host.journal()
     with policy(host, rule("one", f"address: {GOOD.bdf}")):
+        journal.wait_for("e1000e -> vft-good-vfio-pci")  # it comes after the switch
         wait_for(host, GOOD.bdf, TAKEN)
         journal = host.journal()
         write(
@@ -213,8 +220,8 @@ def test_what_someone_else_does_is_told_and_not_fought(host: Host) -> None:
             f" echo {GOOD.bdf} > /sys/bus/pci/drivers_probe; udevadm settle; sleep 2"
         )
         assert host.look().devices[GOOD.bdf] == Seen("e1000e")
-        assert "someone else made it" in host.ctl("show", GOOD.bdf).stdout
         journal.wait_for("someone else made it")
+        assert "someone else made it" in host.ctl("show", GOOD.bdf).stdout
         reset = host.ctl("reset", GOOD.bdf)
         assert reset.rc == 0, reset.stderr
         assert host.look().devices[GOOD.bdf] == TAKEN
@@ -247,9 +254,8 @@ def test_in_use_by_rule_is_forced_and_without_it_is_refused_until_it_is_free(hos
     before = host.look()
     host.run(f"card=$(ls {GOOD.sysfs}/net); ip link add br0 type bridge; ip link set $card master br0")
     with policy(host, rule("one", f"address: {GOOD.bdf}")):
-        host.run("sleep 2")
+        wait_for_error(host, GOOD, "bridge br0")
         assert host.look().changed(before) == set()
-        assert "bridge br0" in host.show(GOOD)["last"]["error"]
         host.run("ip link del br0")
         wait_for(host, GOOD.bdf, TAKEN)  # tried again by itself
     host.run(f"card=$(ls {GOOD.sysfs}/net); ip link add br0 type bridge; ip link set $card master br0")
@@ -306,10 +312,9 @@ def test_nodes_get_an_owner_a_group_and_a_mode_when_the_policy_says_so(host: Hos
 def test_the_policy_never_takes_what_the_host_comes_up_from(host: Host) -> None:
     before = host.look()
     with policy(host, rule("all disks", "class: 0100")):
-        host.run("sleep 2")
-        assert host.look().changed(before) == set()
         root_disk = ROLES["root_disk"]
-        assert "/ on vda" in host.show(root_disk)["last"]["error"]
+        wait_for_error(host, root_disk, "/ on vda")
+        assert host.look().changed(before) == set()
         assert root_disk.bdf in host.guest.read(RULES)
 
 

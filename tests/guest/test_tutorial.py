@@ -25,18 +25,20 @@ def test_the_tutorial_does_what_it_says(host: Host, deb: Path) -> None:
     host.run(f"rm -f {RULES}")  # of an earlier test's policy: here there has been none
     forget_wishes(host)
     wrong = []
-    for exchange in read_transcript(PAGE.read_text(encoding="utf-8")):
-        output = follow(host, exchange)
-        # A reload is over when the switches are under way; a reader types slower than they take.
-        looks, until = exchange.command.startswith("cat /"), time.monotonic() + SOON
-        while looks and not exchange.matches(output) and time.monotonic() < until:
+    try:
+        for exchange in read_transcript(PAGE.read_text(encoding="utf-8")):
             output = follow(host, exchange)
-        if not exchange.matches(output):
-            wrong.append(f"# {exchange.command}\n{clean(output)}")
-    host.guest.initrd = initrd
-    # As after a boot: in this one the device was VFIO's at first, and that is on record.
-    host.run(f"systemctl stop vfio-flavourd; rm {RECORD}")
-    forget_wishes(host)
+            # A reload is over when the switches are under way; a reader types slower than they take.
+            looks, until = exchange.command.startswith("cat /"), time.monotonic() + SOON
+            while looks and not exchange.matches(output) and time.monotonic() < until:
+                output = follow(host, exchange)
+            if not exchange.matches(output):
+                wrong.append(f"# {exchange.command}\n{clean(output)}")
+    finally:
+        host.guest.initrd = initrd
+        # As after a boot: in this one the device was VFIO's at first, and that is on record.
+        host.run(f"systemctl stop vfio-flavourd; rm -f {RECORD}")
+        forget_wishes(host)
     assert not wrong, "\n".join(wrong)
     assert host.look().changed(before) == set()
 

@@ -56,6 +56,7 @@ class Guest:
         self._life = contextlib.ExitStack()
         self._connections = contextlib.ExitStack()
         self._qemu: subprocess.Popen[bytes] | None = None
+        self._plugged: set[str] = set()
 
     def __enter__(self) -> Self:
         host.require_for_boot()
@@ -104,6 +105,10 @@ class Guest:
     def start(self, command: str) -> Pending:
         return self._channel.run(command)
 
+    def kill_all(self) -> None:
+        """The commands that have not ended yet."""
+        self._channel.kill_all()
+
     def hold(self, *devices: str) -> Pending:
         """A process that holds them (BDFs) as a virtual machine does, until it is killed."""
         holder = self.start(f"exec /usr/libexec/guest-vfio-holder {' '.join(devices)}")
@@ -129,6 +134,7 @@ class Guest:
         """Plugs a device into one of the hotplug ports; returns the address it will have."""
         self._qmp.forget_events()
         self.qmp("device_add", driver=driver, id=id, bus=f"{port}_port", addr="0", **properties)
+        self._plugged.add(id)
         return HOTPLUG_PORTS[port]
 
     def device_del(self, id: str, *, wait: bool = True, timeout: float = COMMAND_TIMEOUT) -> None:
@@ -142,6 +148,14 @@ class Guest:
 
     def wait_device_deleted(self, id: str, *, timeout: float = COMMAND_TIMEOUT) -> None:
         self._qmp.wait_event("DEVICE_DELETED", timeout, device=id)
+        self._plugged.discard(id)
+
+    def unplug_all(self) -> None:
+        """What is still plugged in."""
+        for plugged in sorted(self._plugged):
+            with contextlib.suppress(RigError):  # it has been asked for already
+                self.qmp("device_del", id=plugged)
+            self.wait_device_deleted(plugged)
 
     def console_tail(self, lines: int = 40) -> str:
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
@@ -195,6 +209,7 @@ class Guest:
             self._qemu.wait()
             self._qemu = None
         self._connections.close()
+        self._plugged.clear()
 
     def _start_qemu(self) -> None:
         # Connected before QEMU starts: no path to wait for, and QEMU's death is an end of file.

