@@ -20,7 +20,7 @@ from virtual_time import run_at_once
 from vfio_flavourd import daemon
 from vfio_flavourd.doors import connections
 from vfio_flavourd.doors.connections import Peer, current_peer
-from vfio_flavourd.doors.interface import StepInfo
+from vfio_flavourd.doors.interface import DeviceInfo, StepInfo
 from vfio_flavourd.doors.protocol import NAME
 from vfio_flavourd.doors.varlink import LOOKS
 from vfio_flavourd.engine.engine import Engine
@@ -50,6 +50,7 @@ class Host:
     def __init__(self, kernel: FakeKernel) -> None:
         self.kernel = kernel
         self.engine: Engine = make_engine(kernel, load=2.0)
+        self.device_name = ""
         self._clients: list[socket.socket] = []
 
     async def connect(self, uid: int, name: str = "control", say: bytes = b"") -> socket.socket:
@@ -89,6 +90,14 @@ async def receive_all(sock: socket.socket) -> bytes:
     return said
 
 
+async def receive_reply(sock: socket.socket) -> bytes:
+    """Less than a whole one where it is hung up on."""
+    said = bytearray()
+    while not said.endswith(b"\0") and (more := await receive(sock)):
+        said += more
+    return bytes(said)
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not is_so():  # noqa: ASYNC110 - nothing tells of it
@@ -113,7 +122,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def served(kernel: FakeKernel) -> AsyncIterator[Host]:
     host = Host(kernel)
-    async with serve(host.engine, kernel.root):
+    async with serve(host.engine, kernel.root, lambda device: host.device_name):
         try:
             yield host
         finally:
@@ -441,6 +450,37 @@ def test_one_who_is_slow_to_take_his_answers_has_them_all(run_in_no_time: Callab
 
 
 # memory
+
+
+def test_answers_that_a_user_does_not_take_are_kept_up_to_some_bytes_and_as_bytes_only(
+    run: Callable[[Talk], None],
+) -> None:
+    async def talk(host: Host) -> None:
+        async def answer(uid: int) -> bytes:
+            with await host.connect(uid, "readonly", LIST) as sock:
+                return await receive_reply(sock)
+
+        host.device_name = "x" * 2**20
+        deaf = [await host.connect(MEMBER, "readonly", LIST) for _ in range(20)]
+        deaf_root = [await host.connect(0, "readonly", LIST) for _ in range(20)]
+        whole = len(await answer(OTHER))
+        assert whole > 2**20
+        assert not [each for each in gc.get_objects() if type(each) is DeviceInfo]
+        replies = [await receive_reply(sock) for sock in deaf]
+        assert sum(len(reply) == whole for reply in replies) == 8 * 2**20 // whole
+        assert [len(await receive_reply(sock)) for sock in deaf_root] == [whole] * 20
+        assert len(await answer(MEMBER)) == whole
+
+    run(talk)
+
+
+def test_an_answer_of_any_length_is_kept_where_no_other_is(run: Callable[[Talk], None]) -> None:
+    async def talk(host: Host) -> None:
+        host.device_name = "x" * 9 * 2**20
+        slow = await host.connect(MEMBER, "readonly", LIST)
+        assert len(await receive_reply(slow)) > 9 * 2**20
+
+    run(talk)
 
 
 def test_nothing_is_kept_for_a_monitor_that_does_not_read_and_it_is_told_why(

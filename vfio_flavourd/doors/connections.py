@@ -7,12 +7,11 @@ import json
 import logging
 import socket
 import struct
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from asyncvarlink import AnnotatedResult, VarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkMethodCall
+from asyncvarlink import VarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkMethodCall
 from asyncvarlink.conversion import ConversionError
 from asyncvarlink.error import GenericVarlinkErrorReply
 from asyncvarlink.serviceinterface import InvalidParameter
@@ -20,6 +19,7 @@ from asyncvarlink.serviceinterface import InvalidParameter
 from ..model.requester import Requester
 from .hang_ups import HangUps
 from .protocol import NAME
+from .replies import encode, encode_result
 from .turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -33,15 +33,15 @@ _SWITCHES = frozenset({f"{NAME}.SetFlavour", f"{NAME}.Reset"})
 _LONGEST_FRAME = 64 * 1024
 _CHUNK = 4096
 
-# A reply's dataclasses, by their fields. mypy has seen to their types; going by the interface's for each
-# reply again would be a good part of a switch's time.
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=vars).encode
-
 # asyncvarlink's name for what a method raises that is no error of the interface.
 _BUG = "invalid.asyncvarlink.InternalServerError"
 
 # Seconds that a client has from a call's first byte to its last, and to take a reply.
 _PATIENCE = 30.0
+
+# Bytes of replies that are kept for one user, root aside, until he takes them; each socket has its own. One
+# reply is kept whatever its length.
+_MOST_UNSENT = 8 * 1024 * 1024
 
 # Seconds for which nobody is let in after the files (or the kernel's memory) ran out.
 _PAUSE = 1.0
@@ -97,6 +97,7 @@ class Listener:
         self._sock = sock
         self._registry = registry
         self.turns = turns
+        self.unsent: Counter[int] = Counter()  # by uid
         self._writes = writes
         self._limits = _SWITCHING if writes else _LOOKING
         # The oldest first; each for as long as its call goes on, so that hanging up makes room for no more
@@ -313,11 +314,11 @@ class _Connection:
             await self._serve(call)
         except VarlinkErrorReply as error:
             if not call.oneway:
-                await self._send(error.toreply().tojson())
+                await self._send(encode(error.toreply().tojson()))
         except Exception:  # noqa: BLE001 - a bug in one method is told, and harms nobody else's call
             _log.exception("%s failed", call.method)
             if not call.oneway:
-                await self._send(GenericVarlinkErrorReply(_BUG).toreply().tojson())
+                await self._send(encode(GenericVarlinkErrorReply(_BUG).toreply().tojson()))
         finally:
             self._task = None
             if not self._gone:
@@ -338,41 +339,47 @@ class _Connection:
         except ConversionError as error:
             raise InvalidParameter(parameter=error.location[0] if error.location else "") from error
         if not signature.more:
-            result = await method(**parameters) if signature.asynchronous else method(**parameters)
-            if not call.oneway:
-                await self._reply(result)
+            # It has no name here: while the reply waits to be taken, its text alone is kept.
+            await self._send(
+                encode_result(await method(**parameters) if signature.asynchronous else method(**parameters))
+            )
             return
         async with contextlib.aclosing(method(**parameters)) as results:
             async for result in results:
                 if wants_more or not (result.continues or call.oneway):
-                    await self._reply(result)
+                    await self._send(encode_result(result))
 
-    async def _reply(self, result: AnnotatedResult) -> None:
-        reply: dict[str, object] = {"continues": True} if result.continues else {}
-        if result.parameters:
-            reply["parameters"] = result.parameters
-        await self._send(reply)
-
-    async def _send(self, reply: Mapping[str, object]) -> None:
-        data = memoryview(_encode(reply).encode() + b"\0")
-        patience: asyncio.TimerHandle | None = None
+    async def _send(self, data: bytes) -> None:
+        rest = self._send_some(memoryview(data))
+        if not rest:
+            return
+        uid, unsent = self.peer.uid, self._listener.unsent
+        if uid != 0 and unsent[uid] and unsent[uid] + len(data) > _MOST_UNSENT:
+            self.hang_up("too many answers wait for this user")
+            return
+        unsent[uid] += len(data)
+        patience = self._loop.call_later(_PATIENCE, self.hang_up, "it does not take its answer")
         try:
-            while not self._gone:
-                try:
-                    data = data[self._sock.send(data) :]
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    self.hang_up("it takes no answer")
-                    return
-                if not data:
-                    return
-                if patience is None:
-                    patience = self._loop.call_later(_PATIENCE, self.hang_up, "it does not take its answer")
+            while rest:
                 await self._writable()
+                rest = self._send_some(rest)
         finally:
-            if patience:
-                patience.cancel()
+            patience.cancel()
+            unsent[uid] -= len(data)
+            if not unsent[uid]:
+                del unsent[uid]
+
+    def _send_some(self, data: memoryview) -> memoryview:
+        """What is left of it; nothing where nobody takes it any more."""
+        if self._gone:
+            return data[:0]
+        try:
+            return data[self._sock.send(data) :]
+        except BlockingIOError:
+            return data
+        except OSError:
+            self.hang_up("it takes no answer")
+            return data[:0]
 
     async def _writable(self) -> None:
         ready = self._loop.create_future()

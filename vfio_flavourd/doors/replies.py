@@ -1,0 +1,21 @@
+"""Replies of the control API as bytes."""
+
+import json
+from collections.abc import Mapping
+
+from asyncvarlink import AnnotatedResult
+
+# A reply's dataclasses, by their fields. mypy has seen to their types; going by the interface's for each
+# reply again would be a good part of a switch's time.
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=vars).encode
+
+
+def encode_result(result: AnnotatedResult) -> bytes:
+    reply: dict[str, object] = {"continues": True} if result.continues else {}
+    if result.parameters:
+        reply["parameters"] = result.parameters
+    return encode(reply)
+
+
+def encode(reply: Mapping[str, object]) -> bytes:
+    return _encode(reply).encode() + b"\0"
