@@ -252,13 +252,14 @@ FLOOD = """
 import os, resource, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 os.setgid(65534), os.setuid(65534)
+calls = b'{"method": "io.vfioflavour.Manager.List"}\\0' * 90
 doors, gone = [], 0
 for number in range(1000):
     door = socket.socket(socket.AF_UNIX)
     door.settimeout(5)
     try:
         door.connect(sys.argv[1])
-        door.send([b"", b'{"method": "io.vfiofl', b"x" * 3000, bytes(100)][number % 4])
+        door.send([b"", b'{"method": "io.vfiofl', b"x" * 3000, bytes(100), calls][number % 5])
     except OSError:
         gone += 1
     doors.append(door)
@@ -267,7 +268,7 @@ time.sleep(1000)
 """
 
 
-def test_a_thousand_connections_and_half_frames_of_one_user_hold_up_no_other(
+def test_a_thousand_connections_with_half_frames_and_many_calls_of_one_user_hold_up_no_other(
     host: Host, tmp_path: Path
 ) -> None:
     script = tmp_path / "flood.py"
