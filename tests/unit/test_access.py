@@ -27,6 +27,11 @@ DEVICE = "0000:01:00.0"
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
     kernel = FakeKernel(tmp_path)
+    for pid in (1, 7, 8, 77):
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/cgroup").write_text(
+            f"0::/system.slice/asks-{pid}.service\n", encoding="ascii"
+        )
     kernel.add_native(kernel.add_device())
     return make_engine(kernel)
 
@@ -70,6 +75,14 @@ def test_what_is_root_s_is_refused_to_the_group_and_nothing_is_touched(
 ) -> None:
     assert refused(engine, MEMBER, method, **parameters).startswith("only root may ")
     assert len(engine.attempts.history) == 0
+
+
+def test_a_refusal_is_on_record_with_the_unit_of_who_asked(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused(engine, MEMBER, "SetFlavour", device=DEVICE, flavour="vfio", force=True)
+    (record,) = caplog.records
+    assert vars(record)["REQUESTER_UNIT"] == "asks-7.service"
 
 
 @pytest.mark.parametrize("method", ["SetFlavour", "Reset"])
@@ -116,7 +129,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_refusals_are_logged_by_user_but_nobody_can_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    access = Access()
+    access = Access(lambda requester: "")
 
     async def run() -> None:
         for _ in range(2):
@@ -169,7 +182,7 @@ def test_one_refusal_hides_no_other_of_the_same_user(
 
 
 def test_many_users_can_not_fill_the_log_either(caplog: pytest.LogCaptureFixture) -> None:
-    access = Access()
+    access = Access(lambda requester: "")
 
     async def run() -> None:
         for uid in range(3000):
@@ -212,6 +225,7 @@ def test_who_asks_for_what_there_is_not_is_on_record(
     assert said.isprintable()
     assert len(said) < 200
     assert (vars(record)["ERROR_CODE"], vars(record)["OBJECT_PID"]) == (code, "7")
+    assert vars(record)["REQUESTER_UNIT"] == "asks-7.service"
 
 
 @pytest.mark.parametrize(
@@ -233,6 +247,7 @@ def test_who_asked_for_a_reload_is_on_record(engine: Engine, caplog: pytest.LogC
     (record,) = caplog.records
     assert record.getMessage() == "uid 0 pid 1 asks for the policy to be read again"
     assert (vars(record)["REQUESTER_UID"], vars(record)["OBJECT_PID"]) == ("0", "1")
+    assert vars(record)["REQUESTER_UNIT"] == "asks-1.service"
 
 
 def test_a_reload_that_puts_nothing_in_force_says_so(tmp_path: Path) -> None:

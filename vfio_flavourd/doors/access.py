@@ -7,7 +7,7 @@ The group's members are those whom the control socket's mode lets in.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..model.address import PciAddress
 from ..model.codes import Code
@@ -29,9 +29,11 @@ _OTHERS = (-1, "do such things")
 
 
 class Access:
-    """Judges the call that is being served. Each method raises FlavourError (EACCES)."""
+    """Judges the call that is being served. Each method raises FlavourError (EACCES). `find_unit` gives the
+    unit of one who asks: he may be gone when journald looks for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, find_unit: Callable[[str], str]) -> None:
+        self._find_unit = find_unit
         self._left_out: dict[tuple[int, str], int] = {}
 
     def switch(self, address: PciAddress | None = None) -> Peer:
@@ -52,6 +54,11 @@ class Access:
             self._refuse(peer, what, address)
             raise FlavourError(f"only root may {what}", code=Code.NOT_PERMITTED, hint="use sudo")
         return peer
+
+    def name(self, asks: Peer | Requester) -> dict[str, str]:
+        """For `extra=` of a log call."""
+        who = str(asks)
+        return {**name_requester(who), "REQUESTER_UNIT": self._find_unit(who)}
 
     @contextlib.contextmanager
     def on_record(self, method: str, by_file: Requester | None = None) -> Iterator[None]:
@@ -84,7 +91,7 @@ class Access:
             return
         self._left_out[key] = 0
         asyncio.get_running_loop().call_later(_PAUSE, self._tell_left_out, key)
-        _log.warning("%s", said, extra={**fields, **name_requester(str(asks))})
+        _log.warning("%s", said, extra={**fields, **self.name(asks)})
 
     def _tell_left_out(self, key: tuple[int, str]) -> None:
         if left_out := self._left_out.pop(key):

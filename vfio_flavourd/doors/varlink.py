@@ -21,7 +21,7 @@ from ..model.flavour import Attempt, Flavour, Outcome, Request, StepBegun, StepR
 from ..model.iommu_group import find_groups
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import OthersInGroup
-from ..model.requester import Requester, name_requester
+from ..model.requester import Requester
 from . import interface, rendering
 from .access import Access
 from .connections import Listener, current_peer, wants_steps
@@ -56,7 +56,7 @@ class ManagerService(interface.Manager):
         reload: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._engine = engine
-        self._access = Access()
+        self._access = Access(engine.find_unit)
         self._find_name = find_name
         self._reload = reload
         self._looks = Turns(LOOKS)
@@ -260,7 +260,7 @@ class ManagerService(interface.Manager):
             _log.info(
                 "%s asks for the policy to be read again",
                 peer,
-                extra={**log_fields(MessageId.RELOAD_ASKED), **name_requester(str(peer))},
+                extra={**log_fields(MessageId.RELOAD_ASKED), **self._access.name(peer)},
             )
             await self._reload()
             if trouble := self._engine.policy_trouble:

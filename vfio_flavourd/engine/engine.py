@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from ..kernel.inventory import DEVICES, find_driver_module
+from ..kernel.units import find_unit
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
 from ..model.codes import Code
@@ -101,6 +102,10 @@ class Engine:
         if self._quarantine.find(device.address):
             return ()
         return await asyncio.to_thread(self._host.occupancy.find_users, device)
+
+    def find_unit(self, requester: str) -> str:
+        """Of the process that asks; empty where it is gone, or in none."""
+        return find_unit(self._host.sysfs, requester)
 
     def resolve(self, modalias: str) -> Resolution:
         """Raises FlavourError (EINVAL) for anything that is not a PCI modalias."""
