@@ -204,6 +204,18 @@ def test_many_users_can_not_fill_the_log_either(caplog: pytest.LogCaptureFixture
         ("SetFlavour", {"device": "x\n", "flavour": "vfio"}, "not-an-address", r"'x\n' is not a PCI address"),
         ("SetFlavour", {"device": DEVICE, "flavour": "viof"}, "no-such-flavour", "'viof'"),
         ("SetFlavour", {"device": DEVICE, "flavour": "vfio", "group": "all"}, "invalid-argument", "'all'"),
+        (
+            "SetFlavour",
+            {"device": DEVICE, "flavour": "native", "drivers": ["vfio_pci"]},
+            "invalid-argument",
+            "no driver can be named for native",
+        ),
+        (
+            "SetFlavour",
+            {"device": DEVICE, "flavour": "vfio", "drivers": ["auto", "vfio_pci"]},
+            "invalid-argument",
+            "beside other drivers",
+        ),
         ("Reset", {"device": "x" * 5000}, "not-an-address", "is not a PCI address"),
         ("Reset", {"device": DEVICE, "group": "\x1b[31m"}, "invalid-argument", r"'\x1b[31m'"),
     ],

@@ -181,6 +181,7 @@ class ManagerService(interface.Manager):
                     others=_parse_group(group),
                     persist=bool(persist),
                 )
+                self._engine.check(request)
             async for progress in _follow(request, self._engine.set_flavour):
                 yield progress
 

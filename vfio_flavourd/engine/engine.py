@@ -137,7 +137,7 @@ class Engine:
 
     async def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
-        request = self._check(request)
+        request = self.check(request)
         self._quarantine.check(request.address)
         device = self._host.read_device(request.address)
         return await forecast(self._host, device, request, self.reconciler.find_wanted)
@@ -147,12 +147,13 @@ class Engine:
     async def set_flavour(self, request: Request, report: Report) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
-        request = self._check(request)
+        request = self.check(request)
         report = self.attempts.fan_out(request.address, report)
         return await self._take(Work(self._host, request, report, _find_way(request)))
 
-    def _check(self, request: Request) -> Request:
-        """Raises FlavourError (EINVAL) for a flavour that there is not, and drivers that can't be named."""
+    def check(self, request: Request) -> Request:
+        """Raises FlavourError (EINVAL) for a flavour that there is not, and drivers that can't be named. That
+        makes no attempt: who asks for it is the door's to tell."""
         parse_flavour(request.flavour, self.flavours)
         trouble = hint = ""
         if request.drivers == (AUTO,):
