@@ -311,6 +311,7 @@ LET_GO = f"""
     echo 0 > /sys/module/vft_stuck/parameters/release
     echo 0 > {ROLES["nvme_pf"].sysfs}/sriov_numvfs
     echo 1 > {ROLES["nvme_pf"].sysfs}/sriov_drivers_autoprobe
+    echo 1 > /sys/bus/pci/drivers_autoprobe
     for device in {FILES}/*; do
         record=/run/vfio-flavourd/devices/${{device##*/}}.json
         if [ -e $record ] || grep -q -F '[vfio]' $device/driver_flavour; then

@@ -176,9 +176,12 @@ def test_a_purge_takes_back_what_the_policy_and_the_daemon_have_set(host: Host, 
     write(host, "version: 1\nrules:\n" + rule("one", f"address: {GOOD.bdf}"))
     reload(host)
     wait_for(host, GOOD.bdf, ON_VFIO)
-    # As at a boot: the rules come before the daemon, and it notes down what they have set.
-    host.run(f"echo 1 > {GOOD.sysfs}/remove; echo 1 > /sys/bus/pci/rescan")
+    # As at a boot, where the native driver is not loaded yet: the rules come before the daemon, and it notes
+    # down what they have set.
+    autoprobe = "/sys/bus/pci/drivers_autoprobe"
+    host.run(f"echo 0 > {autoprobe}; echo 1 > {GOOD.sysfs}/remove; echo 1 > /sys/bus/pci/rescan")
     wait_for(host, GOOD.bdf, ON_VFIO)
+    host.run(f"echo 1 > {autoprobe}")
     record = host.run(f"cat /run/vfio-flavourd/devices/{GOOD.bdf}.json").stdout
     assert '"override": "vfio-flavourd"' in record
     host.switch(virtio, "vfio")
