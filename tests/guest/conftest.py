@@ -336,6 +336,9 @@ def put_back(host: Host, at_first: State) -> None:
     for bdf in host.look().changed(at_first) & at_first.devices.keys():
         unbind = f"echo {bdf} > /sys/bus/pci/devices/{bdf}/driver/unbind"
         guest.run(f"{unbind}; echo {bdf} > /sys/bus/pci/drivers_probe", check=False)
+    # A device that was VFIO's when this boot began stays on record when it is native.
+    records = "/run/vfio-flavourd/devices/*.json"
+    guest.run(f"systemctl stop vfio-flavourd; rm -f {records}; systemctl start {UNITS}", check=False)
 
 
 @pytest.fixture
