@@ -1,7 +1,6 @@
 """What a switch would do, in words, without doing it."""
 
 from ..model.device import Binding, Device, Personality
-from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request
 from ..model.plan import plan_move, plan_release
 from ..model.policy import Decision, OthersInGroup
@@ -9,8 +8,7 @@ from ..model.udev_rules import PLACEHOLDER
 from .guards import FindWanted, Verdict, check_personality, has_it_already, judge
 from .host import Host
 from .ledger import find_record
-from .moves import observe
-from .recovery import was_kept_from_its_driver
+from .recovery import is_still_kept, was_kept_from_its_driver
 from .to_native import did_it_itself, find_personality, is_to_be_asked_back
 
 
@@ -49,13 +47,9 @@ async def _forecast_settled(host: Host, device: Device, request: Request, decisi
         if record is not None and is_to_be_asked_back(record):
             return _describe_asking_back(device, find_personality(device, record))
         return []
-    try:
-        seen = await observe(host, device, decision.settings.bind_timeout)
-    except FlavourError:
+    if not await is_still_kept(host, device, decision.settings.bind_timeout):
         return []
-    if seen.binding.override != PLACEHOLDER:
-        return []
-    return [str(step) for step in plan_release(seen.binding)]
+    return [str(step) for step in plan_release(Binding(None, PLACEHOLDER))]
 
 
 def _forecast_one(host: Host, device: Device, request: Request, decision: Decision) -> list[str]:

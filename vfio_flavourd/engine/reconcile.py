@@ -21,14 +21,12 @@ from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
-from ..model.udev_rules import PLACEHOLDER
 from .agenda import CALM, Agenda
 from .applied import NOTHING, SPOILT, Applied, read_applied, write_applied
 from .attempts import Report
 from .host import Host
-from .moves import observe
 from .nodes import update_nodes
-from .recovery import forget_what_is_undone
+from .recovery import forget_what_is_undone, is_still_kept
 from .tries import MOST_TRIES, Tries
 from .wishes import Wish, Wishes
 
@@ -372,11 +370,7 @@ class Reconciler:
         """Whether a rule for early boot that holds no more keeps its native driver from it."""
         if device.driver is not None or device.is_bridge:
             return False
-        try:
-            seen = await observe(self._host, device, decision.settings.bind_timeout)
-            return seen.binding.override == PLACEHOLDER
-        except FlavourError:
-            return False  # gone, or held: nobody's to change now
+        return await is_still_kept(self._host, device, decision.settings.bind_timeout)
 
     def _is_so(self, device: Device, wanted: str) -> bool:
         """Whether a device has the flavour and, where the policy names drivers, one of them."""

@@ -86,6 +86,15 @@ async def rebuild(host: Host, address: PciAddress) -> str:
     return f"it had no driver, and now has {_name(after.binding)}, which the kernel chose"
 
 
+async def is_still_kept(host: Host, device: Device, timeout: float) -> bool:
+    """Whether a rule for early boot keeps the native driver from a device without one. Nobody's to change now
+    where that can't be seen: it is gone, or held."""
+    try:
+        return (await observe(host, device, timeout)).binding.override == PLACEHOLDER
+    except FlavourError:
+        return False
+
+
 def was_kept_from_its_driver(host: Host, record: Record) -> bool:
     """Whether it had no driver because an override kept the native one away: the policy's udev rule."""
     override = record.origin.override
