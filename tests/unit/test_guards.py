@@ -590,7 +590,7 @@ def test_who_uses_a_device_is_looked_for_when_its_turn_has_come_and_not_before(k
     real = occupancy.find_users
 
     def find_users(subject: Subject) -> tuple[User, ...]:
-        looked.append(engine._find_turn(make_request().address).locked())
+        looked.append(engine._turns.find(make_request().address).locked())
         return real(subject)
 
     occupancy.find_users = find_users  # type: ignore[method-assign]

@@ -282,4 +282,4 @@ def test_asking_for_devices_that_are_not_there_leaves_nothing_behind(kernel: Fak
                     Request(parse_address(f"0000:02:{number:02x}.0"), Flavour.VFIO), lambda _: None
                 )
             )
-    assert engine._turns == {}
+    assert engine._turns._locks == {}

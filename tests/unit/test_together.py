@@ -341,7 +341,7 @@ def test_where_one_fails_those_before_it_are_put_back_the_last_one_first(
     binds = [write.split()[-1] for write in kernel.writes if "/bind " in write]
     assert binds[-failing:] == [each.address for each in reversed(devices[:failing])]
     assert sorted(attempts(engine)) == [(GPU, False), (AUDIO, False), (USB, False)]
-    assert not any(turn.locked() for turn in engine._turns.values())
+    assert not engine._turns.taken
     # Nothing is in the way of a second try.
     driver.on_probe, driver.probe_errno = None, 0
     run_at_once(ask(make_engine(kernel), GPU, flavour))
@@ -406,7 +406,7 @@ def test_where_one_goes_in_the_middle_the_others_are_put_back(kernel: FakeKernel
     del before[devices[gone].address]
     assert state(kernel) == before
     assert records(kernel) == []
-    assert not any(turn.locked() for turn in engine._turns.values())
+    assert not engine._turns.taken
 
 
 def test_one_that_goes_after_its_turn_leaves_no_record(kernel: FakeKernel) -> None:
@@ -488,7 +488,7 @@ def test_a_stuck_one_is_brought_back_and_not_forward_when_the_kernel_lets_go(
         await settled(engine)
         assert state(kernel) == before
         assert records(kernel) == known
-        assert not any(turn.locked() for turn in engine._turns.values())
+        assert not engine._turns.taken
         await ask(engine, GPU, flavour)
 
     run_at_once(run())
@@ -540,7 +540,7 @@ def test_one_that_is_stuck_on_its_way_back_gets_there_too(kernel: FakeKernel) ->
         await settled(engine)
         assert state(kernel) == before
         assert records(kernel) == []
-        assert not any(turn.locked() for turn in engine._turns.values())
+        assert not engine._turns.taken
 
     run_at_once(run())
 
@@ -569,7 +569,7 @@ def test_two_stuck_ones_hold_the_groups_turn_until_both_are_free(kernel: FakeKer
         first.set()
         await settled(engine)
         assert state(kernel) == before
-        assert not any(turn.locked() for turn in engine._turns.values())
+        assert not engine._turns.taken
 
     run_at_once(run())
 
@@ -642,7 +642,7 @@ def test_one_who_goes_away_in_the_middle_of_a_group_gets_none_of_it_or_all(
         after = {**before, GPU: GPU_VFIO, AUDIO: ON_VFIO, USB: ON_VFIO}
         assert state(kernel) == (before if when == "before" else after)
         assert len(records(kernel)) == (0 if when == "before" else 3)
-        assert not any(turn.locked() for turn in engine._turns.values())
+        assert not engine._turns.taken
         assert engine._running == {}
 
     run_at_once(run())
@@ -784,7 +784,7 @@ def check_recovered(kernel: FakeKernel, before: dict[str, Has], after: dict[str,
         if record is not None:
             assert not record.is_open, f"the record of {address} is open"
             assert record.flavour == status.flavour
-    assert not any(turn.locked() for turn in engine._turns.values())
+    assert not engine._turns.taken
 
 
 def make_all(kernel: FakeKernel, scenario: Scenario, first: str) -> tuple[dict[str, Has], dict[str, Has]]:

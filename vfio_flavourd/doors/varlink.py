@@ -13,6 +13,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from .. import __version__
 from ..engine.attempts import Report
 from ..engine.engine import Engine
+from ..engine.guards import check_request
 from ..model.address import PciAddress, parse_address
 from ..model.codes import Code
 from ..model.device import Device
@@ -181,7 +182,7 @@ class ManagerService(interface.Manager):
                     others=_parse_group(group),
                     persist=bool(persist),
                 )
-                self._engine.check(request)
+                check_request(request, self._engine.flavours)
             async for progress in _follow(request, self._engine.set_flavour):
                 yield progress
 

@@ -3,11 +3,10 @@
 import asyncio
 import errno
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import NoReturn
 
-from ..kernel.inventory import DEVICES, find_driver_module
+from ..kernel.inventory import DEVICES
 from ..kernel.units import find_unit
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
@@ -16,21 +15,20 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import (
     DeviceStatus,
-    Ending,
     Flavour,
     Outcome,
     Request,
     StepAction,
-    parse_flavour,
 )
 from ..model.iommu_group import GroupMember, IommuGroup
-from ..model.message_ids import MessageId, log_fields
 from ..model.occupancy import User
-from ..model.policy import AUTO, VFIO, Decision, FlavourKind, OthersInGroup, decide
+from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
 from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
-from .guards import check_others_may_come, has_it_already, judge
+from .grants import Grants
+from .group_turns import GroupTurns, acquire
+from .guards import check_others_may_come, check_request, has_it_already, judge
 from .history import History
 from .host import Host
 from .ledger import Record, find_record
@@ -53,13 +51,13 @@ class Engine:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns = GroupTurns(host.sysfs)
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
-        self._releases: set[asyncio.Task[None]] = set()
         self.attempts = Attempts(History(host.state / "history.jsonl"))
         self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
-        self._quarantine = Quarantine(host, self._find_turn, self._end_late, self._take_back)
+        self._grants = Grants(host, self.reconciler)
+        self._quarantine = Quarantine(host, self._turns, self._grants.end_late, self._take_back)
         self.metrics = Metrics(host, self._quarantine.count)
         self.attempts.listeners.add(self.metrics.count)
 
@@ -137,7 +135,7 @@ class Engine:
 
     async def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
-        request = self.check(request)
+        request = check_request(request, self.flavours)
         self._quarantine.check(request.address)
         device = self._host.read_device(request.address)
         return await forecast(self._host, device, request, self.reconciler.find_wanted)
@@ -147,26 +145,9 @@ class Engine:
     async def set_flavour(self, request: Request, report: Report) -> Outcome:
         """Raises FlavourError. A caller that is cancelled gives the switch up while nothing is touched;
         later it goes on without him."""
-        request = self.check(request)
+        request = check_request(request, self.flavours)
         report = self.attempts.fan_out(request.address, report)
         return await self._take(Work(self._host, request, report, _find_way(request)))
-
-    def check(self, request: Request) -> Request:
-        """Raises FlavourError (EINVAL) for a flavour that there is not, and drivers that can't be named. That
-        makes no attempt: who asks for it is the door's to tell."""
-        parse_flavour(request.flavour, self.flavours)
-        trouble = hint = ""
-        if request.drivers == (AUTO,):
-            return replace(request, drivers=())
-        if AUTO in request.drivers:
-            trouble = f"{AUTO!r} is named beside other drivers"
-            hint = "leave it out: the flavour's generic driver is always tried last"
-        elif request.drivers and request.flavour == Flavour.NATIVE:
-            trouble = "no driver can be named for native"
-            hint = "the device gets the driver that it had before, or that the kernel chooses"
-        if trouble:
-            raise FlavourError(f"{request.address}: {trouble}", code=Code.INVALID_ARGUMENT, hint=hint)
-        return request
 
     async def reset(self, request: Request, report: Report) -> Outcome:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that
@@ -199,7 +180,7 @@ class Engine:
                 error = FlavourError(told, code=error.code, hint=error.hint)
         work.conclude(self._host, self.attempts, error=error)
         if drops_wish:
-            await self._drop_wishes((address,))
+            await self._grants.drop((address,))
         raise error
 
     async def _take(self, work: Work) -> Outcome:
@@ -225,25 +206,13 @@ class Engine:
         try:
             outcome = await self._in_turn(work)
             if work.request.by_hand and not work.drops_wish:
-                self._keep_wishes(work, outcome)
+                self._grants.keep(work, outcome)
         except FlavourError as error:
             error.touched = work.is_touched
             work.conclude(self._host, self.attempts, error=error)
             raise
         except asyncio.CancelledError:
-            ending = Ending.GIVEN_UP
-            told = FlavourError(
-                f"{work.request.address}: given up by whoever asked, nothing was touched",
-                code=Code.INTERRUPTED,
-            )
-            if work.is_touched:
-                ending = Ending.CUT_OFF
-                told = FlavourError(
-                    f"{work.request.address}: cut off because the daemon stopped, the next one takes it up",
-                    code=Code.DAEMON_WENT_AWAY,
-                    errno=errno.EINTR,
-                )
-            work.conclude(self._host, self.attempts, error=told, ending=ending)
+            work.conclude_cancelled(self._host, self.attempts)
             raise
         except Exception as error:  # a bug, which the door tells; its attempt is on record too
             told = FlavourError(
@@ -255,38 +224,16 @@ class Engine:
             raise
         attempt = work.conclude(self._host, self.attempts, outcome=outcome)
         if work.drops_wish:
-            await self._drop_wishes((work.request.address, *(other.address for other in outcome.others)))
+            await self._grants.drop((work.request.address, *(other.address for other in outcome.others)))
         elif work.request.persist:
             await self.reconciler.lasting_wishes_changed()
         return replace(outcome, attempt=attempt)
-
-    async def _drop_wishes(self, addresses: Iterable[PciAddress]) -> None:
-        lasted = [self.reconciler.drop_wish(address) for address in addresses]
-        if any(lasted):
-            await self.reconciler.lasting_wishes_changed()
-
-    def _keep_wishes(self, work: Work, outcome: Outcome) -> None:
-        """Raises FlavourError (EIO) when they are to last and can't be kept."""
-        first, *others = (member.device for member in work.members)
-        for device, other in zip(others, outcome.others, strict=True):
-            request = replace(work.request, address=other.address, drivers=())
-            self.reconciler.keep_wish(self._tell_what_became(device, other), request)
-        self.reconciler.keep_wish(self._tell_what_became(first, outcome), work.request)
-
-    def _tell_what_became(self, device: Device, outcome: Outcome) -> Device:
-        """It after its switch, as the worker has read it back."""
-        return replace(
-            device,
-            driver=outcome.driver,
-            driver_module=find_driver_module(self._host.sysfs, outcome.driver),
-            vfio_device=outcome.vfio_device,
-        )
 
     async def _in_turn(self, work: Work) -> Outcome:
         address = work.request.address
         self._quarantine.check(address)
         self._host.read_device(address)  # a turn for what isn't there would be kept for good
-        turn = self._find_turn(address)
+        turn = self._turns.find(address)
         if not work.request.by_hand and self._quarantine.holds(turn):
             raise FlavourError(
                 f"{address}: another device in its IOMMU group is stuck",
@@ -317,13 +264,8 @@ class Engine:
                 record = self._host.ledger.find(member.device.address)
                 if work.verdict.others and record is not None and not record.is_open:
                     self._check_held(record)  # it may have gone while the others had their turn
-            if stuck:
-                held = [self._quarantine.outlast(device, error) for device, error in stuck]
-                release = asyncio.create_task(_release_after(turn, held))
-                self._releases.add(release)
-                release.add_done_callback(self._releases.discard)
-            else:
-                turn.release()
+            held = [self._quarantine.outlast(device, error) for device, error in stuck]
+            self._turns.release(turn, held)
 
     async def _prepare(self, work: Work, device: Device) -> list[Member]:
         """Who is switched, after all guards. Raises FlavourError."""
@@ -362,33 +304,6 @@ class Engine:
             return find_record(self._host.ledger, device) is None
         return has_it_already(self._host, device, work.request, decision.settings)
 
-    async def _end_late(self, record: Record) -> None:
-        """A switch that nobody waits for has come to its end: where it came true, what was asked for by hand
-        holds."""
-        asked = record.asked
-        if asked is None or not self._has_come_true(record):
-            return
-        if asked.drops:
-            await self._drop_wishes((record.address,))
-            return
-        request = Request(
-            record.address, record.flavour, asked.drivers, others=asked.others, persist=asked.persist
-        )
-        try:
-            self.reconciler.keep_wish(self._host.read_device(record.address), request)
-        except FlavourError as error:
-            _log.error("%s", error, extra=log_fields(MessageId.NOT_KEPT, record.address))
-            return
-        if asked.persist:
-            await self.reconciler.lasting_wishes_changed()
-
-    def _has_come_true(self, record: Record) -> bool:
-        try:
-            device = self._host.read_device(record.address)
-        except FlavourError:
-            return False  # it is gone
-        return device.identity == record.identity and self._host.find_flavour(device) == record.flavour
-
     def _take_back(self, address: PciAddress) -> None:
         """The kernel has let go of it."""
         self.metrics.touch()
@@ -397,31 +312,15 @@ class Engine:
     def _is_in_work(self, address: PciAddress) -> bool:
         return address in self._running or bool(self._quarantine.find(address))
 
-    def _find_turn(self, address: PciAddress) -> asyncio.Lock:
-        """The turn of its IOMMU group; a device without one shares its turn with nobody."""
-        group = self._host.sysfs.find_link(f"{DEVICES}/{address}/iommu_group")
-        return self._turns.setdefault(str(address) if group is None else f"group {group}", asyncio.Lock())
-
     async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
-        if turn.locked():
-            with work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come"):
-                await self._acquire(turn, work.request)
-        else:
-            await turn.acquire()
-
-    async def _acquire(self, turn: asyncio.Lock, request: Request) -> None:
-        limit = self._host.turn_timeout
+        limit, request = self._host.turn_timeout, work.request
         if request.timeout is not None:
             limit = min(limit, request.timeout)
-        try:
-            async with asyncio.timeout(limit):
-                await turn.acquire()
-        except TimeoutError:
-            raise FlavourError(
-                f"{request.address}: its IOMMU group was busy with another switch for {limit:g} s",
-                code=Code.GROUP_BUSY,
-                hint="try again when that one is done; flavourctl list shows it",
-            ) from None
+        if turn.locked():
+            with work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come"):
+                await acquire(turn, request.address, limit)
+        else:
+            await turn.acquire()
 
     async def settle(self, grace: float) -> None:
         """Let the running switches come to their end, for `grace` seconds at most. What is left then is
@@ -490,8 +389,3 @@ class Engine:
 
 def _find_way(request: Request) -> Way:
     return to_native if request.flavour == Flavour.NATIVE else to_vfio
-
-
-async def _release_after(turn: asyncio.Lock, stuck: list[asyncio.Task[None]]) -> None:
-    await asyncio.wait(stuck)
-    turn.release()

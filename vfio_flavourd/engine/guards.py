@@ -3,15 +3,15 @@
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Request
+from ..model.flavour import Flavour, Request, parse_flavour
 from ..model.iommu_group import Standing, find_standing, tell_unbinding
 from ..model.occupancy import UNFORCEABLE, Use, User
-from ..model.policy import InUse, NoIommu, OthersInGroup, Settings
+from ..model.policy import AUTO, InUse, NoIommu, OthersInGroup, Settings
 from .host import Host
 
 # From here on the kernel refuses a native driver in a group that a guest uses; before, it hits a BUG_ON
@@ -34,6 +34,24 @@ class Verdict:
     forced: tuple[User, ...] = ()
     others: tuple[Device, ...] = ()
     remark: str = ""
+
+
+def check_request(request: Request, flavours: tuple[Flavour, ...]) -> Request:
+    """It as it is to be carried out. Raises FlavourError (EINVAL) for a flavour that there is not, and for
+    drivers that can't be named. That makes no attempt: who asks for it is the door's to tell."""
+    parse_flavour(request.flavour, flavours)
+    trouble = hint = ""
+    if request.drivers == (AUTO,):
+        return replace(request, drivers=())
+    if AUTO in request.drivers:
+        trouble = f"{AUTO!r} is named beside other drivers"
+        hint = "leave it out: the flavour's generic driver is always tried last"
+    elif request.drivers and request.flavour == Flavour.NATIVE:
+        trouble = "no driver can be named for native"
+        hint = "the device gets the driver that it had before, or that the kernel chooses"
+    if trouble:
+        raise FlavourError(f"{request.address}: {trouble}", code=Code.INVALID_ARGUMENT, hint=hint)
+    return request
 
 
 async def judge(

@@ -15,6 +15,7 @@ from ..model.errors import FlavourError
 from ..model.message_ids import MessageId, log_fields
 from ..model.occupancy import User
 from .attempts import without_address
+from .group_turns import GroupTurns
 from .host import Host
 from .ledger import Record
 from .moves import StuckError
@@ -24,19 +25,19 @@ _log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """`find_turn` gives the lock of a device's IOMMU group, which is held for as long as one of the group's
-    devices is in here; `ended` is called when a switch has come to its end, with the record of before that,
-    and `freed` when a device gets out."""
+    """The turn of a device's IOMMU group is held for as long as one of the group's devices is in here.
+    `ended` is called when a switch has come to its end, with the record of before that, and `freed` when a
+    device gets out."""
 
     def __init__(
         self,
         host: Host,
-        find_turn: Callable[[PciAddress], asyncio.Lock],
+        turns: GroupTurns,
         ended: Callable[[Record], Awaitable[None]],
         freed: Callable[[PciAddress], None],
     ) -> None:
         self._host = host
-        self._find_turn = find_turn
+        self._turns = turns
         self._ended = ended
         self._freed = freed
         self._stuck: dict[PciAddress, str] = {}
@@ -57,7 +58,7 @@ class Quarantine:
 
     def holds(self, turn: asyncio.Lock) -> bool:
         """Whether a turn won't come for as long as the kernel likes."""
-        return any(self._find_turn(address) is turn for address in self._stuck)
+        return any(self._turns.find(address) is turn for address in self._stuck)
 
     def check(self, address: PciAddress) -> None:
         """Raises FlavourError (EBUSY) for a device that is in here."""
@@ -123,7 +124,7 @@ class Quarantine:
         return describe_holders(holders)
 
     async def _in_turn(self, address: PciAddress, work: Coroutine[Any, Any, None]) -> None:
-        async with self._find_turn(address):
+        async with self._turns.find(address):
             await work
 
     async def _outlast(

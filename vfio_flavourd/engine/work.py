@@ -9,6 +9,7 @@ from dataclasses import replace
 from ..kernel.inventory import DEVICES
 from ..kernel.units import find_unit
 from ..model.address import PciAddress
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Attempt, Ending, Outcome, Request, StepAction, StepBegun, StepReport
@@ -122,6 +123,18 @@ class Work:
                 is_policys_refusal=is_refusal,
             )
         return attempt.id
+
+    def conclude_cancelled(self, host: Host, attempts: Attempts) -> None:
+        """By the one who asked, while nothing was touched; or else by the end of the daemon."""
+        address = self.request.address
+        if self.is_touched:
+            told = f"{address}: cut off because the daemon stopped, the next one takes it up"
+            error = FlavourError(told, code=Code.DAEMON_WENT_AWAY, errno=errno.EINTR)
+            self.conclude(host, attempts, error=error, ending=Ending.CUT_OFF)
+        else:
+            told = f"{address}: given up by whoever asked, nothing was touched"
+            error = FlavourError(told, code=Code.INTERRUPTED)
+            self.conclude(host, attempts, error=error, ending=Ending.GIVEN_UP)
 
     def _describe_end(
         self,
