@@ -73,6 +73,8 @@ AREAS = {
             "model/plan",
             "model/transition",
             "engine/switch",
+            "engine/steps",
+            "engine/undo",
             "engine/moves",
             "engine/to_vfio",
             "engine/to_native",

@@ -554,7 +554,7 @@ def test_a_device_that_was_stuck_is_looked_at_again_when_the_kernel_lets_go(kern
         assert engine.device(at(device)).stuck == ""
         assert has(device) == VFIO
         assert remarks(engine, device) == ()
-        assert engine.reconciler._applied[device.address].done
+        assert engine.reconciler._applied.devices[device.address].done
 
     run_at_once(run())
 
@@ -1440,7 +1440,7 @@ def test_a_device_that_goes_while_the_policy_is_applied_leaves_nothing_behind(ke
         kernel.modules["vfio_pci"].drivers[0].on_probe = None
         await asyncio.sleep(LONG)
         assert len(attempts(engine)) == 1
-        assert engine.reconciler._applied == {}
+        assert engine.reconciler._applied.devices == {}
         assert engine.reconciler._tries == Tries()
         assert engine.reconciler._agenda.due == frozenset()
 

@@ -1,9 +1,16 @@
 """What the policy was applied to in this boot: a file that a daemon which starts again goes by."""
 
+import asyncio
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from ..model.message_ids import MessageId, log_fields
+from .agenda import CALM
+
+_log = logging.getLogger(__name__)
 
 # What is wanted of a device where nothing is.
 NOTHING = "-"
@@ -26,33 +33,64 @@ class Applied:
     rule: str = ""
 
 
-def read_applied(path: Path) -> dict[str, Applied]:
-    """By address; none where there is no file. Raises one of SPOILT."""
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    return {
-        address: Applied(
-            _check(inode, int),
-            _check(wanted, str),
-            _check(done, bool),
-            tuple([_check(serial, str) for serial in _check(serials, list)]),
-            _check(rule, str),
-        )
-        for address, (inode, wanted, done, serials, rule) in data.items()
-    }
+class AppliedFile:
+    """By address, in memory; from `load` on also on disk: a moment after a change, after `close` at once."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.devices: dict[str, Applied] = {}
+        self._is_loaded = False
+        self._is_closed = False
+        self._unsaved: asyncio.TimerHandle | None = None
 
-def write_applied(path: Path, applied: dict[str, Applied]) -> None:
-    """Raises OSError."""
-    data = {
-        address: [each.inode, each.wanted, each.done, each.serials, each.rule]
-        for address, each in applied.items()
-    }
-    aside = path.with_suffix(".new")
-    aside.write_text(json.dumps(data), encoding="ascii")
-    aside.replace(path)
+    def load(self) -> None:
+        """No file: none. Raises one of SPOILT."""
+        self._is_loaded = True
+        try:
+            data = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return
+        self.devices = {
+            address: Applied(
+                _check(inode, int),
+                _check(wanted, str),
+                _check(done, bool),
+                tuple([_check(serial, str) for serial in _check(serials, list)]),
+                _check(rule, str),
+            )
+            for address, (inode, wanted, done, serials, rule) in data.items()
+        }
+
+    def save_soon(self) -> None:
+        if self._is_closed:
+            self._save()
+        elif self._unsaved is None and self._is_loaded:
+            self._unsaved = asyncio.get_running_loop().call_later(CALM, self._save)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._save()
+
+    def _save(self) -> None:
+        if self._unsaved is not None:
+            self._unsaved.cancel()
+            self._unsaved = None
+        if not self._is_loaded:
+            return
+        data = {
+            address: [each.inode, each.wanted, each.done, each.serials, each.rule]
+            for address, each in self.devices.items()
+        }
+        aside = self.path.with_suffix(".new")
+        try:
+            aside.write_text(json.dumps(data), encoding="ascii")
+            aside.replace(self.path)
+        except OSError as error:
+            _log.warning(
+                "what was applied can't be saved (%s), ignoring",
+                error.strerror,
+                extra=log_fields(MessageId.NOT_KEPT),
+            )
 
 
 def _check(value: object, kind: type[_T]) -> _T:

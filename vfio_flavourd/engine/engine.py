@@ -172,7 +172,7 @@ class Engine:
         drops_wish = error.errno == errno.ENODEV and self.reconciler.has_wish(address)
         if drops_wish:
             try:
-                self.reconciler.check_may_drop(work.request, (address,))
+                self._grants.check_may_drop(work.request, (address,))
             except FlavourError as refusal:
                 error, drops_wish = refusal, False
             else:
@@ -285,12 +285,12 @@ class Engine:
                     if not request.by_hand and not work.drops_wish:
                         check_others_may_come(device, work.verdict.others, request.flavour, find_wanted)
             except FlavourError:
-                work.add(self._host, device, decision, request, ()).switch.enter(Phase.FAILED)
+                work.add(self._host, device, decision, request, ()).switch.steps.enter(Phase.FAILED)
                 raise
         others = work.verdict.others
         if work.drops_wish:
             # Only now: until its turn came another one's wish may have been kept.
-            self.reconciler.check_may_drop(request, (device.address, *(other.address for other in others)))
+            self._grants.check_may_drop(request, (device.address, *(other.address for other in others)))
         together = tuple(each.address for each in (device, *others)) if others else ()
         work.add(self._host, device, decision, request, together)
         for other in others:
@@ -365,7 +365,7 @@ class Engine:
             ),
             origin_driver=record.origin.driver if record else None,
             held=record is not None,
-            phase=Phase.STUCK if stuck else (running.phase if running else None),
+            phase=Phase.STUCK if stuck else (running.steps.phase if running else None),
             stuck=stuck,
             last=self.attempts.find_last(device.address),
             decision=decision,
@@ -379,7 +379,7 @@ class Engine:
         """What a write that has not come back is about; empty where there is none."""
         running, users = self._running.get(address, (None, ()))
         stuck = self._quarantine.find(address)
-        if not stuck and running is not None and (delay := running.delay.find()):
+        if not stuck and running is not None and (delay := running.steps.delay.find()):
             stuck = delay + describe_holders(users)
         return stuck
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..kernel.inventory import find_driver_module
 from ..model.address import PciAddress
+from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Outcome, Request
@@ -32,6 +33,15 @@ class Grants:
             request = replace(work.request, address=other.address, drivers=())
             self._reconciler.keep_wish(self._tell_what_became(device, other), request)
         self._reconciler.keep_wish(self._tell_what_became(first, outcome), work.request)
+
+    def check_may_drop(self, request: Request, addresses: Iterable[PciAddress]) -> None:
+        """Raises FlavourError (EACCES) where one has a wish that lasts, which not everyone may undo."""
+        if not request.may_undo_lasting and any(map(self._reconciler.has_lasting_wish, addresses)):
+            raise FlavourError(
+                f"{request.address}: only root may undo what was asked for to last",
+                code=Code.NOT_PERMITTED,
+                hint="use sudo",
+            )
 
     async def drop(self, addresses: Iterable[PciAddress]) -> None:
         lasted = [self._reconciler.drop_wish(address) for address in addresses]

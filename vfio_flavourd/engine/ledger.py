@@ -139,6 +139,13 @@ class Ledger:
             self._records[record.address] = replace(record, switching=False, worker=None)
             _warn(record.address, error)
 
+    def take_back(self, address: PciAddress, kept: Record | None) -> None:
+        """What was written down as there before has turned out not to be: as it was, with `kept`."""
+        if kept is None:
+            self.forget(address)
+        else:
+            self.settle(kept)
+
     def conclude(self, record: Record) -> None:
         """Keep what `reset` needs, and nothing when that is what the device has."""
         if record.binding == record.origin and record.flavour == record.origin_flavour:

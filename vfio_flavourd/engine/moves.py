@@ -50,6 +50,18 @@ class StuckError(FlavourError):
         self.step = step
 
 
+class NotRecordedError(FlavourError):
+    """The record could not be made to last, so nothing more is written to the device."""
+
+    def __init__(self, device: Device, cause: OSError, *, touched: bool) -> None:
+        end = "so it is not switched on" if touched else "so it is not touched"
+        super().__init__(
+            f"{device.address}: what it has now can't be recorded ({cause.strerror}), {end}",
+            code=Code.NOT_SAVED,
+            hint="see whether /run is full or read-only",
+        )
+
+
 class TakenError(FlavourError):
     """A driver that nobody here chose has come to the device in the middle of its switch."""
 

@@ -6,7 +6,8 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome
 from ..model.plan import plan_ask
 from .moves import StepError, describe_errno
-from .switch import Aim, Switch
+from .switch import Switch
+from .undo import Aim
 
 
 async def ask(switch: Switch, device: Device, personality: Personality, *, wanted: bool) -> Outcome:

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ..kernel.claims import find_driverctl_override
@@ -21,8 +21,8 @@ from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
-from .agenda import CALM, Agenda
-from .applied import NOTHING, SPOILT, Applied, read_applied, write_applied
+from .agenda import Agenda
+from .applied import NOTHING, SPOILT, Applied, AppliedFile
 from .attempts import Report
 from .host import Host
 from .nodes import update_nodes
@@ -54,14 +54,12 @@ class Reconciler:
         self._switch = switch
         self._is_in_work = is_in_work
         self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
-        self._file = host.state / "applied.json"
-        self._applied: dict[str, Applied] = {}
+        self._applied = AppliedFile(host.state / "applied.json")
         self._tries = Tries()
         self._remarks: dict[PciAddress, str] = {}
         self._held_back: set[PciAddress] = set()
         self._agenda = Agenda(self._look, is_in_work)
         self._places = Places(_WORKERS)
-        self._unsaved: asyncio.TimerHandle | None = None
         self.lasting_wishes_changed: Callable[[], Awaitable[None]] = _nobody_listens
 
     # wishes by hand
@@ -86,19 +84,10 @@ class Reconciler:
         """Whether it was one that lasts."""
         lasted = self.has_lasting_wish(address)
         self._wishes.drop(address)
-        self._applied.pop(str(address), None)
+        self._applied.devices.pop(str(address), None)
         self._remarks.pop(address, None)
         self._tries.forget(address)
         return lasted
-
-    def check_may_drop(self, request: Request, addresses: Iterable[PciAddress]) -> None:
-        """Raises FlavourError (EACCES) where one has a wish that lasts, which not everyone may undo."""
-        if not request.may_undo_lasting and any(map(self.has_lasting_wish, addresses)):
-            raise FlavourError(
-                f"{request.address}: only root may undo what was asked for to last",
-                code=Code.NOT_PERMITTED,
-                hint="use sudo",
-            )
 
     def check_still_wanted(self, device: Device, request: Request, decision: Decision) -> None:
         """A request of the policy's own has its turn. Raises FlavourError (EAGAIN) where a wish or another
@@ -160,19 +149,19 @@ class Reconciler:
         update_nodes(self._host)
         devices = self._host.read_devices()
         try:
-            self._applied = read_applied(self._file)
+            self._applied.load()
         except SPOILT as error:
             _log.warning(
                 "%r can't be read (%r), so the policy is not applied until a reload",
-                str(self._file),
+                str(self._applied.path),
                 error,
             )
             # It was applied, so this is no first start: nothing is touched until someone says so.
-            self._applied = {
+            self._applied.devices = {
                 str(each.address): Applied(each.identity.inode, NOTHING, done=True) for each in devices
             }
         for device in devices:
-            applied = self._applied.get(str(device.address))
+            applied = self._applied.devices.get(str(device.address))
             if applied is None or applied.inode != device.identity.inode:
                 self._agenda.begin(device.address)
                 continue
@@ -206,14 +195,14 @@ class Reconciler:
         update_nodes(self._host)
         rules = {rule.name for rule in self._host.policy.policy.rules}
         for device in self._host.read_devices():
-            applied = self._applied.get(str(device.address))
+            applied = self._applied.devices.get(str(device.address))
             same: tuple[str, ...] = ()
             if applied is not None and applied.done:
                 # Nothing wanted is no difference while the rule is still there: one that goes by the driver
                 # matches no more when it was applied.
                 same = (NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
             if self._describe(device, self._host.decide(device)) not in same:
-                self._applied.pop(str(device.address), None)
+                self._applied.devices.pop(str(device.address), None)
                 self._agenda.call_off(device.address)
                 self.consider(device.address)
 
@@ -227,8 +216,8 @@ class Reconciler:
 
     def forget(self, address: PciAddress) -> None:
         """The device is gone."""
-        if self._applied.pop(str(address), None) is not None:
-            self._save_soon()
+        if self._applied.devices.pop(str(address), None) is not None:
+            self._applied.save_soon()
         self._tries.forget(address)
         self._remarks.pop(address, None)
         self._held_back.discard(address)
@@ -238,7 +227,7 @@ class Reconciler:
     def stop(self) -> None:
         """Begin nothing any more."""
         self._agenda.close()
-        self._save()
+        self._applied.close()
 
     async def _look(self, address: PciAddress) -> None:
         try:
@@ -250,7 +239,7 @@ class Reconciler:
             return
         decision = self._host.decide(device)
         wanted = self._describe(device, decision)
-        applied = self._applied.get(str(address))
+        applied = self._applied.devices.get(str(address))
         if applied is not None and applied.inode == device.identity.inode and applied.done:
             # What tells a device apart may be known only now: a serial, once its driver has it.
             if wanted in (NOTHING, applied.wanted):
@@ -389,33 +378,14 @@ class Reconciler:
         serials = self._host.policy.find_serials(device)
         rule = decision.rule
         name = rule.name if rule is not None and wanted != NOTHING else ""
-        self._applied[str(device.address)] = Applied(device.identity.inode, wanted, done, serials, name)
+        self._applied.devices[str(device.address)] = Applied(
+            device.identity.inode, wanted, done, serials, name
+        )
         if done:
             self._tries.forget(device.address)
         self._held_back.discard(device.address)
         self._remarks.pop(device.address, None)
-        self._save_soon()
-
-    def _save_soon(self) -> None:
-        if self._agenda.is_closed:
-            self._save()
-        elif self._unsaved is None and self._agenda.is_opened:
-            self._unsaved = asyncio.get_running_loop().call_later(CALM, self._save)
-
-    def _save(self) -> None:
-        if self._unsaved is not None:
-            self._unsaved.cancel()
-            self._unsaved = None
-        if not self._agenda.is_opened:
-            return
-        try:
-            write_applied(self._file, self._applied)
-        except OSError as error:
-            _log.warning(
-                "what was applied can't be saved (%s), ignoring",
-                error.strerror,
-                extra=log_fields(MessageId.NOT_KEPT),
-            )
+        self._applied.save_soon()
 
 
 def _describe_claim(driver: str) -> str:

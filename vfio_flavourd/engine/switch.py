@@ -6,72 +6,47 @@ It keeps the phase, tells the steps, writes the record before the first write, a
 import errno
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ..kernel.hands import Result
 from ..kernel.modules import NotLoaded
 from ..kernel.processes import read_worker
 from ..model.address import PciAddress
 from ..model.codes import Code
-from ..model.device import Binding, Device, Personality
+from ..model.device import Binding, Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepAction, StepBegun, StepReport
+from ..model.flavour import Flavour, Outcome, Request, StepAction
 from ..model.occupancy import User
-from ..model.plan import Action, Step, plan_ask_back, plan_move
+from ..model.plan import Action, Step
 from ..model.policy import Decision
-from ..model.transition import LAST, Phase, check_move
+from ..model.transition import LAST, Phase
 from .attempts import Report, without_address
-from .delay import READ_BACK, Delay
 from .guards import check_users
 from .host import Host
 from .ledger import Asked, Record, find_record
 from .moves import (
     GoneError,
+    NotRecordedError,
     Observed,
     StaleError,
     StepError,
     StuckError,
     TakenError,
-    describe_errno,
     move,
     observe,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Aim:
-    """What a move is for, as the record keeps it.
-
-    `binding` is what the device is to have (None: the kernel's choice), `personality` how its driver is
-    asked, where it is not moved at all.
-    """
-
-    flavour: Flavour
-    binding: Binding | None = None
-    personality: Personality | None = None
-
-
-class NotRecordedError(FlavourError):
-    """The record could not be made to last, so nothing more is written to the device."""
-
-    def __init__(self, device: Device, cause: OSError, *, touched: bool) -> None:
-        end = "so it is not switched on" if touched else "so it is not touched"
-        super().__init__(
-            f"{device.address}: what it has now can't be recorded ({cause.strerror}), {end}",
-            code=Code.NOT_SAVED,
-            hint="see whether /run is full or read-only",
-        )
+from .steps import Steps
+from .undo import Aim, plan_undo, tell_not_put_back
 
 
 class Switch:
     """Carries out one request.
 
-    `phase` and `steps` can be looked at while it runs; `touched` tells whether anything has been written,
-    from when on it is carried to an end and no longer given up. `before` is what the device had at the
-    beginning, from the first move on. `is_late` says that time has gone by since it was seen who uses the
-    device; `forced` are those who came in that time, and are no obstacle. With `together` it is one of
-    several that are for all of these devices or none: it stays open after its end, until `commit` or `undo`.
+    `steps` can be looked at while it runs; `touched` tells whether anything has been written, from when on
+    it is carried to an end and no longer given up. `before` is what the device had at the beginning, from
+    the first move on. `is_late` says that time has gone by since it was seen who uses the device; `forced`
+    are those who came in that time, and are no obstacle. With `together` it is one of several that are for
+    all of these devices or none: it stays open after its end, until `commit` or `undo`.
     Times count from `began` (monotonic), when the switch was asked for.
     """
 
@@ -94,12 +69,8 @@ class Switch:
             self.drivers = decision.drivers
         self.together = together
         self._asked = asked
-        self._report = report
+        self.steps = Steps(report, began)
         self._began = began
-        self._read_from = began
-        self.candidate = ""
-        self.phase = Phase.WAITING
-        self.steps: list[StepReport] = []
         self.touched = False
         self.before: Binding | None = None
         self.is_late = False
@@ -107,8 +78,6 @@ class Switch:
         self._kept: Record | None = None
         self._aim = Aim(request.flavour)
         self._written: set[str | None] = set()
-        self._was_taken = False
-        self.delay = Delay()
 
     async def run(self, device: Device, way: "Way") -> Outcome:
         """Raises FlavourError when the device does not have the flavour afterwards."""
@@ -124,7 +93,7 @@ class Switch:
         except FlavourError:
             self._fail()
             raise
-        self.enter(Phase.DONE)
+        self.steps.enter(Phase.DONE)
         return outcome
 
     async def _go(self, device: Device, way: "Way") -> Outcome:
@@ -136,18 +105,14 @@ class Switch:
         except FlavourError as error:
             record = find_record(self.host.ledger, device)
             is_open = record is not None and record.switching and self.before is not None
-            if not is_open or self.phase is Phase.UNDOING:
+            if not is_open or self.steps.phase is Phase.UNDOING:
                 raise
             raise await self.undo(device, error) from error
 
     def get_stuck(self, error: StuckError) -> None:
         """It is given up on; what has not come back is its last step."""
-        action, what = StepAction.VERIFY, READ_BACK
-        if error.step is not None:
-            action, what = StepAction(error.step.action), str(error.step)
         waited = f"has not returned for {round(error.seconds, 2):g} s (process {error.blocked.pid})"
-        self._add_step(action, what, self._read_from, waited)
-        self.enter(Phase.STUCK)
+        self.steps.get_stuck(error.step, waited)
 
     # steps
 
@@ -161,26 +126,26 @@ class Switch:
 
     async def load(self, module: str) -> tuple[str, ...]:
         """The module's PCI drivers. Raises NotLoaded."""
-        start = self._begin_step(f"load {module}")
+        start = self.steps.begin(f"load {module}")
         self.is_late |= not self.host.modules.find_drivers(module)
         try:
             drivers = await self.host.modules.load(module, self._limit(self.settings.load_timeout))
         except NotLoaded as error:
-            self._add_step(StepAction.LOAD, f"load {module}", start, str(error))
+            self.steps.end(StepAction.LOAD, f"load {module}", start, str(error))
             raise
-        self._add_step(StepAction.LOAD, f"load {module}", start)
+        self.steps.end(StepAction.LOAD, f"load {module}", start)
         return drivers
 
     async def load_native(self, modalias: str) -> None:
         """What udev would load for the device."""
-        start = self._begin_step("load the native driver")
+        start = self.steps.begin("load the native driver")
         self.is_late = True
         await self.host.modules.load_native(modalias, self._limit(self.settings.load_timeout))
-        self._add_step(StepAction.LOAD, "load the native driver", start)
+        self.steps.end(StepAction.LOAD, "load the native driver", start)
 
     async def observe(self, device: Device) -> Observed:
         """Raises GoneError and StuckError."""
-        self._read_from = time.monotonic()
+        self.steps.look()
         return await observe(self.host, device, self._limit(self.settings.bind_timeout))
 
     async def carry_out(
@@ -200,7 +165,7 @@ class Switch:
             try:
                 return await self._carry_out(device, self.before, plan, aim, expected=self.before)
             except StaleError:
-                self._take_back_record(device, kept)
+                self.host.ledger.take_back(device.address, kept)
                 self.touched = False
                 self._written.clear()
                 self.before = (await self.observe(device)).binding
@@ -225,53 +190,34 @@ class Switch:
         try:
             self.forced = await check_users(self.host, device, self.request, self.settings)
         except FlavourError:
-            self._add_step(StepAction.GUARD, "see again whether it may be taken", start, "refused")
+            self.steps.end(StepAction.GUARD, "see again whether it may be taken", start, "refused")
             raise
-
-    def _take_back_record(self, device: Device, kept: Record | None) -> None:
-        """What was written down as there before has turned out not to be."""
-        if kept is None:
-            self.host.ledger.forget(device.address)
-        else:
-            self.host.ledger.settle(kept)
 
     async def undo(self, device: Device, cause: FlavourError) -> FlavourError:
         """Put the device back as it was at the beginning; returns what to tell the one who asked."""
         if self.before is None:
             return cause
-        self.enter(Phase.UNDOING)
+        self.steps.enter(Phase.UNDOING)
         try:
             return await self._undo(device, self.before, cause)
         except (StuckError, GoneError):
             raise
         except FlavourError as error:
-            return self._could_not(device, cause, without_address(error, device.address))
+            return tell_not_put_back(device.address, cause, without_address(error, device.address))
 
     async def _undo(self, device: Device, before: Binding, cause: FlavourError) -> FlavourError:
         """Raises FlavourError where it can't be."""
         bind = self.settings.bind_timeout
         seen = await observe(self.host, device, bind)
-        now, goal = seen.binding, before
-        if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
-            # It was not unbound by us: whoever changed its driver meanwhile keeps it.
-            goal = Binding(now.driver, goal.override)
-        if self._aim.binding is not None and now.driver not in (None, goal.driver, *self._written):
-            # A driver that is neither the one it had nor one of ours came to it meanwhile, and stays.
-            goal = Binding(now.driver, goal.override)
-        steps = plan_move(now, goal)
-        if self._aim.personality is not None:
-            wanted = self._aim.flavour == Flavour.VFIO
-            steps = plan_ask_back(
-                self._aim.personality, seen.vfio_device, wanted=wanted, was_taken=self._was_taken
-            )
+        goal, steps = plan_undo(seen, before, cause, self._aim, self._written, is_asked=self.steps.is_asked)
         # Going back has the full time, also where the one who asked has run out of his.
         after = await self._move_on_record(device, steps, bind)
         if after.binding != goal:
-            return self._could_not(device, cause, f"it has {_name(after.binding)}")
+            return tell_not_put_back(device.address, cause, f"it has {_name(after.binding)}")
         again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
         if self._aim.personality is not None:
             if not await self._has_changed(device, self._aim.flavour):
-                return self._could_not(device, cause, f"{goal.driver} did not change back")
+                return tell_not_put_back(device.address, cause, f"{goal.driver} did not change back")
             after = await observe(self.host, device, bind)
             again = f"{after.binding.driver} as before"
         self.settle(device, after)
@@ -322,7 +268,7 @@ class Switch:
             group_node=self._find_group_node(device, after.vfio_device),
             duration=time.monotonic() - self._began,
             changed=True,
-            steps=tuple(self.steps),
+            steps=self.steps.ended,
         )
 
     def _find_group_node(self, device: Device, vfio_device: str | None) -> str | None:
@@ -339,10 +285,6 @@ class Switch:
         timeout = self.request.timeout
         return timeout is not None and time.monotonic() >= self._began + timeout
 
-    def enter(self, phase: Phase) -> None:
-        check_move(self.phase, phase)
-        self.phase = phase
-
     async def wait_for(self, device: Device, is_so: Callable[[], bool]) -> bool:
         """Whether it became so while a bind may take."""
         start = time.monotonic()
@@ -350,7 +292,7 @@ class Switch:
             device.address, is_so, self._limit(self.settings.bind_timeout)
         )
         failed = "" if became else "it has not changed"
-        self._add_step(StepAction.WAIT, "wait for its driver", start, failed)
+        self.steps.end(StepAction.WAIT, "wait for its driver", start, failed)
         return became
 
     @staticmethod
@@ -369,38 +311,38 @@ class Switch:
         expected: Binding | None = None,
     ) -> Observed:
         self._aim = aim
-        self.enter(Phase.SWITCHING)
+        self.steps.enter(Phase.SWITCHING)
         limit = self._limit(self.settings.bind_timeout)
         after = await self._move_on_record(device, plan(now), limit, expected=expected)
-        self.enter(Phase.VERIFYING)
-        self._add_step(StepAction.VERIFY, READ_BACK, self._read_from)
+        self.steps.enter(Phase.VERIFYING)
+        self.steps.end_read_back()
         return after
 
     async def _move_on_record(
         self, device: Device, steps: tuple[Step, ...], timeout: float, *, expected: Binding | None = None
     ) -> Observed:
         assert self.before is not None
-        self._read_from = time.monotonic()
+        self.steps.look()
         self._written |= {step.value for step in steps if step.action is Action.OVERRIDE}
         record = self._make_record(device, self._aim, self.before)
 
         def begun(pid: int) -> None:
-            self.delay.begin(pid, steps)
+            self.steps.begin_batch(pid, steps)
             try:
                 self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
             except OSError as error:
                 # To go back, what was written down at the beginning is enough.
-                if self.phase is not Phase.UNDOING or not self._is_on_record(device):
+                if self.steps.phase is not Phase.UNDOING or not self._is_on_record(device):
                     raise NotRecordedError(device, error, touched=self.touched) from error
             self.touched = True
-            self._tell_what_it_is_at()
+            self.steps.tell()
 
         try:
             return await move(
-                self.host, device, steps, timeout, expected=expected, begun=begun, watch=self._watch
+                self.host, device, steps, timeout, expected=expected, begun=begun, watch=self.steps.watch
             )
         finally:
-            self.delay.end()
+            self.steps.delay.end()
 
     def _is_on_record(self, device: Device) -> bool:
         record = find_record(self.host.ledger, device)
@@ -430,17 +372,9 @@ class Switch:
             asked=self._asked,
         )
 
-    def _could_not(self, device: Device, cause: FlavourError, why: str) -> FlavourError:
-        return FlavourError(
-            f"{cause}; and it could not be put back: {why}",
-            code=Code.NOT_PUT_BACK,
-            errno=cause.errno,
-            hint=f"flavourctl reset {device.address} tries again",
-        )
-
     def _fail(self) -> None:
-        if self.phase not in LAST:
-            self.enter(Phase.FAILED)
+        if self.steps.phase not in LAST:
+            self.steps.enter(Phase.FAILED)
 
     def _limit(self, seconds: float) -> float:
         """A step's time limit, shortened to what is left of the request's own."""
@@ -455,33 +389,6 @@ class Switch:
                 hint="try again with a longer --timeout",
             )
         return max(min(seconds, left), 0.1)
-
-    def _watch(self, step: Step, result: Result) -> None:
-        self.delay.pass_on()
-        self._read_from = result.end
-        failed = describe_errno(result.errno) if result.errno else ""
-        self._add_step(StepAction(step.action), str(step), result.start, failed, end=result.end)
-        if not result.errno:
-            self._was_taken |= step.action is Action.ASK
-            self._tell_what_it_is_at()
-
-    def _tell_what_it_is_at(self) -> None:
-        if self.delay.step:
-            self._report(StepBegun(self.delay.step))
-
-    def _begin_step(self, what: str) -> float:
-        """Now, by the clock that steps are timed by."""
-        self._report(StepBegun(what))
-        return time.monotonic()
-
-    def _add_step(
-        self, action: StepAction, what: str, start: float, error: str = "", *, end: float | None = None
-    ) -> None:
-        """Times are monotonic; a step without an end ends now."""
-        took = (time.monotonic() if end is None else end) - start
-        step = StepReport(self.phase, action, what, start - self._began, took, error, self.candidate)
-        self.steps.append(step)
-        self._report(step)
 
 
 Way = Callable[[Switch, Device], Coroutine[Any, Any, Outcome]]

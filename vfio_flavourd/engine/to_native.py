@@ -16,7 +16,8 @@ from .ledger import Record, find_record
 from .moves import StepError, StuckError
 from .personality import ask
 from .recovery import was_kept_from_its_driver
-from .switch import Aim, Switch
+from .switch import Switch
+from .undo import Aim
 
 
 async def to_native(switch: Switch, device: Device) -> Outcome:
@@ -40,7 +41,7 @@ async def _has_placeholder(switch: Switch, device: Device) -> bool:
     try:
         return (await switch.observe(device)).binding.override == PLACEHOLDER
     except StuckError:
-        switch.enter(Phase.LOADING)  # no longer waiting for its turn
+        switch.steps.enter(Phase.LOADING)  # no longer waiting for its turn
         raise
 
 
@@ -124,7 +125,7 @@ async def _let_go(switch: Switch, device: Device) -> Outcome:
 
 async def _release(switch: Switch, device: Device, why: str) -> Outcome:
     """It was on VFIO before anyone here saw it: nobody knows what it had."""
-    switch.enter(Phase.LOADING)
+    switch.steps.enter(Phase.LOADING)
     await switch.load_native(device.modalias)
     try:
         after = await switch.carry_out(device, plan_release, Aim(Flavour.NATIVE))
@@ -148,7 +149,7 @@ async def _load_driver(switch: Switch, device: Device, record: Record) -> None:
     if driver is None or switch.host.modules.has_driver(driver):
         return
     module = record.origin_module or driver
-    switch.enter(Phase.LOADING)
+    switch.steps.enter(Phase.LOADING)
     try:
         await switch.load(module)
     except NotLoaded as error:

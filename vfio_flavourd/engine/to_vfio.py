@@ -15,7 +15,8 @@ from ..model.transition import Phase
 from .guards import check_isolation, check_personality
 from .moves import StepError, TakenError, describe_errno
 from .personality import ask
-from .switch import Aim, Switch
+from .switch import Switch
+from .undo import Aim
 
 
 async def to_vfio(switch: Switch, device: Device) -> Outcome:
@@ -67,8 +68,8 @@ class _Candidates:
         raise await self._switch.undo(self._device, failure)
 
     async def _load(self, candidate: Candidate) -> tuple[str, ...]:
-        self._switch.candidate = candidate.module
-        self._switch.enter(Phase.LOADING)
+        self._switch.steps.candidate = candidate.module
+        self._switch.steps.enter(Phase.LOADING)
         try:
             return await self._switch.load(candidate.module)
         except NotLoaded as error:

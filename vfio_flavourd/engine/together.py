@@ -61,7 +61,7 @@ async def _take_back(members: Sequence[Member], quarantine: Callable[[Device, St
         cause = FlavourError("")
         try:
             said = str(await member.switch.undo(member.device, cause)).removeprefix("; ")
-            member.switch.enter(Phase.FAILED)
+            member.switch.steps.enter(Phase.FAILED)
         except StuckError as stuck:
             quarantine(member.device, stuck)
             member.switch.get_stuck(stuck)

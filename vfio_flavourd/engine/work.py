@@ -173,7 +173,7 @@ class Work:
             error="" if error is None else str(error),
             hint="" if error is None else error.hint,
             code="" if error is None else error.code,
-            steps=(*(self._steps if is_first else ()), *(switch.steps if switch is not None else ())),
+            steps=(*(self._steps if is_first else ()), *(switch.steps.ended if switch is not None else ())),
         )
 
     def _find_ending(
@@ -181,7 +181,7 @@ class Work:
     ) -> Ending:
         if outcome is not None:
             return Ending.DONE if outcome.changed else Ending.UNCHANGED
-        if switch is not None and switch.phase is Phase.STUCK:
+        if switch is not None and switch.steps.phase is Phase.STUCK:
             return Ending.STUCK
         if not self.is_begun and error is not None and error.errno != errno.ENODEV:
             return Ending.REFUSED

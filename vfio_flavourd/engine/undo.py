@@ -1,0 +1,62 @@
+"""What a switch is for, and how one that has come to nothing goes back: decided without touching anything."""
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from ..model.address import PciAddress
+from ..model.codes import Code
+from ..model.device import Binding, Personality
+from ..model.errors import FlavourError
+from ..model.flavour import Flavour
+from ..model.plan import Action, Step, plan_ask_back, plan_move
+from .moves import Observed, StepError
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a move is for, as the record keeps it.
+
+    `binding` is what the device is to have (None: the kernel's choice), `personality` how its driver is
+    asked, where it is not moved at all.
+    """
+
+    flavour: Flavour
+    binding: Binding | None = None
+    personality: Personality | None = None
+
+
+def plan_undo(
+    seen: Observed,
+    before: Binding,
+    cause: FlavourError,
+    aim: Aim,
+    written: AbstractSet[str | None],
+    *,
+    is_asked: bool,
+) -> tuple[Binding, tuple[Step, ...]]:
+    """What a device that was on its way to `aim` is to have again, and the writes to there.
+
+    `seen` is what it has, `before` what it had at the beginning, `written` the overrides that were written
+    since, `is_asked` whether its driver has taken what it was asked by.
+    """
+    now, goal = seen.binding, before
+    if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
+        # It was not unbound by us: whoever changed its driver meanwhile keeps it.
+        goal = Binding(now.driver, goal.override)
+    if aim.binding is not None and now.driver not in (None, goal.driver, *written):
+        # A driver that is neither the one it had nor one of ours came to it meanwhile, and stays.
+        goal = Binding(now.driver, goal.override)
+    if aim.personality is None:
+        return goal, plan_move(now, goal)
+    wanted = aim.flavour == Flavour.VFIO
+    return goal, plan_ask_back(aim.personality, seen.vfio_device, wanted=wanted, was_taken=is_asked)
+
+
+def tell_not_put_back(address: PciAddress, cause: FlavourError, why: str) -> FlavourError:
+    """The one who asked is told both: why the switch failed, and why the way back did."""
+    return FlavourError(
+        f"{cause}; and it could not be put back: {why}",
+        code=Code.NOT_PUT_BACK,
+        errno=cause.errno,
+        hint=f"flavourctl reset {address} tries again",
+    )
