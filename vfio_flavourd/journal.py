@@ -17,7 +17,7 @@ _MOST_WAITING = 10_000
 _LAST_WORDS = 1.0
 
 
-def open_log() -> None:
+def open_log(identifier: str = "vfio-flavourd") -> None:
     """Log to the journal with structured fields under systemd, else to standard error."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
@@ -28,7 +28,7 @@ def open_log() -> None:
         # journald itself can hang (6.1: it reads the `uevent` of the device that a kernel message names, and
         # waits for whoever holds that device). Then records wait here, and nobody else does.
         waiting: Queue[logging.LogRecord] = Queue(_MOST_WAITING)
-        QueueListener(waiting, JournalHandler(SYSLOG_IDENTIFIER="vfio-flavourd")).start()
+        QueueListener(waiting, JournalHandler(SYSLOG_IDENTIFIER=identifier)).start()
         root.addHandler(_NeverWaiting(waiting))
     else:
         logging.basicConfig(format="%(levelname)s %(message)s")

@@ -225,6 +225,16 @@ def test_a_refusal_is_on_record_with_who_it_was(host: Host) -> None:
     assert "force" in record["MESSAGE"]
 
 
+def test_a_word_that_use_vfio_can_not_have_is_on_record_with_who_wrote_it(host: Host) -> None:
+    journal = host.journal()
+    written = f"{MEMBER} bash -c {shlex.quote(write_command(GOOD, '2', 'use_vfio'))}"
+    assert host.guest.run(written, check=False).rc == 1
+    journal.wait_for("'use_vfio=2'")
+    [record] = journal.records(ERROR_CODE="invalid-argument")
+    assert (record["REQUESTER_UID"], record["PRIORITY"]) == ("65534", "4")
+    assert record["OBJECT_PID"].isdecimal()
+
+
 def test_an_attempt_is_on_record_with_the_user_the_process_and_the_unit(host: Host) -> None:
     journal = host.journal()
     host.run(f"systemd-run --wait --quiet --unit vft-asks flavourctl set {GOOD.bdf} vfio", timeout=120)

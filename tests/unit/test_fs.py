@@ -256,6 +256,13 @@ def test_a_write_of_anything_else_is_einval_and_last_error_says_what_is_allowed(
     assert "allowed: " in line
 
 
+def test_what_is_no_digit_reaches_the_daemon_as_a_name_that_no_flavour_can_have(mounted: Mounted) -> None:
+    assert run(mounted.refused(b"native\n", "use_vfio")) == errno.EINVAL
+    [(method, parameters)] = mounted.daemon.calls  # which keeps a record of the refusal
+    assert (method, parameters["flavour"]) == ("SetFlavour", "use_vfio=native")
+    assert (parameters["uid"], parameters["pid"]) == (0, os.getpid())
+
+
 def test_the_longest_name_that_a_flavour_may_have_is_passed_on_whole(mounted: Mounted) -> None:
     name = "f" * 64
     assert run(mounted.refused(name.encode())) == errno.EINVAL
@@ -414,6 +421,10 @@ async def refused_as(mounted: Mounted, uid: int) -> None:
 def test_a_user_with_many_writes_that_wait_is_refused_more_and_nobody_else_is(
     mounted: Mounted, caplog: pytest.LogCaptureFixture
 ) -> None:
+    cgroup = mounted.kernel.root / f"proc/{os.getpid()}/cgroup"
+    cgroup.parent.mkdir(parents=True)
+    cgroup.write_text("0::/system.slice/tries.service\n", encoding="ascii")
+
     async def talk() -> None:
         mounted.daemon.hang = hang = asyncio.Event()
         waiting = [asyncio.create_task(write_as(mounted, 1000)) for _ in range(WRITES_OF_ONE)]
@@ -428,6 +439,10 @@ def test_a_user_with_many_writes_that_wait_is_refused_more_and_nobody_else_is(
         # Once, however often he tries.
         (record,) = caplog.records
         assert record.getMessage() == f"{DEVICE}: a write was refused: {said.removeprefix(f'{DEVICE}: ')}"
+        fields = vars(record)
+        assert (fields["PCI_ADDRESS"], fields["ERROR_CODE"]) == (DEVICE, "too-many-requests")
+        assert (fields["REQUESTER_UID"], fields["OBJECT_PID"]) == ("1000", str(os.getpid()))
+        assert fields["REQUESTER_UNIT"] == "tries.service"
         waiting.append(asyncio.create_task(write_as(mounted, 1001)))
         await settle()
         hang.set()

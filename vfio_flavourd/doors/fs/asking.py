@@ -12,9 +12,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from ...kernel.sysfs import Sysfs
+from ...kernel.units import find_unit
 from ...model.address import PciAddress
 from ...model.codes import Code
 from ...model.errors import FlavourError
+from ...model.message_ids import MessageId, log_fields
+from ...model.requester import Requester, name_requester
 from ..client import Client, connect
 
 _log = logging.getLogger(__name__)
@@ -30,7 +34,8 @@ WRITES_OF_ALL = 32
 class Asking:
     """Connections are kept for the next call, by whether they may write."""
 
-    def __init__(self) -> None:
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
         self._idle: dict[bool, list[Client]] = {False: [], True: []}
         self._reads = asyncio.Semaphore(_READS)
         self._writes: Counter[int] = Counter()
@@ -42,16 +47,16 @@ class Asking:
             answer = await self._call("Get", writes=False, device=str(address))
         return answer["device"]["flavour"], answer["flavours"]
 
-    async def set_flavour(self, address: PciAddress, flavour: str, *, uid: int, pid: int) -> None:
+    async def set_flavour(self, address: PciAddress, flavour: str, asks: Requester) -> None:
         """On behalf of that user's process. Raises FlavourError."""
-        with contextlib.nullcontext() if uid == 0 else self._place(address, uid):
-            await self._call(
-                "SetFlavour", writes=True, device=str(address), flavour=flavour, uid=uid, pid=pid
-            )
+        who = {"uid": asks.uid, "pid": asks.pid}
+        with contextlib.nullcontext() if asks.uid == 0 else self._place(address, asks):
+            await self._call("SetFlavour", writes=True, device=str(address), flavour=flavour, **who)
 
     @contextlib.contextmanager
-    def _place(self, address: PciAddress, uid: int) -> Iterator[None]:
+    def _place(self, address: PciAddress, asks: Requester) -> Iterator[None]:
         """One of those for writes. Raises FlavourError (EAGAIN)."""
+        uid = asks.uid
         own, all_of_them = self._writes[uid], self._writes.total()
         if own >= WRITES_OF_ONE or all_of_them >= WRITES_OF_ALL:
             waiting = (
@@ -59,7 +64,17 @@ class Asking:
             )
             if uid not in self._told:  # again only once a write of his was let in
                 self._told.add(uid)
-                _log.warning("%s: a write was refused: %s", address, waiting)
+                _log.warning(
+                    "%s: a write was refused: %s",
+                    address,
+                    waiting,
+                    extra={
+                        **log_fields(MessageId.TOO_MANY_WRITES, address),
+                        **name_requester(str(asks)),
+                        "REQUESTER_UNIT": find_unit(self._sysfs, str(asks)),
+                        "ERROR_CODE": str(Code.TOO_MANY_REQUESTS),
+                    },
+                )
             raise FlavourError(
                 f"{address}: {waiting}",
                 code=Code.TOO_MANY_REQUESTS,

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 77
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    journal.open_log("vfio-flavour-fs")
     try:
         arguments.mount_point.mkdir(mode=0o755, exist_ok=True)
         asyncio.run(_serve(arguments.mount_point))

@@ -17,6 +17,7 @@ from ...model.address import PciAddress, parse_address
 from ...model.codes import Code
 from ...model.errors import FlavourError
 from ...model.flavour import Flavour
+from ...model.requester import Requester
 from .asking import Asking
 from .interrupts import Interrupts
 from .tree import FILES, ROOT, Node, Place, find_place, with_serial
@@ -29,6 +30,9 @@ _SIZE = 4096
 # Characters of a word that are passed on: more than any flavour's name has, so what is longer stays none. A
 # write can be longer than a call may be.
 _LONGEST_WORD = 100
+
+# Before a word that `use_vfio` can't have.
+_NO_DIGIT = "use_vfio="
 
 # Seconds for which the kernel may keep what never changes.
 _FOR_GOOD = 86400.0
@@ -66,7 +70,7 @@ class FlavourFs(pyfuse3.Operations):
         super().__init__()
         self._sysfs = sysfs
         self._interrupts = interrupts
-        self._asking = Asking()
+        self._asking = Asking(sysfs)
         self._open: dict[int, _OpenFile] = {}
         self._last_handle = 0
         self._lookups = 0
@@ -208,11 +212,15 @@ class FlavourFs(pyfuse3.Operations):
         file = self._open[fh]
         place = file.place
         inode = self._find_device(place.address)
+        flavour = _parse_written(place.node, bytes(buf))
+        asks = Requester(file.uid, file.opener, by_file=True)
         try:
-            flavour = _parse_written(place.node, bytes(buf))
-            asking = self._asking.set_flavour(place.address, flavour, uid=file.uid, pid=file.opener)
+            asking = self._asking.set_flavour(place.address, flavour, asks)
             await self._interrupts.run(file.opener, asking)
         except FlavourError as error:
+            if flavour.startswith(_NO_DIGIT) and error.code == Code.INVALID_ARGUMENT:
+                told = f"use_vfio can't be {flavour.removeprefix(_NO_DIGIT)!r}"
+                error = FlavourError(told, code=error.code, hint="allowed: 0 or 1")
             self._errors[place.address] = inode, f"{error}; {error.advice}"
             raise pyfuse3.FUSEError(error.errno) from error
         except InterruptedError:
@@ -242,10 +250,15 @@ class FlavourFs(pyfuse3.Operations):
 
 
 def _parse_written(node: Node, data: bytes) -> str:
-    """The name of a flavour, which may be of the policy's own: the daemon knows them."""
-    text = data.decode("utf-8", "replace").strip("\n\0")
+    """The name of a flavour, which may be of the policy's own: the daemon knows them. Where it is no digit it
+    gives a name that no flavour has: the daemon refuses that, and has it on record."""
+    text = data.decode("utf-8", "replace").strip("\n\0")[:_LONGEST_WORD]
     if node is Node.DRIVER_FLAVOUR:
-        return text[:_LONGEST_WORD]
-    if text in ("0", "1"):
-        return Flavour.VFIO if text == "1" else Flavour.NATIVE
-    raise FlavourError(f"use_vfio can't be {text[:64]!r}", code=Code.INVALID_ARGUMENT, hint="allowed: 0 or 1")
+        return text
+    match text:
+        case "0":
+            return Flavour.NATIVE
+        case "1":
+            return Flavour.VFIO
+        case _:
+            return _NO_DIGIT + text
