@@ -287,6 +287,8 @@ def at_first(guest: Guest, deb: Path | None) -> State:
     return Host(guest).look()
 
 
+HANG_STARTED = "until [ -e /sys/module/vft_hang/parameters/release ]; do sleep 0.1; done"
+
 RELEASE_HANG = """
     if [ -e /sys/module/vft_hang/parameters/release ]; then
         echo 1 > /sys/module/vft_hang/parameters/release

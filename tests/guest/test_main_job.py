@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .channel import Pending
-from .conftest import RELEASE_HANG, Host, Seen, files, running, write_command
+from .conftest import HANG_STARTED, RELEASE_HANG, Host, Seen, files, running, write_command
 from .devices import ROLES, Role
 from .test_policy import policy, rule
 
@@ -18,8 +18,6 @@ PERSONALITY, STUCK, NVME_PF = ROLES["personality"], ROLES["stuck"], ROLES["nvme_
 
 # The way to VFIO may take so long for a module that does not come, and so much more for the rest.
 LOAD_TIMEOUT, REST = 10, 10
-
-HANG_STARTED = "until [ -e /sys/module/vft_hang/parameters/release ]; do sleep 0.1; done"
 
 
 def taken(driver: str) -> Seen:
@@ -376,6 +374,26 @@ def test_a_driver_that_does_not_let_go_holds_up_nobody_else(host: Host, *, resta
     assert host.look().devices[STUCK.bdf] == taken("vfio-pci")
     host.switch(STUCK, "native")
     assert host.look().devices[STUCK.bdf] == Seen("vft-stuck")
+
+
+def test_more_writes_than_anyone_counts_hold_up_neither_the_files_nor_a_signal(host: Host) -> None:
+    """Beyond what pyfuse3 serves at one time by itself: 99."""
+    before = host.look()
+    write = write_command(STUCK, "vfio")
+    with stuck_remove(host):
+        said = host.run(
+            f"""for n in $(seq 120); do ({write}) 2> /dev/null & last=$!; done
+            timeout 20 cat {files(GOOD)}/driver_flavour
+            kill $last; timeout 20 tail --pid=$last -f /dev/null && echo ended
+            kill $(jobs -p) 2> /dev/null; wait""",
+            timeout=120,
+        ).stdout
+        assert said == "[native] vfio\nended\n"
+    # What had begun goes on to its end.
+    host.run("while grep -q -s 'switching.: true' /run/vfio-flavourd/devices/*.json; do sleep 0.1; done")
+    host.run("echo 0 > /sys/module/vft_stuck/parameters/release")
+    host.switch(STUCK, "native")
+    assert host.look().changed(before) == set()
 
 
 @contextlib.contextmanager

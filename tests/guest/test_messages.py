@@ -3,9 +3,8 @@
 import shlex
 from pathlib import Path
 
-from .conftest import NO_VFIO_PCI, RELEASE_HANG, Host
+from .conftest import HANG_STARTED, NO_VFIO_PCI, RELEASE_HANG, Host
 from .devices import ROLES
-from .test_main_job import HANG_STARTED
 
 GOOD, REFUSE, HANG, PAIR = ROLES["good"], ROLES["refuse"], ROLES["hang"], ROLES["pair0"]
 NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from .conftest import Host, Seen
+from .conftest import HANG_STARTED, RELEASE_HANG, Host, Seen, running, write_command
 from .devices import ROLES
 
 GOOD, REFUSE, PERSONALITY = ROLES["good"], ROLES["refuse"], ROLES["personality"]
+HANG = ROLES["hang"]
 
 UNITS = ("vfio-flavourd.service", "vfio-flavour-fs.service")
 PID = "systemctl show --property MainPID --value"
@@ -88,6 +89,22 @@ def test_a_stop_takes_the_files_away_and_a_start_brings_them_back(host: Host) ->
     assert host.run("ls -A /run/vfio-flavour 2> /dev/null", check=False).stdout == ""
     host.run("systemctl start vfio-flavour-fs")
     assert host.read(GOOD) == "[native] vfio"
+
+
+def test_a_stop_of_the_file_system_ends_the_writes_that_wait(host: Host) -> None:
+    before = host.look()
+    with running(host.guest, write_command(HANG, "vfio")) as write:
+        host.run(HANG_STARTED)
+        host.stop("vfio-flavour-fs")
+        assert "write error: Interrupted system call" in write.wait().stderr
+    host.run(RELEASE_HANG)
+    host.run("systemctl start vfio-flavour-fs")
+    assert host.look().changed(before) == set()
+
+
+def test_who_asks_for_the_room_on_each_file_system_is_answered(host: Host) -> None:
+    assert "/run/vfio-flavour" not in host.run("df").stdout  # it has none, as sysfs
+    assert host.run("stat -f --format %b /run/vfio-flavour").stdout == "0\n"
 
 
 def test_a_reload_leaves_the_services_running(host: Host) -> None:

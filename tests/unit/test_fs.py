@@ -20,9 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_address import addresses
 
+from vfio_flavourd.doors.connections import _SWITCHING
 from vfio_flavourd.doors.fs import asking
-from vfio_flavourd.doors.fs.asking import WRITES_OF_ALL, WRITES_OF_ONE
+from vfio_flavourd.doors.fs.asking import WAITING_OF_ROOT, WRITES_OF_ALL, WRITES_OF_ONE, WRITES_OF_ROOT
 from vfio_flavourd.doors.fs.interrupts import Interrupts, has_signal
+from vfio_flavourd.doors.fs.main import MOST_REQUESTS
 from vfio_flavourd.doors.fs.operations import FlavourFs
 from vfio_flavourd.doors.fs.tree import FILES, ROOT, Node, Place, find_place
 from vfio_flavourd.doors.protocol import lost
@@ -452,6 +454,38 @@ def test_a_user_with_many_writes_that_wait_is_refused_more_and_nobody_else_is(
     run(talk())
 
 
+def test_root_s_writes_wait_for_one_another_before_he_has_no_place_left_at_the_daemon(
+    mounted: Mounted,
+) -> None:
+    async def talk() -> None:
+        mounted.daemon.hang = hang = asyncio.Event()
+        waiting = [asyncio.create_task(write_as(mounted, 0)) for _ in range(WAITING_OF_ROOT)]
+        await settle()
+        assert len(mounted.daemon.calls) == len(mounted.daemon.open) == WRITES_OF_ROOT
+        await refused_as(mounted, 0)
+        waiting.append(asyncio.create_task(write_as(mounted, 1000)))
+        await settle()
+        assert len(mounted.daemon.open) == WRITES_OF_ROOT + 1
+        mounted.fs._interrupts.end_all()  # also those that wait for others can be given up
+        ends = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+        assert {end.errno for end in ends if isinstance(end, pyfuse3.FUSEError)} == {errno.EINTR}
+        assert len(ends) == WAITING_OF_ROOT + 1
+        hang.set()
+        assert await write_as(mounted, 0) == 1
+
+    run(talk())
+
+
+def test_what_waits_leaves_places_at_the_daemon_and_at_the_kernel() -> None:
+    assert _SWITCHING.total > WRITES_OF_ROOT + WRITES_OF_ALL
+    assert WAITING_OF_ROOT + WRITES_OF_ALL < MOST_REQUESTS
+
+
+def test_it_has_no_size_to_those_that_ask(mounted: Mounted) -> None:
+    about: Any = run(mounted.fs.statfs(CONTEXT))  # type: ignore[arg-type]
+    assert (about.f_blocks, about.f_bfree, about.f_bsize, about.f_namemax) == (0, 0, 4096, 255)
+
+
 def test_many_users_with_writes_that_wait_leave_root_its_places_and_reads_to_everyone(
     mounted: Mounted,
 ) -> None:
@@ -718,6 +752,15 @@ def test_a_signal_that_does_nothing_by_default_is_none(start: Callable[[str], in
     assert not has_signal(pid)
 
 
+def test_a_process_that_goes_while_it_is_looked_at_has_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["sleep", "100"])
+    with Path(f"/proc/{child.pid}/status").open(encoding="ascii") as opened:
+        child.kill()
+        child.wait()
+        monkeypatch.setattr(Path, "open", lambda *_, **__: opened)
+        assert not has_signal(child.pid)
+
+
 def test_a_process_that_is_gone_has_no_signal() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
@@ -758,6 +801,18 @@ def test_a_signal_for_the_writer_ends_its_write_and_no_other(
         mounted.daemon.hang.set()
         assert await tasks[1] == 4
         assert await mounted.cat("last_error", "0000:02:00.0") == ""
+
+    run(talk())
+
+
+def test_the_end_of_the_file_system_interrupts_the_writes_that_wait(mounted: Mounted) -> None:
+    async def talk() -> None:
+        mounted.daemon.hang = asyncio.Event()
+        writing = [asyncio.create_task(mounted.refused(b"vfio")) for _ in range(2)]
+        await settle()
+        mounted.fs._interrupts.end_all()
+        assert await asyncio.wait_for(asyncio.gather(*writing), 5) == [errno.EINTR] * 2
+        assert not mounted.daemon.open  # the daemon knows
 
     run(talk())
 

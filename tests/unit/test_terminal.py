@@ -277,6 +277,23 @@ def test_monitor_ends_quietly_at_ctrl_c(kernel: FakeKernel) -> None:
     talk(kernel, story)
 
 
+def test_monitor_ends_when_nobody_reads_it_any_more(kernel: FakeKernel) -> None:
+    async def story(engine: Engine) -> None:
+        with start_piped(kernel.root, "monitor") as process:
+            try:
+                await listened_to(engine)
+                assert process.stdout is not None
+                process.stdout.close()
+                # Nothing happens to any device meanwhile.
+                await asyncio.to_thread(process.wait, 30)
+            finally:
+                process.kill()
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+
+    talk(kernel, story)
+
+
 def test_monitor_says_that_the_daemon_has_gone(kernel: FakeKernel) -> None:
     started = []
 

@@ -1,6 +1,9 @@
 """monitor: what is being switched, as it happens."""
 
 import argparse
+import errno
+import os
+import select
 import sys
 import time
 from typing import Any, Never
@@ -27,7 +30,7 @@ def monitor(arguments: argparse.Namespace) -> int:
 def _follow(daemon: blocking_client.Connection, arguments: argparse.Namespace) -> Never:
     """Raises FlavourError when the daemon goes."""
     try:
-        for event in daemon.follow("Monitor"):
+        for event in daemon.follow("Monitor", tick=_see_whether_anyone_reads):
             if arguments.json:
                 print_json_line(event)
             else:
@@ -40,6 +43,15 @@ def _follow(daemon: blocking_client.Connection, arguments: argparse.Namespace) -
         code=Code.DAEMON_WENT_AWAY,
         hint="flavourctl list shows what the devices are now, journalctl -u vfio-flavourd why it went",
     )
+
+
+def _see_whether_anyone_reads() -> None:
+    """`flavourctl monitor | grep -m 1 …` is over when grep is, not when the next thing happens. Raises
+    BrokenPipeError."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # what is asked for by no name is told all the same: POLLERR
+    if any(told & select.POLLERR for _, told in poll.poll(0)):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def _tell(event: dict[str, Any], *, color: bool) -> str:

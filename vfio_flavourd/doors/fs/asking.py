@@ -30,6 +30,13 @@ _READS = 8
 WRITES_OF_ONE = 16
 WRITES_OF_ALL = 32
 
+# Root's that are under way; more wait for those. With all the others' they leave him places on the control
+# socket.
+WRITES_OF_ROOT = 48
+
+# Root's in all: fewer than the kernel's requests that are served at one time.
+WAITING_OF_ROOT = 500
+
 
 class Asking:
     """Connections are kept for the next call, by whether they may write."""
@@ -38,6 +45,7 @@ class Asking:
         self._sysfs = sysfs
         self._idle: dict[bool, list[Client]] = {False: [], True: []}
         self._reads = asyncio.Semaphore(_READS)
+        self._writes_of_root = asyncio.Semaphore(WRITES_OF_ROOT)
         self._writes: Counter[int] = Counter()
         self._told: set[int] = set()
 
@@ -49,19 +57,19 @@ class Asking:
 
     async def set_flavour(self, address: PciAddress, flavour: str, asks: Requester) -> None:
         """On behalf of that user's process. Raises FlavourError."""
-        who = {"uid": asks.uid, "pid": asks.pid}
-        with contextlib.nullcontext() if asks.uid == 0 else self._place(address, asks):
-            await self._call("SetFlavour", writes=True, device=str(address), flavour=flavour, **who)
+        with self._place(address, asks):
+            async with contextlib.nullcontext() if asks.uid else self._writes_of_root:
+                who = {"uid": asks.uid, "pid": asks.pid}
+                await self._call("SetFlavour", writes=True, device=str(address), flavour=flavour, **who)
 
     @contextlib.contextmanager
     def _place(self, address: PciAddress, asks: Requester) -> Iterator[None]:
         """One of those for writes. Raises FlavourError (EAGAIN)."""
         uid = asks.uid
-        own, all_of_them = self._writes[uid], self._writes.total()
-        if own >= WRITES_OF_ONE or all_of_them >= WRITES_OF_ALL:
-            waiting = (
-                f"{own} writes of uid {uid} and {all_of_them - own} of other users wait for their devices"
-            )
+        own = self._writes[uid]
+        others = self._writes.total() - self._writes[0] - own if uid else 0
+        if own >= (WRITES_OF_ONE if uid else WAITING_OF_ROOT) or (uid and own + others >= WRITES_OF_ALL):
+            waiting = f"{own} writes of uid {uid} and {others} of other users wait for their devices"
             if uid not in self._told:  # again only once a write of his was let in
                 self._told.add(uid)
                 _log.warning(

@@ -81,6 +81,11 @@ class Interrupts:
         finally:
             del self._waiting[task]
 
+    def end_all(self) -> None:
+        """The file system is about to end; who waits is told that it was interrupted."""
+        for task in self._waiting:
+            task.cancel()
+
     def look(self) -> None:
         for task, task_id in list(self._waiting.items()):
             if has_signal(task_id):
@@ -96,7 +101,7 @@ def has_signal(task_id: int) -> bool:
     try:
         with Path(f"/proc/{task_id}/status").open(encoding="ascii", errors="replace") as file:
             fields = dict(line.split(":\t", 1) for line in file if line.startswith(("Sig", "Shd")))
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     mask = {name: int(fields[name], 16) for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn")}
     return bool((mask["SigPnd"] | mask["ShdPnd"]) & ~mask["SigBlk"] & ~mask["SigIgn"] & ~_HARMLESS_MASK)

@@ -17,6 +17,10 @@ from .operations import FlavourFs
 
 MOUNT_POINT = Path("/run/vfio-flavour")
 
+# Requests of the kernel that are served at one time, each write for as long as its device takes. With more no
+# message is read, neither Ctrl-C nor what is asked of other devices.
+MOST_REQUESTS = 1000
+
 
 async def _serve(mount_point: Path) -> None:
     interrupts = Interrupts()
@@ -24,11 +28,16 @@ async def _serve(mount_point: Path) -> None:
     options = set(pyfuse3.default_options) | {"fsname=vfio-flavour", "allow_other", "default_permissions"}
     pyfuse3.init(FlavourFs(Sysfs(), interrupts), str(mount_point), options)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        interrupts.end_all()
+        pyfuse3.terminate()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, pyfuse3.terminate)
+        loop.add_signal_handler(number, stop)
     try:
         journal.notify("READY=1")
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=MOST_REQUESTS)
     finally:
         journal.notify("STOPPING=1")
         pyfuse3.close(unmount=True)

@@ -174,6 +174,13 @@ class FlavourFs(pyfuse3.Operations):
         entry.st_mode = stat.S_IFREG | (0o444 if place.node is Node.LAST_ERROR else 0o664)
         return entry
 
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """Of no size, as sysfs is: `df` leaves it out, and fails on one that does not say."""
+        about = pyfuse3.StatvfsData()
+        about.f_bsize = about.f_frsize = _SIZE
+        about.f_namemax = 255
+        return about
+
     # the files
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
