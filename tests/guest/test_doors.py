@@ -324,6 +324,22 @@ def test_a_wish_wakes_a_daemon_that_is_not_running_and_is_taken_up_once(host: Ho
     assert len(journal.records(PCI_ADDRESS=GOOD.bdf, FLAVOUR="vfio")) == 1
 
 
+def test_a_wish_that_nobody_was_there_for_outlasts_other_events_and_is_taken_up_once(host: Host) -> None:
+    journal = host.journal()
+    again = f"udevadm trigger --settle --action=bind {GOOD.sysfs}; udevadm trigger --settle {GOOD.sysfs}"
+    host.run("systemctl stop vfio-flavourd.service; systemctl mask --runtime vfio-flavourd.service")
+    try:
+        host.run(f"{synthetic('vfio')}; udevadm settle; {again}")
+    finally:
+        host.run("systemctl unmask --runtime vfio-flavourd.service")
+    host.run("systemctl start vfio-flavourd.service")
+    journal.wait_for("e1000e -> vft-good-vfio-pci")
+    host.switch(GOOD, "native")
+    host.run(f"{again}; systemctl restart vfio-flavourd.service; {again}")
+    assert host.read(GOOD) == "[native] vfio"
+    assert len(journal.records(PCI_ADDRESS=GOOD.bdf, FLAVOUR="vfio")) == 1
+
+
 # who may
 
 

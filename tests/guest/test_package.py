@@ -9,6 +9,7 @@ import pytest
 
 from .conftest import Host, Seen
 from .devices import ROLES
+from .test_doors import synthetic
 from .test_policy import DIRECTORY, RULES, forget_wishes, policy, reload, rule, wait_for, write
 
 GOOD = ROLES["good"]
@@ -59,6 +60,7 @@ LEFT = """
         grep -v -e '[.]deb$' -e '^/run/udev/tags/'
     findmnt -n -l | grep flavour
     pgrep -f vfio-flavour[d-]
+    grep -r VFIO_FLAVOUR /run/udev/data
 """
 
 
@@ -205,7 +207,9 @@ def test_a_purge_takes_back_what_the_policy_and_the_daemon_have_set(host: Host, 
 
 def test_a_purge_leaves_nothing_behind(host: Host, package: str) -> None:
     before = host.look()
-    host.switch(GOOD, "vfio")
+    journal = host.journal()
+    host.run(synthetic("vfio"))  # which a new installation would grant again
+    journal.wait_for("e1000e -> vft-good-vfio-pci")
     host.switch(GOOD, "native")
     host.run("apt-get purge --yes vfio-flavourd", timeout=600)
     left = host.run(LEFT, check=False)
