@@ -19,7 +19,7 @@ dev_packages := $(python_packages) gcc kmod libc6-dev libfuse3-dev libsystemd-de
 lint_packages := bash-completion fish mandoc shellcheck systemd zsh
 deb_packages := $(python_packages) build-essential debhelper dh-python dpkg-dev fakeroot pybuild-plugin-pyproject python3-hatchling
 
-deb_parts := CHANGELOG.md LICENSE README.md catalog completions debian dracut grafana initramfs-tools libexec man pyproject.toml samples schemas \
+deb_parts := CHANGELOG.md CONTRIBUTING.md LICENSE README.md catalog completions debian dracut grafana initramfs-tools libexec man pyproject.toml samples schemas \
 	SECURITY.md systemd sysusers.d udev-rules vfio_flavourd $(wildcard docs)
 deb_inputs := $(shell find $(deb_parts) -type f ! -name '*.pyc' 2>/dev/null)
 

@@ -109,7 +109,11 @@ def measure_storm(guest: Guest, scale: Scale) -> list[Row]:
             f"""{_FUNCTIONS}
             daemon=$(main {DAEMON}); other=$(pgrep -f '^udevadm monitor')
             dropped=$(drops "$daemon"); a=$(spent "$daemon"); b=$(spent "$other")
-            storm {events}; sleep 1
+            storm {events}
+            for _ in $(seq 600); do
+                [ "$(grep -c '^UDEV.* change ' /run/bench-events)" -lt {events} ] || break
+                sleep 0.1
+            done
             echo $(( $(spent "$daemon") - a )); echo $(( $(spent "$other") - b ))
             echo $(( $(drops "$daemon") - dropped ))
             grep -c '^UDEV.* change ' /run/bench-events

@@ -1,7 +1,6 @@
 """From the first moment: the native driver never gets a device that the policy gives to VFIO."""
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -178,13 +177,13 @@ def test_a_wish_that_lasts_stands_above_the_policy_at_the_next_boot_too(
 ) -> None:
     """And the power is cut while another device is switched."""
     host = host_after_boot
+    write(host, POLICY)
+    host.run("sync")  # of what follows everything that is to last is made to by the daemon itself
+    host.ctl("set", NVME.bdf, "native")
     done = host.ctl("set", GOOD.bdf, "native", "--persist")
     assert done.rc == 0, done.stderr
-    host.ctl("set", NVME.bdf, "native")
-    host.run("sync")
-    write(host, POLICY)
     pending = host.guest.start(write_command(SECOND, "native"))
-    time.sleep(0.05)  # somewhere in the middle of it: nothing outside tells how far it is
+    host.run(f"until [ -e /run/vfio-flavourd/devices/{SECOND.bdf}.json ]; do :; done")  # it has begun
     host.guest.reboot(power_cut=True)
     del pending
     boot = look_at_boot(host)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .conftest import HANG_STARTED, NO_VFIO_PCI, RELEASE_HANG, Host
 from .devices import ROLES
+from .test_main_job import patient
 
 GOOD, REFUSE, HANG, PAIR = ROLES["good"], ROLES["refuse"], ROLES["hang"], ROLES["pair0"]
 NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"
@@ -73,12 +74,13 @@ def test_every_exit_status_is_reached_and_says_why(host: Host, tmp_path: Path) -
     (tmp_path / "ctrl_c.py").write_text(CTRL_C)
     host.guest.push(tmp_path / "ctrl_c.py", "/run/ctrl_c.py")
     command = shlex.join(["python3", "/run/ctrl_c.py", HANG_STARTED, "set", HANG.bdf, "vfio"])
-    interrupted = host.run(command, check=False)
+    with patient(host, HANG.bdf):
+        interrupted = host.run(command, check=False)
+        host.run(RELEASE_HANG)
     assert interrupted.rc == 130, interrupted
     assert "flavourctl: interrupted" in interrupted.stdout
     assert f"flavourctl show {HANG.bdf}" in interrupted.stdout
     assert "Traceback" not in interrupted.stdout
-    host.run(RELEASE_HANG)
 
     host.run(f"systemctl stop {DAEMON}")
     try:

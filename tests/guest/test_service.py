@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from .conftest import HANG_STARTED, RELEASE_HANG, Host, Seen, running, write_command
+from .conftest import RELEASE_HANG, Host, Seen
 from .devices import ROLES
+from .test_main_job import hanging_for_long
 
 GOOD, REFUSE, PERSONALITY = ROLES["good"], ROLES["refuse"], ROLES["personality"]
 HANG = ROLES["hang"]
@@ -93,12 +94,13 @@ def test_a_stop_takes_the_files_away_and_a_start_brings_them_back(host: Host) ->
 
 def test_a_stop_of_the_file_system_ends_the_writes_that_wait(host: Host) -> None:
     before = host.look()
-    with running(host.guest, write_command(HANG, "vfio")) as write:
-        host.run(HANG_STARTED)
-        host.stop("vfio-flavour-fs")
-        assert "write error: Interrupted system call" in write.wait().stderr
-    host.run(RELEASE_HANG)
-    host.run("systemctl start vfio-flavour-fs")
+    with hanging_for_long(host, HANG.bdf) as write:
+        try:
+            host.stop("vfio-flavour-fs")
+            assert "write error: Interrupted system call" in write.wait().stderr
+        finally:
+            host.run("systemctl start vfio-flavour-fs")
+        host.run(RELEASE_HANG)
     assert host.look().changed(before) == set()
 
 

@@ -550,6 +550,19 @@ def test_one_who_may_not_even_connect_gets_77(host: Host) -> None:
     said = host._caught(call(["set", DEVICE, "vfio"]))
     check_error(said, 77, "only root and the members of the group vfio-flavour may switch devices")
     assert "sudo" in said.err
+    # What is root's alone no group helps to.
+    for argv, what in (
+        (["reload"], "reload the policy"),
+        (["set", DEVICE, "vfio", "--persist"], "make a wish last beyond this boot"),
+        (["reset", DEVICE, "--force"], "take a device by force"),
+    ):
+        said = host._caught(call(argv))
+        check_error(said, 77, f"only root may {what}")
+        assert "group" not in said.err
+    said = host._caught(call(["list"]))
+    check_error(said, 77, "")
+    assert "can't be opened, which everyone may" in said.err
+    assert "systemctl restart vfio-flavourd-readonly.socket" in said.err
 
 
 def test_an_error_as_json_is_an_object_as_well(host: Host) -> None:
@@ -576,6 +589,8 @@ def test_an_error_as_json_is_an_object_as_well(host: Host) -> None:
         ["set", DEVICE, "vfio", "--driver"],
         ["set", DEVICE, "vfio", "--driver", "-C/tmp/evil"],
         ["set", DEVICE, "vfio", "--what"],
+        ["set", DEVICE, "vfio", "--f"],
+        ["set", DEVICE, "vfio", "--forc", "--persist"],
         ["reset"],
         ["reset", DEVICE, "--strict"],
         ["resolve"],

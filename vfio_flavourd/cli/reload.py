@@ -8,7 +8,7 @@ from .output import print_json
 
 def reload(arguments: argparse.Namespace) -> int:
     """Raises InvalidPolicyError when the daemon refuses the files, FlavourError when it doesn't read them."""
-    with blocking_client.connect(writes=True) as daemon:
+    with blocking_client.connect(writes=True, only_root="reload the policy") as daemon:
         daemon.call("Reload")
     if arguments.json:
         print_json({"reloaded": True})

@@ -50,7 +50,11 @@ def _switch(arguments: argparse.Namespace, device: str) -> Answer | None:
         method = "SetFlavour"
         parameters |= {"flavour": arguments.flavour, "drivers": arguments.driver}
         parameters["persist"] = arguments.persist or None
-    with blocking_client.connect(writes=True) as daemon:
+    # In the daemon's words, which one who may not even switch does not come to hear.
+    only_root = "make a wish last beyond this boot" if parameters.get("persist") else ""
+    if arguments.force:
+        only_root = "take a device by force"
+    with blocking_client.connect(writes=True, only_root=only_root) as daemon:
         progress = Progress(no_color=getattr(arguments, "no_color", False))
         outcome: Answer = {}
         try:

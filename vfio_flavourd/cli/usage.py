@@ -26,7 +26,11 @@ _UNEXPECTED = "unrecognized arguments: "
 
 class Parser(argparse.ArgumentParser):
     """argparse itself prints the usage before an error, and all that is allowed in it, over many lines. For
-    each argument that is added it makes a formatter, which imports shutil to find the terminal's width."""
+    each argument that is added it makes a formatter, which imports shutil to find the terminal's width. It
+    takes the beginning of an option for the whole, and `--f` is no way to ask for `--force`."""
+
+    def __init__(self, **more: Any) -> None:  # noqa: ANN401 - argparse's own
+        super().__init__(allow_abbrev=False, **more)
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         return self.formatter_class(prog=self.prog, width=(find_width(sys.stdout) or 82) - 2)  # type: ignore[call-arg]

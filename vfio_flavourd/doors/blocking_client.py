@@ -122,14 +122,14 @@ class Connection:
         return parameters, bool(reply.get("continues"))
 
 
-def connect(*, writes: bool, patience: float | None = None) -> Connection:
-    """An answer is waited for as long as `patience` says (seconds; None: for ever). Raises FlavourError:
-    not-permitted, daemon-not-running."""
+def connect(*, writes: bool, patience: float | None = None, only_root: str = "") -> Connection:
+    """An answer is waited for as long as `patience` says (seconds; None: for ever); `only_root` is what is
+    asked for, where that is root's alone. Raises FlavourError: not-permitted, daemon-not-running."""
     path = CONTROL_SOCKET if writes else READ_ONLY_SOCKET
     try:
         return Connection(_open(path, patience))
     except OSError as error:
-        raise no_connection(path, error) from error
+        raise no_connection(path, error, writes=writes, only_root=only_root) from error
 
 
 def _open(path: str, patience: float | None) -> socket.socket:

@@ -65,5 +65,5 @@ async def connect(*, writes: bool) -> Client:
     try:
         _, client = await asyncio.get_running_loop().create_unix_connection(Client, path)
     except OSError as error:
-        raise no_connection(path, error) from error
+        raise no_connection(path, error, writes=writes) from error
     return client

@@ -22,7 +22,16 @@ def parse_error(name: str, parameters: dict[str, object]) -> FlavourError:
     )
 
 
-def no_connection(path: str, error: OSError) -> FlavourError:
+def no_connection(path: str, error: OSError, *, writes: bool, only_root: str = "") -> FlavourError:
+    """`only_root` is what was to be asked for, where that is root's alone."""
+    if isinstance(error, PermissionError) and not writes:
+        return FlavourError(
+            f"{path} can't be opened, which everyone may: {error.strerror}",
+            code=Code.NOT_PERMITTED,
+            hint="systemctl restart vfio-flavourd-readonly.socket gives it its mode back",
+        )
+    if isinstance(error, PermissionError) and only_root:
+        return FlavourError(f"only root may {only_root}", code=Code.NOT_PERMITTED, hint="use sudo")
     if isinstance(error, PermissionError):
         return FlavourError(
             "only root and the members of the group vfio-flavour may switch devices",

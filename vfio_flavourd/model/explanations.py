@@ -140,7 +140,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         "too many writes of yours, or of all users, wait for their devices",
         (
             "A write to driver_flavour or use_vfio waits until the device has the flavour.",
-            "Of one user 16 wait at most, and 32 of all users but root.",
+            "Of one user 16 wait at most, 32 of all users but root, and 500 of root.",
         ),
         (
             "Try again when some have returned; flavourctl list shows which devices they wait for.",
@@ -265,7 +265,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ),
         (
             "Use sudo, or join the group and log in again: sudo usermod -aG vfio-flavour $USER.",
-            "Think before adding somebody: members can take any device away from the host.",
+            "Think before adding somebody: members can take any device that the host is not using.",
         ),
     ),
     Code.DAEMON_NOT_RUNNING: Explanation(

@@ -225,9 +225,9 @@ class FlavourFs(pyfuse3.Operations):
             asking = self._asking.set_flavour(place.address, flavour, asks)
             await self._interrupts.run(file.opener, asking)
         except FlavourError as error:
-            if flavour.startswith(_NO_DIGIT) and error.code == Code.INVALID_ARGUMENT:
+            if flavour.startswith(_NO_DIGIT) and error.code == Code.NO_SUCH_FLAVOUR:
                 told = f"use_vfio can't be {flavour.removeprefix(_NO_DIGIT)!r}"
-                error = FlavourError(told, code=error.code, hint="allowed: 0 or 1")
+                error = FlavourError(told, code=Code.INVALID_ARGUMENT, hint="allowed: 0 or 1")
             self._errors[place.address] = inode, f"{error}; {error.advice}"
             raise pyfuse3.FUSEError(error.errno) from error
         except InterruptedError:
