@@ -115,6 +115,26 @@ def _nobody_answers_the_rigs_own_uevents(
     guest.run(f"rm {masked}; udevadm control --reload; systemctl unmask {UNITS}; systemctl start {UNITS}")
 
 
+# What each file of tests must leave no word of, whichever unit it is.
+TROUBLE = ("Traceback", "Exception", "never retrieved", "Warning:")
+
+
+def find_trouble(guest: Guest) -> str:
+    """In the journal of this boot, and among the units."""
+    words = " ".join(f"-e '{word}'" for word in TROUBLE)
+    said = f"journalctl -b --no-pager -o short-monotonic -u 'vfio-flavour*' | grep -F -A 30 {words}"
+    return guest.run(f"{said}; systemctl --failed --no-legend; true").stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_went_wrong_that_nobody_expected(guest: Guest, deb: Path | None) -> Iterator[None]:
+    """A reboot ends the journal, so whoever makes one looks before it (`find_trouble`)."""
+    before = guest.run("cat /proc/sys/kernel/random/boot_id").stdout, find_trouble(guest)
+    yield
+    now = guest.run("cat /proc/sys/kernel/random/boot_id").stdout, find_trouble(guest)
+    assert now[1] == (before[1] if now[0] == before[0] else "")
+
+
 FILES = Path("/run/vfio-flavour")
 VFIO_MODULES = [
     *VARIANT_MODULES,

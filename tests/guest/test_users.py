@@ -110,6 +110,13 @@ USES = {
         f"{NIC}; ip route del default; ip address flush dev $card; ip link set $card down",
         ("default route via ", "192.0.2.7/24 on "),
     ),
+    "an address without a route": Use(
+        GOOD,
+        f"{NIC}; ip address add 192.0.2.7/32 dev $card noprefixroute; ip link set $card up; {CARRIER}",
+        "ip -4 -br address",
+        f"{NIC}; ip address flush dev $card; ip link set $card down",
+        ("192.0.2.7/32 on ",),
+    ),
     # /proc/net/route has the first way only.
     "one of two ways of the default route": Use(
         GOOD,
@@ -134,6 +141,14 @@ USES = {
         "ip -br link show master bond7",
         "ip link del bond7",
         ("bond bond7",),
+    ),
+    "a team's port": Use(
+        GOOD,
+        f"{NIC}; ip link add team7 type team; ip link set $card down;"
+        f" ip link set $card master team7; {CARRIER}",
+        "ip -br link show master team7",
+        "ip link del team7",
+        ("team team7",),
     ),
 }
 
