@@ -1,4 +1,4 @@
-"""What the tests before have left in the journal; what went wrong is looked for after each file (conftest.py)."""
+"""What the tests before have left in the journal; what went wrong is looked for after each file of them."""
 
 import json
 from typing import Any

@@ -13,10 +13,12 @@ from fake_kernel import FakeKernel, make_engine, no_reload
 from virtual_time import run_at_once
 
 from vfio_flavourd.doors.access import Access
-from vfio_flavourd.doors.connections import Peer, current_peer, wants_steps
 from vfio_flavourd.doors.interface import Failed
+from vfio_flavourd.doors.peer import Peer, current_peer, wants_steps
+from vfio_flavourd.doors.refusals import Refusals
 from vfio_flavourd.doors.varlink import ManagerService
 from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.requester import Requester, find_requester, name_requester, parse_unit
 
@@ -125,11 +127,11 @@ def test_the_file_system_says_whom_it_asks_for(engine: Engine) -> None:
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name.endswith(".access")]
+    return [record.getMessage() for record in caplog.records if record.name.endswith(".refusals")]
 
 
 def test_refusals_are_logged_by_user_but_nobody_can_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    access = Access(lambda requester: "")
+    access = Access(Refusals(lambda requester: ""))
 
     async def run() -> None:
         for _ in range(2):
@@ -181,8 +183,33 @@ def test_one_refusal_hides_no_other_of_the_same_user(
     ]
 
 
+def test_a_refusal_for_another_device_is_another_and_what_is_left_out_is_told_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refusals = Refusals(lambda requester: "")
+    first, second = parse_address(DEVICE), parse_address("0000:02:00.0")
+
+    async def run() -> None:
+        for pid, address in ((7, first), (8, second), (9, second)):
+            current_peer.set(Peer(pid, 1000, True))
+            with pytest.raises(FlavourError):
+                Access(refusals).as_root("take a device by force", address)
+        refusals.close()
+
+    asyncio.run(run())
+    what = "take a device by force"
+    assert told(caplog) == [
+        f"{first}: refused to let uid 1000 pid 7 {what}",
+        f"{second}: refused to let uid 1000 pid 8 {what}",
+        f"{second}: refused to let uid 1000 {what}: once more within 10 s, not logged one by one",
+    ]
+    last = vars(caplog.records[-1])
+    assert (last["PCI_ADDRESS"], last["OBJECT_PID"]) == (str(second), "9")
+    assert last["ERROR_CODE"] == "not-permitted"
+
+
 def test_many_users_can_not_fill_the_log_either(caplog: pytest.LogCaptureFixture) -> None:
-    access = Access(lambda requester: "")
+    access = Access(Refusals(lambda requester: ""))
 
     async def run() -> None:
         for uid in range(3000):

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from virtual_time import run_at_once
 
 from vfio_flavourd import daemon
 from vfio_flavourd.doors import connections
-from vfio_flavourd.doors.connections import Peer, current_peer
 from vfio_flavourd.doors.interface import DeviceInfo, StepInfo
+from vfio_flavourd.doors.peer import Peer, current_peer
 from vfio_flavourd.doors.protocol import NAME
 from vfio_flavourd.doors.varlink import LOOKS
 from vfio_flavourd.engine.engine import Engine
@@ -170,6 +170,57 @@ def test_one_user_can_not_keep_another_out(run: Callable[[Talk], None]) -> None:
         assert b'"e1000e"' in await host.answer(OTHER)
 
     run(talk)
+
+
+@pytest.mark.parametrize("name", ["control", "readonly"])
+@pytest.mark.parametrize(
+    ("say", "code", "told"),
+    [
+        (b"no call\0", "invalid-argument", "stay connected (that is no call)"),
+        (b"x" * 66_000, "invalid-argument", "stay connected (that is too long for a call)"),
+        (frame("SetFlavour", device=5, flavour="vfio"), "invalid-argument", "call SetFlavour: its parameter"),
+        (frame("Reset", device=DEVICE, more=1), "invalid-argument", "call Reset: its parameter"),
+        (frame("Get", device=DEVICE)[:-1], "timed-out", "stay connected (half a call, and silence)"),
+    ],
+    ids=["no call", "too long", "a wrong type", "a word too many", "half a call"],
+)
+def test_what_is_no_call_is_on_record_with_who_made_it(
+    run_in_no_time: Callable[[Talk], None],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    say: bytes,
+    code: str,
+    told: str,
+) -> None:
+    async def talk(host: Host) -> None:
+        sock = await host.connect(MEMBER, name)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            await asyncio.get_running_loop().sock_sendall(sock, say)
+        with suppress(ConnectionResetError):
+            await asyncio.get_running_loop().sock_recv(sock, 65536)  # an answer, or the end
+
+    run_in_no_time(talk)
+    (record,) = caplog.records
+    assert f"refused to let uid {MEMBER} pid 7 {told}" in record.getMessage()
+    assert (vars(record)["ERROR_CODE"], vars(record)["REQUESTER_UID"]) == (code, str(MEMBER))
+
+
+def test_one_who_has_too_many_connections_is_on_record(
+    run: Callable[[Talk], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def talk(host: Host) -> None:
+        for _ in range(50):
+            await host.connect(MEMBER, "control", MONITOR)
+        for _ in range(3):
+            assert await host.answer(MEMBER) == b""
+
+    run(talk)
+    first, often = caplog.records
+    assert first.getMessage() == (
+        f"refused to let uid {MEMBER} pid 7 stay connected (too many connections, none of them idle)"
+    )
+    assert ": 2 times more" in often.getMessage()
+    assert vars(often)["ERROR_CODE"] == "too-many-requests"
 
 
 def test_of_root_s_own_connections_there_is_a_bounded_number_too(run: Callable[[Talk], None]) -> None:

@@ -438,9 +438,13 @@ def test_a_user_with_many_writes_that_wait_is_refused_more_and_nobody_else_is(
         told = await mounted.cat("last_error")
         assert told.startswith(f"{said}; try again ")
         assert told.endswith("(flavourctl explain too-many-requests)\n")
-        # Once, however often he tries.
+        # Once, and then how often: however often he tries.
         (record,) = caplog.records
-        assert record.getMessage() == f"{DEVICE}: a write was refused: {said.removeprefix(f'{DEVICE}: ')}"
+        why = said.removeprefix(f"{DEVICE}: ")
+        asks = f"uid 1000 pid {os.getpid()} by file"
+        assert record.getMessage() == f"{DEVICE}: refused to let {asks} write: {why}"
+        mounted.fs.close()
+        assert "write: 2 times more" in caplog.records[1].getMessage()
         fields = vars(record)
         assert (fields["PCI_ADDRESS"], fields["ERROR_CODE"]) == (DEVICE, "too-many-requests")
         assert (fields["REQUESTER_UID"], fields["OBJECT_PID"]) == ("1000", str(os.getpid()))

@@ -27,6 +27,8 @@ FIELDS_OF_ATTEMPTS = {
     *("PREVIOUS_DRIVER", "DURATION_USEC", "RULE", "FALLBACK", "FORCED", "ATTEMPT"),
     *("REQUESTER_UID", "REQUESTER_UNIT", "OBJECT_PID"),
 }
+# doors/refusals.py
+OF_REFUSALS = {"MESSAGE_ID", "REQUESTER", "REQUESTER_UID", "REQUESTER_UNIT", "OBJECT_PID", "ERROR_CODE"}
 ENTRY = re.compile(
     r"^-- ([0-9a-f]{32})\n((?:[A-Z][A-Za-z-]*: .+\n)+)\n((?:.*\n)+?)(?=\n-- |\Z)", re.MULTILINE
 )
@@ -51,10 +53,13 @@ def find_uses() -> list[tuple[MessageId, set[str]]]:
     call = re.compile(
         r"log_fields\(MessageId\.(\w+)(, [\w.]*address)?\)(?:, ((?:\"[A-Z_]+\": [\w.]+(?:, )?)*)\})?"
     )
+    refusal = re.compile(r"MessageId\.(\w+), [\w.]*code[\w.]*(, address)?", re.IGNORECASE)
     for path in (ROOT / "vfio_flavourd").rglob("*.py"):
         for name, address, more in call.findall(path.read_text(encoding="utf-8")):
             fields = {"MESSAGE_ID", *re.findall(r"\"([A-Z_]+)\"", more)}
             uses.append((MessageId[name], fields | ({"PCI_ADDRESS"} if address else set())))
+        for name, address in refusal.findall(path.read_text(encoding="utf-8")):
+            uses.append((MessageId[name], OF_REFUSALS | ({"PCI_ADDRESS"} if address else set())))
     return uses
 
 

@@ -6,9 +6,7 @@ import errno
 import json
 import logging
 import socket
-import struct
 from collections import Counter, deque
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from asyncvarlink import VarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkMethodCall
@@ -16,9 +14,12 @@ from asyncvarlink.conversion import ConversionError
 from asyncvarlink.error import GenericVarlinkErrorReply
 from asyncvarlink.serviceinterface import InvalidParameter
 
-from ..model.requester import Requester
+from ..model.codes import Code
+from ..model.message_ids import MessageId
 from .hang_ups import HangUps
+from .peer import Peer, current_peer, find_peer, wants_steps
 from .protocol import NAME
+from .refusals import Refusals
 from .replies import encode, encode_result
 from .turns import Turns
 
@@ -65,36 +66,21 @@ _LOOKING = Limits(total=300, user=128, root=100)
 _SWITCHING = Limits(total=100, user=50, root=100)
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who is on the other side of a connection, from SO_PEERCRED; `writes` tells the control socket."""
-
-    pid: int
-    uid: int
-    writes: bool
-
-    def __str__(self) -> str:
-        return str(Requester(self.uid, self.pid))
-
-
-# Of the call that is being served.
-current_peer: ContextVar[Peer] = ContextVar("current_peer")
-wants_steps: ContextVar[bool] = ContextVar("wants_steps")
-
-
-def find_peer(sock: socket.socket, *, writes: bool) -> Peer:
-    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return Peer(pid, uid, writes)
-
-
 class Listener:
-    """Lets clients in. `sock` is bound and listening already (socket activation). `turns` are those of all
-    sockets."""
+    """Lets clients in. `sock` is bound and listening already (socket activation). `turns` and `refusals` are
+    those of all sockets."""
 
     def __init__(
-        self, sock: socket.socket, registry: VarlinkInterfaceRegistry, turns: Turns, *, writes: bool
+        self,
+        sock: socket.socket,
+        registry: VarlinkInterfaceRegistry,
+        turns: Turns,
+        refusals: Refusals,
+        *,
+        writes: bool,
     ) -> None:
         self._sock = sock
+        self._refusals = refusals
         self._registry = registry
         self.turns = turns
         self.unsent: Counter[int] = Counter()  # by uid
@@ -117,6 +103,15 @@ class Listener:
         for connection in list(self._connections):
             connection.finish()  # ends now, or with its call: the daemon waits for a switch
         self.hang_ups.close()
+
+    def refuse(self, peer: Peer, why: str, code: Code) -> None:
+        self._refusals.tell(peer.requester, f"stay connected ({why})", MessageId.HUNG_UP, code)
+
+    def refuse_call(self, peer: Peer, method: str, parameter: str) -> None:
+        what = f"call {method.removeprefix(f'{NAME}.')}"
+        why = f"its parameter {parameter[:64]!r} is none that it can have"
+        asks, code = peer.requester, Code.INVALID_ARGUMENT
+        self._refusals.tell(asks, what, MessageId.CALL_INVALID, code, why=why)
 
     def forget(self, connection: "_Connection") -> None:
         self._connections.pop(connection, None)
@@ -143,7 +138,7 @@ class Listener:
             self._warned = False
             peer = find_peer(conn, writes=self._writes)
             if not self._make_room(peer.uid):
-                _log.debug("hung up on %s: too many connections, none of them idle", peer)
+                self.refuse(peer, "too many connections, none of them idle", Code.TOO_MANY_REQUESTS)
                 return
             undo.pop_all()
             conn.setblocking(False)
@@ -161,7 +156,7 @@ class Listener:
             return True
         for each in candidates:
             if each.idle:
-                each.hang_up("too many connections")
+                each.hang_up("too many connections", Code.TOO_MANY_REQUESTS)
                 return True
         return False
 
@@ -197,10 +192,10 @@ class _Connection:
     def idle(self) -> bool:
         return self._task is None and not self._calls and not self._gone
 
-    def hang_up(self, why: str) -> None:
+    def hang_up(self, why: str, code: Code = Code.INVALID_ARGUMENT) -> None:
         if self._gone:
             return
-        _log.debug("hung up on %s: %s", self.peer, why)
+        self._listener.refuse(self.peer, why, code)
         self._end()
 
     def finish(self) -> None:
@@ -289,7 +284,7 @@ class _Connection:
 
     def _lose_patience(self) -> None:
         if self.idle:
-            self.hang_up("half a call, and silence")
+            self.hang_up("half a call, and silence", Code.TIMED_OUT)
         else:  # it may have said more, which is not read yet
             self._patience = self._loop.call_later(_PATIENCE, self._lose_patience)
 
@@ -337,7 +332,9 @@ class _Connection:
         try:
             parameters = signature.parameter_type.fromjson(call.parameters)
         except ConversionError as error:
-            raise InvalidParameter(parameter=error.location[0] if error.location else "") from error
+            name = str(error.location[0]) if error.location else ""
+            self._listener.refuse_call(self.peer, call.method, name)
+            raise InvalidParameter(parameter=name) from error
         if not signature.more:
             # It has no name here: while the reply waits to be taken, its text alone is kept.
             await self._send(
@@ -355,10 +352,12 @@ class _Connection:
             return
         uid, unsent = self.peer.uid, self._listener.unsent
         if uid != 0 and unsent[uid] and unsent[uid] + len(data) > _MOST_UNSENT:
-            self.hang_up("too many answers wait for this user")
+            self.hang_up("too many answers wait for this user", Code.TOO_MANY_REQUESTS)
             return
         unsent[uid] += len(data)
-        patience = self._loop.call_later(_PATIENCE, self.hang_up, "it does not take its answer")
+        patience = self._loop.call_later(
+            _PATIENCE, self.hang_up, "it does not take its answer", Code.TIMED_OUT
+        )
         try:
             while rest:
                 await self._writable()
@@ -378,7 +377,7 @@ class _Connection:
         except BlockingIOError:
             return data
         except OSError:
-            self.hang_up("it takes no answer")
+            self._end()
             return data[:0]
 
     async def _writable(self) -> None:

@@ -12,6 +12,7 @@ from ..kernel.uevents import Uevents
 from ..model.errors import FlavourError
 from ..model.flavour import Request, StepBegun, StepReport, parse_flavour
 from ..model.message_ids import MessageId, log_fields
+from ..model.requester import name_requester
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,11 @@ class UeventDoor:
                 event.address,
                 error,
                 error.hint,
-                extra=log_fields(MessageId.WISH_INVALID, event.address),
+                extra={
+                    **log_fields(MessageId.WISH_INVALID, event.address),
+                    **name_requester(f"uevent {event.seqnum}"),
+                    "ERROR_CODE": error.code,
+                },
             )
             return
         try:

@@ -25,8 +25,10 @@ from ..model.policy import OthersInGroup
 from ..model.requester import Requester
 from . import interface, rendering
 from .access import Access
-from .connections import Listener, current_peer, wants_steps
+from .connections import Listener
 from .interface import AttemptInfo, Event, Grouping, Listing, Progress, ResolutionInfo, Shown, UserInfo
+from .peer import current_peer, wants_steps
+from .refusals import Refusals
 from .turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -57,7 +59,8 @@ class ManagerService(interface.Manager):
         reload: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._engine = engine
-        self._access = Access(engine.find_unit)
+        self.refusals = Refusals(engine.find_unit)
+        self._access = Access(self.refusals)
         self._find_name = find_name
         self._reload = reload
         self._looks = Turns(LOOKS)
@@ -211,6 +214,7 @@ class ManagerService(interface.Manager):
                     others=_parse_group(group),
                     may_undo_lasting=peer.uid == 0,
                 )
+                check_request(request, self._engine.flavours)
             async for progress in _follow(request, self._engine.reset):
                 yield progress
 
@@ -262,7 +266,7 @@ class ManagerService(interface.Manager):
             _log.info(
                 "%s asks for the policy to be read again",
                 peer,
-                extra={**log_fields(MessageId.RELOAD_ASKED), **self._access.name(peer)},
+                extra={**log_fields(MessageId.RELOAD_ASKED), **self.refusals.name(peer.requester)},
             )
             await self._reload()
             if trouble := self._engine.policy_trouble:
@@ -348,12 +352,14 @@ class VarlinkDoor:
         )
         self._registry.register_interface(service)
         self._turns = Turns(1)
+        self._refusals = service.refusals
         self._listeners: list[Listener] = []
 
     def listen(self, sock: socket.socket, *, writes: bool) -> None:
         """`sock` is bound and listening already (socket activation)."""
-        self._listeners.append(Listener(sock, self._registry, self._turns, writes=writes))
+        self._listeners.append(Listener(sock, self._registry, self._turns, self._refusals, writes=writes))
 
     def close(self) -> None:
         for listener in self._listeners:
             listener.close()
+        self._refusals.close()

@@ -1,6 +1,7 @@
 """What must not be switched, or can't be, as far as that is known beforehand."""
 
 import asyncio
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,7 +44,9 @@ def check_request(request: Request, flavours: tuple[Flavour, ...]) -> Request:
     trouble = hint = ""
     if request.drivers == (AUTO,):
         return replace(request, drivers=())
-    if AUTO in request.drivers:
+    if request.timeout is not None and not 0 < request.timeout < math.inf:
+        trouble, hint = f"{request.timeout:g} s are no time limit", "allowed: more than 0"
+    elif AUTO in request.drivers:
         trouble = f"{AUTO!r} is named beside other drivers"
         hint = "leave it out: the flavour's generic driver is always tried last"
     elif request.drivers and request.flavour == Flavour.NATIVE:

@@ -7,9 +7,9 @@ his own calls would find no place on the control socket.
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ...kernel.sysfs import Sysfs
@@ -17,11 +17,10 @@ from ...kernel.units import find_unit
 from ...model.address import PciAddress
 from ...model.codes import Code
 from ...model.errors import FlavourError
-from ...model.message_ids import MessageId, log_fields
-from ...model.requester import Requester, name_requester
+from ...model.message_ids import MessageId
+from ...model.requester import Requester
 from ..client import Client, connect
-
-_log = logging.getLogger(__name__)
+from ..refusals import Refusals
 
 # The daemon answers a read at once, so that those that wait for one another are not held up.
 _READS = 8
@@ -42,12 +41,11 @@ class Asking:
     """Connections are kept for the next call, by whether they may write."""
 
     def __init__(self, sysfs: Sysfs) -> None:
-        self._sysfs = sysfs
+        self.refusals = Refusals(partial(find_unit, sysfs))
         self._idle: dict[bool, list[Client]] = {False: [], True: []}
         self._reads = asyncio.Semaphore(_READS)
         self._writes_of_root = asyncio.Semaphore(WRITES_OF_ROOT)
         self._writes: Counter[int] = Counter()
-        self._told: set[int] = set()
 
     async def read_flavour(self, address: PciAddress) -> tuple[str, list[str]]:
         """The one it has, and all that there are. Raises FlavourError."""
@@ -70,25 +68,14 @@ class Asking:
         others = self._writes.total() - self._writes[0] - own if uid else 0
         if own >= (WRITES_OF_ONE if uid else WAITING_OF_ROOT) or (uid and own + others >= WRITES_OF_ALL):
             waiting = f"{own} writes of uid {uid} and {others} of other users wait for their devices"
-            if uid not in self._told:  # again only once a write of his was let in
-                self._told.add(uid)
-                _log.warning(
-                    "%s: a write was refused: %s",
-                    address,
-                    waiting,
-                    extra={
-                        **log_fields(MessageId.TOO_MANY_WRITES, address),
-                        **name_requester(str(asks)),
-                        "REQUESTER_UNIT": find_unit(self._sysfs, str(asks)),
-                        "ERROR_CODE": str(Code.TOO_MANY_REQUESTS),
-                    },
-                )
+            self.refusals.tell(
+                asks, "write", MessageId.TOO_MANY_WRITES, Code.TOO_MANY_REQUESTS, address, waiting
+            )
             raise FlavourError(
                 f"{address}: {waiting}",
                 code=Code.TOO_MANY_REQUESTS,
                 hint="try again when some of them are done; flavourctl list shows the devices",
             )
-        self._told.discard(uid)
         self._writes[uid] += 1
         try:
             yield

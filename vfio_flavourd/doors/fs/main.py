@@ -26,7 +26,8 @@ async def _serve(mount_point: Path) -> None:
     interrupts = Interrupts()
     interrupts.install()
     options = set(pyfuse3.default_options) | {"fsname=vfio-flavour", "allow_other", "default_permissions"}
-    pyfuse3.init(FlavourFs(Sysfs(), interrupts), str(mount_point), options)
+    flavour_fs = FlavourFs(Sysfs(), interrupts)
+    pyfuse3.init(flavour_fs, str(mount_point), options)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -41,6 +42,7 @@ async def _serve(mount_point: Path) -> None:
     finally:
         journal.notify("STOPPING=1")
         pyfuse3.close(unmount=True)
+        flavour_fs.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -83,6 +83,9 @@ class FlavourFs(pyfuse3.Operations):
         except KeyError:
             self._gid = 0
 
+    def close(self) -> None:
+        self._asking.refusals.close()
+
     # the tree
 
     async def lookup(
