@@ -393,7 +393,7 @@ def test_more_writes_than_anyone_counts_hold_up_neither_the_files_nor_a_signal(h
             calls=$(printf '/proc/%s/syscall ' $(jobs -p))
             until [ "$(grep -l '^1 ' $calls | wc -l)" -gt 100 ]; do sleep 0.2; done
             timeout 20 cat {files(GOOD)}/driver_flavour
-            kill $last; timeout 20 tail --pid=$last -f /dev/null && echo ended
+            kill $last; while grep -q '^State:.[^Z]' /proc/$last/status; do sleep 0.2; done; echo ended
             kill $(jobs -p) 2> /dev/null; wait""",
             timeout=120,
         ).stdout
