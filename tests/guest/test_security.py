@@ -18,6 +18,7 @@ EXPOSURES = {
     "vfio-flavour-fs.service": 3.2,
     "vfio-flavour-users@1.service": 2.1,
     "vfio-flavour-modprobe@1.service": 3.4,
+    "vfio-flavour-early.service": 2.0,
 }
 # Numbers from include/uapi/linux/capability.h: CAP_DAC_READ_SEARCH 2, CAP_SYS_PTRACE 19, CAP_SYS_ADMIN 21.
 CAPABILITIES = {

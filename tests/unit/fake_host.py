@@ -126,10 +126,12 @@ class FakeHost:
         files: Mapping[int, str] | Iterable[str] = (),
         name_space: str | None = "mnt:[4026531841]",
         root: str = "/",
+        uid: int = 0,
     ) -> None:
         """`name_space` None is one that can't be told for lack of permission."""
         base = f"/proc/{pid}"
         self.write(f"{base}/comm", f"{name}\n")
+        self.write(f"{base}/status", f"Name:\t{name}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n")
         self.path(f"{base}/fd").mkdir()
         named = files if isinstance(files, Mapping) else dict(enumerate(files))
         for number, target in named.items():

@@ -208,6 +208,13 @@ def test_a_worker_of_udevd_lets_go_by_itself(host: FakeHost) -> None:
     assert host.users() == ()
 
 
+@pytest.mark.parametrize("name", ["udevd", "(udev-worker)", "systemd-udevd"])
+def test_who_only_calls_himself_like_udevd_is_a_user(host: FakeHost, name: str) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.add_process(DD, name, ["/dev/nvme0n1"], uid=1000)
+    assert [user.pid for user in host.users()] == [DD]
+
+
 def test_logind_and_its_store_are_no_users_of_displays_and_inputs(host: FakeHost) -> None:
     add_card(host)
     host.add_process(DD, "systemd-logind", ["/dev/dri/card0"])

@@ -99,7 +99,7 @@ def _name_users(
     for node in sorted(held):
         if nodes[node] is Use.GUEST:
             yield User(Use.GUEST, f"{name} (pid {pid}) holds /dev/{node}", pid)
-        elif not _lets_go(name, node):
+        elif not (_lets_go(name, node) and _is_root_s(files, pid)):
             yield User(nodes[node], f"{name} (pid {pid}) has /dev/{node} open", pid)
     if any(nodes[node] is Use.GUEST for node in held):
         return
@@ -189,6 +189,14 @@ def _stat(link: str, mount_id: str) -> os.stat_result | None:
 
 def _lets_go(name: str, node: str) -> bool:
     return name in _UDEV or (name in _LOGIND and node.startswith(_LOGIND_HOLDS))
+
+
+def _is_root_s(files: HostFiles, pid: int) -> bool:
+    """By all its user numbers: anybody may call his process like one of root's."""
+    for line in files.read_lines(f"/proc/{pid}/status"):
+        if line.startswith("Uid:"):
+            return set(line.split()[1:]) == {"0"}
+    return False
 
 
 def _read_size(path: str) -> int:
