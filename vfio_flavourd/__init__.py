@@ -1,3 +1,3 @@
 """PCI devices changing hands between the host and VFIO."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
