@@ -71,6 +71,7 @@ class Scenario:
     allowed: frozenset[Has]
     origin: Has
     first: bool = False  # a switch to VFIO comes before the one that is cut off
+    drivers: tuple[str, ...] = ()
 
 
 NATIVE: Has = ("e1000e", None)
@@ -89,6 +90,16 @@ def with_refusing_variant(kernel: FakeKernel, device: FakeDevice) -> None:
 def with_hollow_variant(kernel: FakeKernel, device: FakeDevice) -> None:
     kernel.add_native(device)
     kernel.add_module(FakeDriver("hollow", "hollow_vfio"), alias=ALIAS)
+
+
+def with_good_variant(kernel: FakeKernel, device: FakeDevice) -> None:
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=ALIAS)
+
+
+def with_only_the_variant(kernel: FakeKernel, device: FakeDevice) -> None:
+    with_good_variant(kernel, device)
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
 
 
 def with_all_refusing(kernel: FakeKernel, device: FakeDevice) -> None:
@@ -129,6 +140,7 @@ def by_others_on_vfio(kernel: FakeKernel, device: FakeDevice) -> None:
 
 
 CHAMELEON: Has = ("chameleon", None)
+VARIANT: Has = ("good", "good")
 SCENARIOS = {
     "native to vfio": Scenario(Flavour.VFIO, with_native, frozenset({NATIVE, VFIO}), NATIVE),
     "after a refusal": Scenario(Flavour.VFIO, with_refusing_variant, frozenset({NATIVE, VFIO}), NATIVE),
@@ -158,6 +170,12 @@ SCENARIOS = {
     "personality to native": Scenario(
         Flavour.NATIVE, with_personality, frozenset({CHAMELEON}), CHAMELEON, first=True
     ),
+    "one vfio driver to another": Scenario(
+        Flavour.VFIO, with_good_variant, frozenset({VARIANT, VFIO}), NATIVE, first=True, drivers=("vfio_pci",)
+    ),
+    "back to one vfio driver": Scenario(
+        Flavour.VFIO, with_only_the_variant, frozenset({VARIANT}), NATIVE, first=True, drivers=("vfio_pci",)
+    ),
     "released by its flavour": Scenario(Flavour.NATIVE, by_others_on_vfio, frozenset({NATIVE, VFIO}), VFIO),
 }
 
@@ -171,7 +189,7 @@ def killed_at(kernel: FakeKernel, device: FakeDevice, scenario: Scenario, at: in
     engine = make_engine(kernel)
     kernel.crash_after, kernel.batch_goes_on = at, goes_on
     try:
-        asyncio.run(ask(engine, scenario.flavour))
+        asyncio.run(ask(engine, scenario.flavour, *scenario.drivers))
     except Crash:
         return True
     except FlavourError:

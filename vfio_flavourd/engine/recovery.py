@@ -49,12 +49,15 @@ async def converge(host: Host, record: Record) -> str:
             return "the device is gone"
         raise
     flavour = host.find_flavour_of(now.binding.driver, now.vfio_device)
-    as_before = flavour == record.origin_flavour and now.binding.driver == record.origin.driver
-    if as_before or (flavour == Flavour.NATIVE and was_kept_from_its_driver(host, record)):
+    as_at_first = flavour == record.origin_flavour and now.binding.driver == record.origin.driver
+    if as_at_first or (flavour == Flavour.NATIVE and was_kept_from_its_driver(host, record)):
         host.ledger.forget(address)
-        return f"it has {_name(now.binding)}{', as before' if as_before else ''}"
-    host.ledger.conclude(replace(record, flavour=flavour, binding=now.binding))
-    return f"it has {_name(now.binding)}"
+    else:
+        host.ledger.conclude(replace(record, flavour=flavour, binding=now.binding))
+    as_before = now.binding.driver == record.before.driver
+    if record.personality is not None:
+        as_before = as_before and flavour != record.flavour  # its driver stays in any case
+    return f"it has {_name(now.binding)}{', as before' if as_before else ''}"
 
 
 async def forget_what_is_undone(host: Host, device: Device, is_in_work: Callable[[], bool]) -> None:
@@ -129,10 +132,10 @@ async def _move(host: Host, record: Record, device: Device, now: Observed, *, ba
         goal = record.before
     elif reached and now.binding.driver is not None and was_released:
         goal = now.binding  # the kernel's own choice
-    elif reached and now.binding.driver == record.binding.driver:
-        goal = record.binding
+    elif record.binding == record.origin or (reached and now.binding.driver == record.binding.driver):
+        goal = record.binding  # also where it was on its way back to what it had at first
     else:
-        goal = record.before if was_kept_from_its_driver(host, record) else record.origin
+        goal = record.before
     if now.binding.override not in (*record.written, record.before.override):
         # Not written by the switch that was cut off, so it is somebody else's.
         goal = replace(goal, override=now.binding.override)
