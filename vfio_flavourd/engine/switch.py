@@ -210,7 +210,6 @@ class Switch:
         bind = self.settings.bind_timeout
         seen = await observe(self.host, device, bind)
         goal, steps = plan_undo(seen, before, cause, self._aim, self._written, self.steps.done)
-        # Going back has the full time, also where the one who asked has run out of his.
         after = await self._move_on_record(device, steps, bind)
         if after.binding != goal:
             return tell_not_put_back(device.address, cause, f"it has {_name(after.binding)}")
@@ -377,8 +376,8 @@ class Switch:
             self.steps.enter(Phase.FAILED)
 
     def _limit(self, seconds: float) -> float:
-        """A step's time limit, shortened to what is left of the request's own."""
-        if self.request.timeout is None:
+        """A step's time limit, shortened to what is left of the request's own; going back has its full time."""
+        if self.request.timeout is None or self.steps.phase is Phase.UNDOING:
             return seconds
         left = self._began + self.request.timeout - time.monotonic()
         if left <= 0 and not self.touched:
