@@ -376,7 +376,7 @@ class Switch:
             self.steps.enter(Phase.FAILED)
 
     def _limit(self, seconds: float) -> float:
-        """A step's time limit, shortened to what is left of the request's own; going back has its full time."""
+        """A step's time limit; but for the way back, shortened to what is left of the request's own."""
         if self.request.timeout is None or self.steps.phase is Phase.UNDOING:
             return seconds
         left = self._began + self.request.timeout - time.monotonic()
