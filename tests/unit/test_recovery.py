@@ -478,6 +478,54 @@ def test_a_device_that_an_earlier_worker_still_writes_to_is_stuck_and_others_are
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("driver", ["vfio-pci", "chameleon"])
+def test_a_device_that_an_earlier_daemons_recovery_still_writes_to_is_left_alone(
+    tmp_path: Path, driver: str
+) -> None:
+    """The way home was cut off, then what the next daemon did about it got stuck, and that was killed too."""
+    kernel = FakeKernel(tmp_path)
+    device = kernel.add_device()
+    (with_native if driver == "vfio-pci" else with_idle_personality)(kernel, device)
+    if driver == "vfio-pci":
+        asyncio.run(ask(make_engine(kernel), Flavour.VFIO))
+        flavour, attribute, held_up = Flavour.NATIVE, "driver_override", "/vfio-pci/unbind"
+    else:
+        flavour, attribute, held_up = Flavour.VFIO, "enable_vfio", "/enable_vfio"
+    with killed_after(kernel, attribute):
+        asyncio.run(ask(make_engine(kernel), flavour))
+    real = kernel.write
+
+    async def run() -> None:
+        held = asyncio.Event()
+
+        async def write(path: str, text: str) -> None:
+            if path.endswith(held_up):
+                await held.wait()
+            await real(path, text)
+
+        kernel.write = write  # type: ignore[method-assign]
+        second = make_engine(kernel, bind=0.05)
+        second.recover()
+        await asyncio.sleep(0.2)
+        assert "has not returned" in second.device(ADDRESS).stuck
+        for task in pending(second):
+            task.cancel()
+        kernel.writes.clear()
+
+        third = make_engine(kernel, bind=0.05)
+        third.recover()
+        await asyncio.sleep(0.2)
+        assert "of an earlier daemon is still in the kernel with it" in third.device(ADDRESS).stuck
+        assert kernel.writes == []
+        held.set()
+        await settled(third)
+        assert third.device(ADDRESS).stuck == ""
+        assert has(device) == (NATIVE if driver == "vfio-pci" else CHAMELEON)
+        assert on_disk(kernel) == []
+
+    asyncio.run(run())
+
+
 def test_a_number_that_another_process_has_by_now_is_not_taken_for_the_worker(tmp_path: Path) -> None:
     kernel = FakeKernel(tmp_path)
     device = kernel.add_device()
@@ -544,6 +592,26 @@ def test_a_full_state_directory_does_not_keep_the_daemon_from_starting(
     assert has(device) in (NATIVE, VFIO)
     asyncio.run(reset(asyncio.run(restart(kernel))))
     assert has(device) == NATIVE
+
+
+def test_a_full_state_directory_does_not_keep_a_personality_from_being_asked_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was asked for is on record already."""
+    kernel = FakeKernel(tmp_path)
+    device = kernel.add_device()
+    with_idle_personality(kernel, device)
+    with killed_after(kernel, "enable_vfio"):
+        asyncio.run(ask(make_engine(kernel), Flavour.VFIO))
+
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_space)
+        asyncio.run(restart(kernel))
+    assert (kernel.path(device) / "enable_vfio").read_text(encoding="ascii") == "0\n"
+    assert on_disk(kernel) == []
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
