@@ -155,6 +155,41 @@ def test_a_device_that_was_stuck_between_two_vfio_drivers_is_never_given_to_the_
     run_at_once(run())
 
 
+def test_a_device_that_could_not_be_put_back_is_made_again_what_was_asked_for_when_it_can_be(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither driver takes it when the kernel lets go, and nobody else has done that."""
+    device = kernel.add_device()
+    kernel.add_native(device)
+    alias = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=alias)
+
+    async def run() -> None:
+        engine = make_engine(kernel)
+        engine.recover()
+        await engine.reconciler.start()
+        await ask(engine, device)
+        good = kernel.drivers["good"]
+        blocks = good.remove_blocks = asyncio.Event()
+        kernel.modules["vfio_pci"].drivers[0].probe_errno = good.probe_errno = errno.EBUSY
+        with pytest.raises(FlavourError, match="has not returned"):
+            await ask(engine, device, drivers=("vfio_pci",), force=True)
+        good.remove_blocks = None
+        blocks.set()
+        await asyncio.sleep(5)
+        assert device.driver is None
+        assert engine.device(at(device)).remarks == ()
+        assert "someone else" not in caplog.text
+        good.probe_errno = 0
+        await asyncio.sleep(600)
+        assert has(device) == ("good", "good")
+        await engine.reset(Request(at(device), Flavour.NATIVE), lambda _: None)
+        assert has(device) == NATIVE
+        assert on_disk(kernel) == []
+
+    run_at_once(run())
+
+
 def test_a_device_that_was_stuck_on_its_way_home_is_not_said_to_be_as_before(
     kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 class Quarantine:
     """The turn of a device's IOMMU group is held for as long as one of the group's devices is in here.
     `ended` is called when a switch has come to its end, with the record of before that, and `freed` when a
-    device gets out."""
+    device gets out, with whether it is as it should be."""
 
     def __init__(
         self,
         host: Host,
         turns: GroupTurns,
         ended: Callable[[Record], Awaitable[None]],
-        freed: Callable[[PciAddress], None],
+        freed: Callable[[PciAddress, bool], None],
     ) -> None:
         self._host = host
         self._turns = turns
@@ -135,6 +135,7 @@ class Quarantine:
     ) -> None:
         """Bring a device to its end when the kernel has let go, however often it takes hold again. `finish`
         gives what there is to tell then; it may raise FlavourError, StuckError among them."""
+        is_done = False
         try:
             while True:
                 with suppress(FlavourError):  # a worker that died has let go as well
@@ -149,11 +150,12 @@ class Quarantine:
                     _log.error("%s", error, extra=log_fields(MessageId.NOT_RELEASED, address))
                     return
                 _log.warning("%s: %s", address, said, extra=log_fields(MessageId.RELEASED, address))
+                is_done = True
                 return
         finally:
             del self._stuck[address]
             self._since.pop(address, None)
-            self._freed(address)
+            self._freed(address, is_done)
 
     async def _converge(self, address: PciAddress) -> str:
         record = self._host.ledger.find(address)
