@@ -385,14 +385,14 @@ def test_a_driver_that_someone_binds_in_the_middle_is_not_taken_away_for_the_nex
     assert not any("intruder/unbind" in write for write in kernel.writes)
 
 
-def refuse_write(kernel: FakeKernel, attribute: str, text: str) -> None:
+def refuse_write(kernel: FakeKernel, attribute: str, value: str) -> None:
     """The kernel has no memory for that one."""
     real = kernel.write
 
-    async def write(path: str, written: str) -> None:
-        if path.endswith(f"/{attribute}") and written.strip() == text:
+    async def write(path: str, text: str) -> None:
+        if path.endswith(f"/{attribute}") and text.strip() == value:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        await real(path, written)
+        await real(path, text)
 
     kernel.write = write  # type: ignore[method-assign]
 
