@@ -304,7 +304,7 @@ class Engine:
             return find_record(self._host.ledger, device) is None
         return has_it_already(self._host, device, work.request, decision.settings)
 
-    def _take_back(self, address: PciAddress, is_done: bool) -> None:
+    def _take_back(self, address: PciAddress, *, is_done: bool) -> None:
         """The kernel has let go of it."""
         self.metrics.touch()
         self.reconciler.consider(address, anew=not is_done)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from ..kernel.processes import is_alive
 from ..model.address import PciAddress
@@ -24,17 +24,23 @@ from .recovery import converge, rebuild
 _log = logging.getLogger(__name__)
 
 
+class Freed(Protocol):
+    """What is called when a device gets out; `is_done`: it has been brought to its end."""
+
+    def __call__(self, address: PciAddress, *, is_done: bool) -> None: ...
+
+
 class Quarantine:
     """The turn of a device's IOMMU group is held for as long as one of the group's devices is in here.
     `ended` is called when a switch has come to its end, with the record of before that, and `freed` when a
-    device gets out, with whether it is as it should be."""
+    device gets out."""
 
     def __init__(
         self,
         host: Host,
         turns: GroupTurns,
         ended: Callable[[Record], Awaitable[None]],
-        freed: Callable[[PciAddress, bool], None],
+        freed: Freed,
     ) -> None:
         self._host = host
         self._turns = turns
@@ -155,7 +161,7 @@ class Quarantine:
         finally:
             del self._stuck[address]
             self._since.pop(address, None)
-            self._freed(address, is_done)
+            self._freed(address, is_done=is_done)
 
     async def _converge(self, address: PciAddress) -> str:
         record = self._host.ledger.find(address)
