@@ -211,8 +211,7 @@ class Reconciler:
             self.consider(device.address)
 
     def consider(self, address: PciAddress, *, anew: bool = False) -> None:
-        """Something has happened to a device: see in a moment whether it is what it should be, `anew` where
-        nobody chose what it has."""
+        """See in a moment whether a device is what it should be; `anew`: nobody has chosen what it has."""
         if anew:
             self._applied.devices.pop(str(address), None)
         self._agenda.consider(address)
