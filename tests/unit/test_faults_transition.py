@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -382,6 +383,76 @@ def test_a_driver_that_someone_binds_in_the_middle_is_not_taken_away_for_the_nex
     assert error.code == Code.CHANGED_BY_SOMEONE_ELSE
     assert "find out what else manages this device" in error.hint
     assert not any("intruder/unbind" in write for write in kernel.writes)
+
+
+def refuse_write(kernel: FakeKernel, attribute: str, value: str) -> None:
+    """The kernel has no memory for that one."""
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if path.endswith(f"/{attribute}") and text.strip() == value:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+
+
+def test_where_the_next_candidate_is_not_come_to_the_device_has_what_it_had_and_not_the_one_before(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    kernel.add_module(FakeDriver("hollow", "hollow_vfio"), alias=ALIAS)
+    refuse_write(kernel, "driver_override", "vfio-pci")
+    error = refuse(make_engine(kernel))
+    assert "'set driver_override to vfio-pci' failed: Cannot allocate memory (ENOMEM)" in str(error)
+    assert str(error).endswith("; it has e1000e again")
+    assert has(device) == NATIVE
+    assert records(kernel) == []
+
+
+def test_where_a_candidate_lets_go_by_itself_the_device_has_what_it_had(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    kernel.add_module(FakeDriver("hollow", "hollow_vfio"), alias=ALIAS)
+    before_write(kernel, "/hollow/unbind", lambda: kernel.release(device))
+    error = refuse(make_engine(kernel))
+    assert "'unbind from hollow' failed: No such device (ENODEV)" in str(error)
+    assert str(error).endswith("; it has e1000e again")
+    assert has(device) == NATIVE
+    assert records(kernel) == []
+
+
+def test_where_the_last_write_on_the_way_home_fails_the_device_is_as_it_was(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    engine = make_engine(kernel)
+    switch(engine)
+    refuse_write(kernel, "driver_override", "")
+    error = refuse(engine, Flavour.NATIVE)
+    assert "'clear driver_override' failed: Cannot allocate memory (ENOMEM)" in str(error)
+    assert str(error).endswith("; it has vfio-pci again")
+    assert has(device) == VFIO
+    assert engine.device(ADDRESS).held
+
+
+@pytest.mark.parametrize("writes", ["override", "unbind"])
+def test_a_driver_that_someone_takes_away_right_before_is_not_given_back_against_him(
+    kernel: FakeKernel, device: FakeDevice, writes: str
+) -> None:
+    engine = make_engine(kernel)
+    real = kernel.write
+
+    async def write(path: str, text: str) -> None:
+        if path.endswith({"override": "/driver_override", "unbind": "/e1000e/unbind"}[writes]):
+            kernel.write = real  # type: ignore[method-assign]
+            kernel.release(device)
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        await real(path, text)
+
+    kernel.write = write  # type: ignore[method-assign]
+    error = refuse(engine)
+    assert has(device) == (None, None)
+    assert not any("bind" in written for written in kernel.writes)
+    assert str(error).endswith("; it has no driver, by someone else's doing")
 
 
 # clocks

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_kernel import FakeDevice, FakeKernel, has, make_engine, make_host, pending
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine, make_host, pending
 from virtual_time import run_at_once
 
 from vfio_flavourd.engine import delay
@@ -119,6 +119,97 @@ def test_a_stuck_device_names_its_holder_until_the_kernel_lets_go_and_is_finishe
         assert on_disk(kernel) == []
 
     run_at_once(run())
+
+
+def test_a_device_that_was_stuck_between_two_vfio_drivers_is_never_given_to_the_host(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that it was for does not take it once the kernel lets go."""
+    device = kernel.add_device()
+    kernel.add_native(device)
+    alias = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=alias)
+
+    async def run() -> None:
+        engine = make_engine(kernel)
+        engine.recover()
+        await engine.reconciler.start()
+        await ask(engine, device)
+        kernel.writes.clear()
+        kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
+        good = kernel.drivers["good"]
+        blocks = good.remove_blocks = asyncio.Event()
+        with pytest.raises(FlavourError, match="has not returned"):
+            await ask(engine, device, drivers=("vfio_pci",), force=True)
+        good.remove_blocks = None
+        blocks.set()
+        await asyncio.sleep(5)
+        status = engine.device(at(device))
+        assert has(device) == ("good", "good")
+        assert (status.stuck, status.flavour, status.remarks) == ("", Flavour.VFIO, ())
+        assert not any("e1000e" in write for write in kernel.writes)
+        assert "is over: it has good, as before" in caplog.text
+        await engine.reset(Request(at(device), Flavour.NATIVE), lambda _: None)
+        assert has(device) == NATIVE
+
+    run_at_once(run())
+
+
+def test_a_device_that_could_not_be_put_back_is_made_again_what_was_asked_for_when_it_can_be(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither driver takes it when the kernel lets go, and nobody else has done that."""
+    device = kernel.add_device()
+    kernel.add_native(device)
+    alias = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=alias)
+
+    async def run() -> None:
+        engine = make_engine(kernel)
+        engine.recover()
+        await engine.reconciler.start()
+        await ask(engine, device)
+        good = kernel.drivers["good"]
+        blocks = good.remove_blocks = asyncio.Event()
+        kernel.modules["vfio_pci"].drivers[0].probe_errno = good.probe_errno = errno.EBUSY
+        with pytest.raises(FlavourError, match="has not returned"):
+            await ask(engine, device, drivers=("vfio_pci",), force=True)
+        good.remove_blocks = None
+        blocks.set()
+        await asyncio.sleep(5)
+        assert device.driver is None
+        assert engine.device(at(device)).remarks == ()
+        assert "someone else" not in caplog.text
+        good.probe_errno = 0
+        await asyncio.sleep(600)
+        assert has(device) == ("good", "good")
+        await engine.reset(Request(at(device), Flavour.NATIVE), lambda _: None)
+        assert has(device) == NATIVE
+        assert on_disk(kernel) == []
+
+    run_at_once(run())
+
+
+def test_a_device_that_was_stuck_on_its_way_home_is_not_said_to_be_as_before(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = kernel.add_device()
+    kernel.add_native(device)
+
+    async def run() -> None:
+        engine = make_engine(kernel)
+        await ask(engine, device)
+        blocks = kernel.drivers["vfio-pci"].remove_blocks = asyncio.Event()
+        with pytest.raises(FlavourError, match="has not returned"):
+            await ask(engine, device, Flavour.NATIVE, force=True)
+        blocks.set()
+        await settled(engine)
+
+    run_at_once(run())
+    assert has(device) == NATIVE
+    assert [message for message in caplog.messages if "is over" in message] == [
+        f"{device.address}: the switch that was cut off or stuck is over: it has e1000e"
+    ]
 
 
 def test_a_device_that_gets_stuck_again_on_its_way_stays_in_quarantine_until_it_is_through(

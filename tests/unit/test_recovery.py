@@ -71,6 +71,7 @@ class Scenario:
     allowed: frozenset[Has]
     origin: Has
     first: bool = False  # a switch to VFIO comes before the one that is cut off
+    drivers: tuple[str, ...] = ()
 
 
 NATIVE: Has = ("e1000e", None)
@@ -89,6 +90,16 @@ def with_refusing_variant(kernel: FakeKernel, device: FakeDevice) -> None:
 def with_hollow_variant(kernel: FakeKernel, device: FakeDevice) -> None:
     kernel.add_native(device)
     kernel.add_module(FakeDriver("hollow", "hollow_vfio"), alias=ALIAS)
+
+
+def with_good_variant(kernel: FakeKernel, device: FakeDevice) -> None:
+    kernel.add_native(device)
+    kernel.add_module(FakeDriver("good", "good_vfio", vfio=True), alias=ALIAS)
+
+
+def with_only_the_variant(kernel: FakeKernel, device: FakeDevice) -> None:
+    with_good_variant(kernel, device)
+    kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EBUSY
 
 
 def with_all_refusing(kernel: FakeKernel, device: FakeDevice) -> None:
@@ -129,6 +140,7 @@ def by_others_on_vfio(kernel: FakeKernel, device: FakeDevice) -> None:
 
 
 CHAMELEON: Has = ("chameleon", None)
+VARIANT: Has = ("good", "good")
 SCENARIOS = {
     "native to vfio": Scenario(Flavour.VFIO, with_native, frozenset({NATIVE, VFIO}), NATIVE),
     "after a refusal": Scenario(Flavour.VFIO, with_refusing_variant, frozenset({NATIVE, VFIO}), NATIVE),
@@ -158,6 +170,12 @@ SCENARIOS = {
     "personality to native": Scenario(
         Flavour.NATIVE, with_personality, frozenset({CHAMELEON}), CHAMELEON, first=True
     ),
+    "one vfio driver to another": Scenario(
+        Flavour.VFIO, with_good_variant, frozenset({VARIANT, VFIO}), NATIVE, first=True, drivers=("vfio_pci",)
+    ),
+    "back to one vfio driver": Scenario(
+        Flavour.VFIO, with_only_the_variant, frozenset({VARIANT}), NATIVE, first=True, drivers=("vfio_pci",)
+    ),
     "released by its flavour": Scenario(Flavour.NATIVE, by_others_on_vfio, frozenset({NATIVE, VFIO}), VFIO),
 }
 
@@ -171,7 +189,7 @@ def killed_at(kernel: FakeKernel, device: FakeDevice, scenario: Scenario, at: in
     engine = make_engine(kernel)
     kernel.crash_after, kernel.batch_goes_on = at, goes_on
     try:
-        asyncio.run(ask(engine, scenario.flavour))
+        asyncio.run(ask(engine, scenario.flavour, *scenario.drivers))
     except Crash:
         return True
     except FlavourError:
@@ -460,6 +478,54 @@ def test_a_device_that_an_earlier_worker_still_writes_to_is_stuck_and_others_are
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("driver", ["vfio-pci", "chameleon"])
+def test_a_device_that_an_earlier_daemons_recovery_still_writes_to_is_left_alone(
+    tmp_path: Path, driver: str
+) -> None:
+    """The way home was cut off, then what the next daemon did about it got stuck, and that was killed too."""
+    kernel = FakeKernel(tmp_path)
+    device = kernel.add_device()
+    (with_native if driver == "vfio-pci" else with_idle_personality)(kernel, device)
+    if driver == "vfio-pci":
+        asyncio.run(ask(make_engine(kernel), Flavour.VFIO))
+        flavour, attribute, held_up = Flavour.NATIVE, "driver_override", "/vfio-pci/unbind"
+    else:
+        flavour, attribute, held_up = Flavour.VFIO, "enable_vfio", "/enable_vfio"
+    with killed_after(kernel, attribute):
+        asyncio.run(ask(make_engine(kernel), flavour))
+    real = kernel.write
+
+    async def run() -> None:
+        held = asyncio.Event()
+
+        async def write(path: str, text: str) -> None:
+            if path.endswith(held_up):
+                await held.wait()
+            await real(path, text)
+
+        kernel.write = write  # type: ignore[method-assign]
+        second = make_engine(kernel, bind=0.05)
+        second.recover()
+        await asyncio.sleep(0.2)
+        assert "has not returned" in second.device(ADDRESS).stuck
+        for task in pending(second):
+            task.cancel()
+        kernel.writes.clear()
+
+        third = make_engine(kernel, bind=0.05)
+        third.recover()
+        await asyncio.sleep(0.2)
+        assert "of an earlier daemon is still in the kernel with it" in third.device(ADDRESS).stuck
+        assert kernel.writes == []
+        held.set()
+        await settled(third)
+        assert third.device(ADDRESS).stuck == ""
+        assert has(device) == (NATIVE if driver == "vfio-pci" else CHAMELEON)
+        assert on_disk(kernel) == []
+
+    asyncio.run(run())
+
+
 def test_a_number_that_another_process_has_by_now_is_not_taken_for_the_worker(tmp_path: Path) -> None:
     kernel = FakeKernel(tmp_path)
     device = kernel.add_device()
@@ -526,6 +592,26 @@ def test_a_full_state_directory_does_not_keep_the_daemon_from_starting(
     assert has(device) in (NATIVE, VFIO)
     asyncio.run(reset(asyncio.run(restart(kernel))))
     assert has(device) == NATIVE
+
+
+def test_a_full_state_directory_does_not_keep_a_personality_from_being_asked_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was asked for is on record already."""
+    kernel = FakeKernel(tmp_path)
+    device = kernel.add_device()
+    with_idle_personality(kernel, device)
+    with killed_after(kernel, "enable_vfio"):
+        asyncio.run(ask(make_engine(kernel), Flavour.VFIO))
+
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_space)
+        asyncio.run(restart(kernel))
+    assert (kernel.path(device) / "enable_vfio").read_text(encoding="ascii") == "0\n"
+    assert on_disk(kernel) == []
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -304,10 +304,10 @@ class Engine:
             return find_record(self._host.ledger, device) is None
         return has_it_already(self._host, device, work.request, decision.settings)
 
-    def _take_back(self, address: PciAddress) -> None:
+    def _take_back(self, address: PciAddress, *, is_done: bool) -> None:
         """The kernel has let go of it."""
         self.metrics.touch()
-        self.reconciler.consider(address)
+        self.reconciler.consider(address, anew=not is_done)
 
     def _is_in_work(self, address: PciAddress) -> bool:
         return address in self._running or bool(self._quarantine.find(address))

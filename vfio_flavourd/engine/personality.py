@@ -23,7 +23,8 @@ async def ask(switch: Switch, device: Device, personality: Personality, *, wante
 
     def is_so() -> bool:
         ready = _is_ready(switch, device, personality)
-        return ready and bool(sysfs.list(f"{device.path}/vfio-dev")) if wanted else not ready
+        has_vfio_device = bool(sysfs.list(f"{device.path}/vfio-dev"))
+        return ready and has_vfio_device if wanted else not ready and not has_vfio_device
 
     try:
         after = await switch.carry_out(device, lambda _: steps, aim)

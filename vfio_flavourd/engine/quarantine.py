@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from ..kernel.processes import is_alive
 from ..model.address import PciAddress
@@ -24,6 +24,12 @@ from .recovery import converge, rebuild
 _log = logging.getLogger(__name__)
 
 
+class Freed(Protocol):
+    """What is called when a device gets out; `is_done`: it has been brought to its end."""
+
+    def __call__(self, address: PciAddress, *, is_done: bool) -> None: ...
+
+
 class Quarantine:
     """The turn of a device's IOMMU group is held for as long as one of the group's devices is in here.
     `ended` is called when a switch has come to its end, with the record of before that, and `freed` when a
@@ -34,7 +40,7 @@ class Quarantine:
         host: Host,
         turns: GroupTurns,
         ended: Callable[[Record], Awaitable[None]],
-        freed: Callable[[PciAddress], None],
+        freed: Freed,
     ) -> None:
         self._host = host
         self._turns = turns
@@ -135,6 +141,7 @@ class Quarantine:
     ) -> None:
         """Bring a device to its end when the kernel has let go, however often it takes hold again. `finish`
         gives what there is to tell then; it may raise FlavourError, StuckError among them."""
+        is_done = False
         try:
             while True:
                 with suppress(FlavourError):  # a worker that died has let go as well
@@ -149,11 +156,12 @@ class Quarantine:
                     _log.error("%s", error, extra=log_fields(MessageId.NOT_RELEASED, address))
                     return
                 _log.warning("%s: %s", address, said, extra=log_fields(MessageId.RELEASED, address))
+                is_done = True
                 return
         finally:
             del self._stuck[address]
             self._since.pop(address, None)
-            self._freed(address)
+            self._freed(address, is_done=is_done)
 
     async def _converge(self, address: PciAddress) -> str:
         record = self._host.ledger.find(address)

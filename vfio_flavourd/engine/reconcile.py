@@ -210,8 +210,10 @@ class Reconciler:
         for device in self._host.read_devices():
             self.consider(device.address)
 
-    def consider(self, address: PciAddress) -> None:
-        """Something has happened to a device: see in a moment whether it is what it should be."""
+    def consider(self, address: PciAddress, *, anew: bool = False) -> None:
+        """See in a moment whether a device is what it should be; `anew`: nobody has chosen what it has."""
+        if anew:
+            self._applied.devices.pop(str(address), None)
         self._agenda.consider(address)
 
     def forget(self, address: PciAddress) -> None:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from ..kernel.inventory import DEVICES
 from ..kernel.modules import NotLoaded
+from ..kernel.processes import read_worker
 from ..model.address import PciAddress
 from ..model.codes import Code
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour
-from ..model.plan import Action, plan_ask_back, plan_move, plan_release
+from ..model.plan import Action, Step, plan_ask_back, plan_move, plan_release
 from ..model.udev_rules import PLACEHOLDER
 from .host import Host
 from .ledger import Record, find_record
@@ -39,7 +40,7 @@ async def converge(host: Host, record: Record) -> str:
             wanted = record.flavour == Flavour.VFIO
             if back or (wanted and now.vfio_device is None):
                 steps = plan_ask_back(record.personality, now.vfio_device, wanted=wanted)
-                now = await move(host, device, steps, timeout)
+                now = await _move_on_record(host, record, device, steps, timeout)
     except GoneError:
         host.ledger.forget(address)
         return "the device is gone, or another one is at this address now"
@@ -49,12 +50,15 @@ async def converge(host: Host, record: Record) -> str:
             return "the device is gone"
         raise
     flavour = host.find_flavour_of(now.binding.driver, now.vfio_device)
-    as_before = flavour == record.origin_flavour and now.binding.driver == record.origin.driver
-    if as_before or (flavour == Flavour.NATIVE and was_kept_from_its_driver(host, record)):
+    as_at_first = flavour == record.origin_flavour and now.binding.driver == record.origin.driver
+    if as_at_first or (flavour == Flavour.NATIVE and was_kept_from_its_driver(host, record)):
         host.ledger.forget(address)
-        return f"it has {_name(now.binding)}{', as before' if as_before else ''}"
-    host.ledger.conclude(replace(record, flavour=flavour, binding=now.binding))
-    return f"it has {_name(now.binding)}"
+    else:
+        host.ledger.conclude(replace(record, flavour=flavour, binding=now.binding))
+    as_before = now.binding.driver == record.before.driver
+    if record.personality is not None:
+        as_before = as_before and flavour != record.flavour  # its driver stays in any case
+    return f"it has {_name(now.binding)}{', as before' if as_before else ''}"
 
 
 async def forget_what_is_undone(host: Host, device: Device, is_in_work: Callable[[], bool]) -> None:
@@ -129,26 +133,19 @@ async def _move(host: Host, record: Record, device: Device, now: Observed, *, ba
         goal = record.before
     elif reached and now.binding.driver is not None and was_released:
         goal = now.binding  # the kernel's own choice
-    elif reached and now.binding.driver == record.binding.driver:
-        goal = record.binding
+    elif record.binding == record.origin or (reached and now.binding.driver == record.binding.driver):
+        goal = record.binding  # also where it was on its way back to what it had at first
     else:
-        goal = record.before if was_kept_from_its_driver(host, record) else record.origin
+        goal = record.before
     if now.binding.override not in (*record.written, record.before.override):
         # Not written by the switch that was cut off, so it is somebody else's.
         goal = replace(goal, override=now.binding.override)
     await _load_driver(host, record, goal, settings.load_timeout)
     steps = plan_move(now.binding, goal)
-    written = {*record.written, *(step.value for step in steps if step.action is Action.OVERRIDE)}
-    if steps:
-        try:
-            host.ledger.write(replace(record, written=tuple(written), worker=None))
-        except OSError as error:
-            raise FlavourError(
-                f"{record.address}: the switch can't be finished, as recording it failed ({error.strerror})",
-                code=Code.NOT_SAVED,
-                hint="see whether /run is full or read-only",
-            ) from error
-    after = await move(host, device, steps, settings.bind_timeout)
+    overrides = (step.value for step in steps if step.action is Action.OVERRIDE)
+    new = tuple(override for override in overrides if override not in record.written)
+    record = replace(record, written=(*record.written, *new))
+    after = await _move_on_record(host, record, device, steps, settings.bind_timeout)
     if after.binding != goal:
         raise FlavourError(
             f"{record.address}: it should have {_name(goal)}, but has {_name(after.binding)}",
@@ -156,6 +153,26 @@ async def _move(host: Host, record: Record, device: Device, now: Observed, *, ba
             hint=f"flavourctl reset {record.address} tries again",
         )
     return after
+
+
+async def _move_on_record(
+    host: Host, record: Record, device: Device, steps: tuple[Step, ...], timeout: float
+) -> Observed:
+    """As `move`; where this daemon ends meanwhile, the next one knows whom to wait for."""
+
+    def begun(pid: int) -> None:
+        try:
+            host.ledger.write(replace(record, worker=read_worker(host.sysfs, pid)))
+        except OSError as error:
+            if record == host.ledger.find(record.address):
+                return  # the writes are on record all the same
+            raise FlavourError(
+                f"{record.address}: the switch can't be finished, as recording it failed ({error.strerror})",
+                code=Code.NOT_SAVED,
+                hint="see whether /run is full or read-only",
+            ) from error
+
+    return await move(host, device, steps, timeout, begun=begun if steps else None)
 
 
 async def _load_driver(host: Host, record: Record, goal: Binding, timeout: float) -> None:

@@ -30,9 +30,9 @@ class Steps:
         return tuple(self._ended)
 
     @property
-    def is_asked(self) -> bool:
-        """Whether a driver has taken what it was asked by."""
-        return any(step.action is StepAction.ASK and not step.error for step in self._ended)
+    def done(self) -> frozenset[StepAction]:
+        """What has been done without an error."""
+        return frozenset(step.action for step in self._ended if not step.error)
 
     def enter(self, phase: Phase) -> None:
         check_move(self.phase, phase)

@@ -36,7 +36,7 @@ from .moves import (
     observe,
 )
 from .steps import Steps
-from .undo import Aim, plan_undo, tell_not_put_back
+from .undo import Aim, plan_undo, tell_not_put_back, tell_put_back
 
 
 class Switch:
@@ -209,12 +209,11 @@ class Switch:
         """Raises FlavourError where it can't be."""
         bind = self.settings.bind_timeout
         seen = await observe(self.host, device, bind)
-        goal, steps = plan_undo(seen, before, cause, self._aim, self._written, is_asked=self.steps.is_asked)
-        # Going back has the full time, also where the one who asked has run out of his.
+        goal, steps = plan_undo(seen, before, cause, self._aim, self._written, self.steps.done)
         after = await self._move_on_record(device, steps, bind)
         if after.binding != goal:
             return tell_not_put_back(device.address, cause, f"it has {_name(after.binding)}")
-        again = f"{after.binding.driver} again" if after.binding.driver else "no driver, as before"
+        again = tell_put_back(after.binding, before)
         if self._aim.personality is not None:
             if not await self._has_changed(device, self._aim.flavour):
                 return tell_not_put_back(device.address, cause, f"{goal.driver} did not change back")
@@ -377,8 +376,8 @@ class Switch:
             self.steps.enter(Phase.FAILED)
 
     def _limit(self, seconds: float) -> float:
-        """A step's time limit, shortened to what is left of the request's own."""
-        if self.request.timeout is None:
+        """A step's time limit; but for the way back, shortened to what is left of the request's own."""
+        if self.request.timeout is None or self.steps.phase is Phase.UNDOING:
             return seconds
         left = self._began + self.request.timeout - time.monotonic()
         if left <= 0 and not self.touched:

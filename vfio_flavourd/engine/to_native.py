@@ -66,9 +66,13 @@ async def restore(switch: Switch, device: Device) -> Outcome:
     record = find_record(switch.host.ledger, device)
     if record is None:
         return switch.unchanged(device, "nothing is recorded for this device")
-    if record.personality is not None:
+    if record.personality is None:
+        return await _give_back(switch, device, record)
+    if record.origin_flavour == Flavour.NATIVE:
         return await to_native(switch, device)
-    return await _give_back(switch, device, record)
+    if switch.host.find_flavour(device) == record.origin_flavour and not is_to_be_asked_back(record):
+        return switch.unchanged(device, "the device is as it was before")
+    return await ask(switch, device, record.personality, wanted=True)
 
 
 async def _ask_back(switch: Switch, device: Device, record: Record | None) -> Outcome:

@@ -7,7 +7,7 @@ from ..model.address import PciAddress
 from ..model.codes import Code
 from ..model.device import Binding, Personality
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour
+from ..model.flavour import Flavour, StepAction
 from ..model.plan import Action, Step, plan_ask_back, plan_move
 from .moves import Observed, StepError
 
@@ -31,17 +31,17 @@ def plan_undo(
     cause: FlavourError,
     aim: Aim,
     written: AbstractSet[str | None],
-    *,
-    is_asked: bool,
+    done: AbstractSet[StepAction],
 ) -> tuple[Binding, tuple[Step, ...]]:
     """What a device that was on its way to `aim` is to have again, and the writes to there.
 
     `seen` is what it has, `before` what it had at the beginning, `written` the overrides that were written
-    since, `is_asked` whether its driver has taken what it was asked by.
+    since, `done` what was done to it since without an error.
     """
     now, goal = seen.binding, before
-    if isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND):
-        # It was not unbound by us: whoever changed its driver meanwhile keeps it.
+    was_refused = isinstance(cause, StepError) and cause.step.action in (Action.OVERRIDE, Action.UNBIND)
+    if was_refused and StepAction.UNBIND not in done:
+        # Whoever changed its driver meanwhile keeps it, also where he has left it none.
         goal = Binding(now.driver, goal.override)
     if aim.binding is not None and now.driver not in (None, goal.driver, *written):
         # A driver that is neither the one it had nor one of ours came to it meanwhile, and stays.
@@ -49,7 +49,15 @@ def plan_undo(
     if aim.personality is None:
         return goal, plan_move(now, goal)
     wanted = aim.flavour == Flavour.VFIO
-    return goal, plan_ask_back(aim.personality, seen.vfio_device, wanted=wanted, was_taken=is_asked)
+    was_taken = StepAction.ASK in done
+    return goal, plan_ask_back(aim.personality, seen.vfio_device, wanted=wanted, was_taken=was_taken)
+
+
+def tell_put_back(now: Binding, before: Binding) -> str:
+    """What it has after an undo, in words."""
+    if now.driver == before.driver:
+        return f"{now.driver} again" if now.driver else "no driver, as before"
+    return f"{now.driver or 'no driver'}, by someone else's doing"
 
 
 def tell_not_put_back(address: PciAddress, cause: FlavourError, why: str) -> FlavourError:
