@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..model.device import Device
+from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
 from .agenda import CALM
+from .host import Host
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +94,20 @@ class AppliedFile:
                 error.strerror,
                 extra=log_fields(MessageId.NOT_KEPT),
             )
+
+
+def is_so(host: Host, device: Device, wanted: str) -> bool:
+    """Whether a device has the flavour and, where the policy names drivers, one of them."""
+    flavour, *drivers = wanted.split(" ")
+    if host.find_flavour(device) != flavour:
+        return False
+    names = {name.replace("-", "_") for name in (device.driver, device.driver_module) if name}
+    return (
+        not drivers
+        or flavour == Flavour.NATIVE
+        or device.personality is not None  # such a driver is never changed
+        or bool(names & {name.replace("-", "_") for name in drivers})
+    )
 
 
 def _check(value: object, kind: type[_T]) -> _T:

@@ -34,7 +34,7 @@ from .host import Host
 from .ledger import Record, find_record
 from .metrics import Metrics
 from .moves import StuckError
-from .nodes import update_nodes
+from .nodes import Nodes
 from .quarantine import Quarantine, describe_holders
 from .reconcile import Reconciler
 from .switch import Switch, Way
@@ -55,7 +55,8 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self.attempts = Attempts(History(host.state / "history.jsonl"))
-        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
+        self._nodes = Nodes(host, self._is_coming)
+        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work, self._nodes)
         self._grants = Grants(host, self.reconciler)
         self._quarantine = Quarantine(host, self._turns, self._grants.end_late, self._take_back)
         self.metrics = Metrics(host, self._quarantine.count)
@@ -250,10 +251,10 @@ class Engine:
                 self._quarantine.take(held.address, error, self._running[held.address][1])
                 stuck.append((held, error))
 
-            if work.request.flavour == Flavour.VFIO:
-                update_nodes(self._host, [member.device for member in members])
             for member in members:
                 self._running[member.device.address] = (member.switch, work.verdict.forced)
+            if work.request.flavour == Flavour.VFIO:
+                self._nodes.update()
             work.is_begun = True
             outcomes = await run_together(members, quarantine)
             return work.describe(outcomes)
@@ -311,6 +312,11 @@ class Engine:
 
     def _is_in_work(self, address: PciAddress) -> bool:
         return address in self._running or bool(self._quarantine.find(address))
+
+    def _is_coming(self, address: PciAddress) -> bool:
+        """Whether a switch to VFIO is under way."""
+        running, _ = self._running.get(address, (None, ()))
+        return running is not None and running.request.flavour == Flavour.VFIO
 
     async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
         limit, request = self._host.turn_timeout, work.request

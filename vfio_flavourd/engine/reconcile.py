@@ -22,10 +22,10 @@ from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from .agenda import Agenda
-from .applied import NOTHING, SPOILT, Applied, AppliedFile
+from .applied import NOTHING, SPOILT, Applied, AppliedFile, is_so
 from .attempts import Report
 from .host import Host
-from .nodes import update_nodes
+from .nodes import Nodes
 from .recovery import forget_what_is_undone, is_still_kept
 from .tries import MOST_TRIES, Tries
 from .wishes import Wish, Wishes
@@ -49,10 +49,13 @@ class Reconciler:
     `lasting_wishes_changed` has the next boot follow when what is to hold there is something else now.
     """
 
-    def __init__(self, host: Host, switch: _Switch, is_in_work: Callable[[PciAddress], bool]) -> None:
+    def __init__(
+        self, host: Host, switch: _Switch, is_in_work: Callable[[PciAddress], bool], nodes: Nodes
+    ) -> None:
         self._host = host
         self._switch = switch
         self._is_in_work = is_in_work
+        self._nodes = nodes
         self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
         self._applied = AppliedFile(host.state / "applied.json")
         self._tries = Tries()
@@ -146,7 +149,7 @@ class Reconciler:
         """Apply the policy to the devices that it was not applied to in this boot. Waits for that, so that
         what is started after the service finds them as they should be; but not for ever."""
         self._agenda.open()
-        update_nodes(self._host)
+        self._nodes.update()
         devices = self._host.read_devices()
         try:
             self._applied.load()
@@ -169,7 +172,7 @@ class Reconciler:
             decision = self._host.decide(device)
             wanted = self._describe(device, decision)
             if wanted not in (NOTHING, applied.wanted):
-                if self._is_so(device, wanted):
+                if is_so(self._host, device, wanted):
                     self._note(device, wanted, decision, done=True)  # a wish of just before the end
                 else:
                     self._held_back.add(device.address)
@@ -192,7 +195,7 @@ class Reconciler:
         """The policy has been read again: apply what differs."""
         self._tries.clear()
         self._held_back.clear()
-        update_nodes(self._host)
+        self._nodes.update()
         rules = {rule.name for rule in self._host.policy.policy.rules}
         for device in self._host.read_devices():
             applied = self._applied.devices.get(str(device.address))
@@ -256,10 +259,10 @@ class Reconciler:
         if wanted in (NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device, decision):
             await self._apply(device, str(Flavour.NATIVE), decision)
             return
-        if wanted == NOTHING or self._is_so(device, wanted):
+        if wanted == NOTHING or is_so(self._host, device, wanted):
             self._note(device, wanted, decision, done=True)
             if device.vfio_device is not None:
-                update_nodes(self._host)  # udev itself may have had it bound
+                self._nodes.update()  # udev itself may have had it bound
             return
         if claim := find_driverctl_override(self._host.root, address):
             _log.warning(
@@ -324,7 +327,7 @@ class Reconciler:
     def _compare(self, device: Device, applied: Applied) -> None:
         """It was made what it should be once: is it still?"""
         address = device.address
-        if applied.wanted == NOTHING or self._is_so(device, applied.wanted):
+        if applied.wanted == NOTHING or is_so(self._host, device, applied.wanted):
             self._remarks.pop(address, None)
             return
         if find_driverctl_override(self._host.root, address):
@@ -360,19 +363,6 @@ class Reconciler:
         if device.driver is not None or device.is_bridge:
             return False
         return await is_still_kept(self._host, device, decision.settings.bind_timeout)
-
-    def _is_so(self, device: Device, wanted: str) -> bool:
-        """Whether a device has the flavour and, where the policy names drivers, one of them."""
-        flavour, *drivers = wanted.split(" ")
-        if self._host.find_flavour(device) != flavour:
-            return False
-        names = {name.replace("-", "_") for name in (device.driver, device.driver_module) if name}
-        return (
-            not drivers
-            or flavour == Flavour.NATIVE
-            or device.personality is not None  # such a driver is never changed
-            or bool(names & {name.replace("-", "_") for name in drivers})
-        )
 
     def _note(self, device: Device, wanted: str, decision: Decision, *, done: bool) -> None:
         serials = self._host.policy.find_serials(device)
