@@ -1482,6 +1482,101 @@ def test_a_rule_by_driver_takes_effect_when_the_native_driver_has_bound(
     run_at_once(run())
 
 
+def named(name: str, flavour: str | None, *drivers: str, **match: Any) -> Rule:
+    return replace(rule(flavour, *drivers, **match), name=name)
+
+
+def test_a_rule_by_driver_that_was_applied_is_not_undone_by_a_later_one_for_the_same_device(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+    by_driver = named("by driver", "vfio", driver=("e1000e",))
+    rules = policy(by_driver, named("all else", "native", vendor=(0x8086,)))
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        await event(engine, device)
+        await reload(engine, rules)
+        await stop(engine)
+        engine = await start(kernel, rules)
+        await event(engine, device)
+        assert has(device) == VFIO
+        assert len(attempts(engine)) == 1  # before the restart
+        assert "flavourctl reload" not in caplog.text
+        assert engine.reconciler.find_wanted(engine.device(at(device)).device) == "vfio"
+        # One that stands above it, or that it stands no more above, is another matter.
+        await reload(engine, policy(named("this one", "native", address=(at(device),)), by_driver))
+        assert has(device) == NATIVE
+        await reload(engine, rules)
+        assert has(device) == VFIO
+        await reload(engine, policy(*rules.rules[1:]))
+        assert has(device) == NATIVE
+        assert len(attempts(engine)) == 4
+
+    run_at_once(run())
+
+
+def test_two_rules_by_driver_that_take_a_device_from_each_other_come_to_an_end(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    rules = policy(
+        named("home", "native", driver=("vfio-pci",)), named("away", "vfio", driver=("e1000e", "none"))
+    )
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        await asyncio.sleep(LONG)
+        assert (has(device), len(attempts(engine))) == (NATIVE, 2)
+        assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_a_rule_by_driver_whose_switch_got_stuck_is_not_undone_by_a_later_one(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.drivers["e1000e"].remove_blocks = held = asyncio.Event()
+    rules = policy(
+        named("by driver", "vfio", driver=("e1000e",)), named("all else", "native", vendor=(0x8086,))
+    )
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        assert engine.device(at(device)).stuck
+        held.set()
+        await asyncio.sleep(LONG)
+        assert (has(device), len(attempts(engine))) == (VFIO, 1)
+
+    run_at_once(run())
+
+
+def test_a_rule_by_driver_that_says_something_else_after_a_reload_is_a_rule_like_any(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+    all_else = named("all else", "native", vendor=(0x8086,))
+
+    async def run() -> None:
+        engine = await start(kernel, policy(named("by driver", "vfio", driver=("e1000e",)), all_else))
+        assert has(device) == VFIO
+        await reload(engine, policy(named("by driver", "native", driver=("e1000e",)), all_else))
+        await asyncio.sleep(LONG)
+        assert (has(device), len(attempts(engine))) == (NATIVE, 2)
+
+    run_at_once(run())
+
+
+def test_a_reset_leaves_a_device_to_the_rule_by_driver_that_was_applied(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy(named("by driver", "vfio", driver=("e1000e",))))
+        outcome = await reset(engine, device)
+        await asyncio.sleep(1)
+        assert (outcome.flavour, outcome.changed, has(device)) == ("vfio", False, VFIO)
+        assert len(attempts(engine)) == 2
+
+    run_at_once(run())
+
+
 def test_a_rule_by_serial_takes_effect_when_the_native_driver_tells_it_and_holds_afterwards(
     kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from ..model.device import Device
 from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
+from ..model.policy import Decision
 from .agenda import CALM
 from .host import Host
 
@@ -94,6 +95,11 @@ class AppliedFile:
                 error.strerror,
                 extra=log_fields(MessageId.NOT_KEPT),
             )
+
+
+def describe(decision: Decision) -> str:
+    """What the policy wants of a device, as it is kept and compared."""
+    return NOTHING if decision.flavour is None else " ".join((decision.flavour, *decision.drivers))
 
 
 def is_so(host: Host, device: Device, wanted: str) -> bool:

@@ -157,7 +157,7 @@ class Engine:
             device = self._host.read_device(request.address)
         except FlavourError as error:
             return await self._reset_none(Work(self._host, request, report, restore), error)
-        decision = self._host.decide(device)
+        decision = self.reconciler.decide(device)
         way: Way = restore
         if decision.flavour is not None:
             # Named where it is only the driver that is another one.

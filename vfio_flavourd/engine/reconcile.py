@@ -22,7 +22,7 @@ from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from .agenda import Agenda
-from .applied import NOTHING, SPOILT, Applied, AppliedFile, is_so
+from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, is_so
 from .attempts import Report
 from .host import Host
 from .nodes import Nodes
@@ -126,8 +126,22 @@ class Reconciler:
     def find_wanted(self, device: Device) -> Flavour | None:
         """What it is to be by a wish, or else by the policy."""
         wish = self._find_wish_in_force(device)
-        flavour = self._host.decide(device).flavour if wish is None else wish.flavour
+        flavour = self.decide(device).flavour if wish is None else wish.flavour
         return None if flavour is None else Flavour(flavour)
+
+    def decide(self, device: Device) -> Decision:
+        """What the policy says of a device. A rule that goes by the driver holds also when it was applied and
+        has changed that; where it says something else by now, it is a rule like any."""
+        applied = self._applied.devices.get(str(device.address))
+        if (
+            applied is not None
+            and applied.inode == device.identity.inode
+            and (applied.done or is_so(self._host, device, applied.wanted))
+        ):
+            decision = self._host.decide(device, applied.rule)
+            if describe(decision) == applied.wanted:
+                return decision
+        return self._host.decide(device)
 
     def find_kept(self) -> tuple[Kept, ...]:
         """The wishes that last, as the rules for early boot name them."""
@@ -169,7 +183,7 @@ class Reconciler:
                 self._agenda.begin(device.address)
                 continue
             self._host.policy.serials[device.address] = (applied.inode, applied.serials)
-            decision = self._host.decide(device)
+            decision = self.decide(device)
             wanted = self._describe(device, decision)
             if wanted not in (NOTHING, applied.wanted):
                 if is_so(self._host, device, wanted):
@@ -204,7 +218,7 @@ class Reconciler:
                 # Nothing wanted is no difference while the rule is still there: one that goes by the driver
                 # matches no more when it was applied.
                 same = (NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
-            if self._describe(device, self._host.decide(device)) not in same:
+            if self._describe(device, self.decide(device)) not in same:
                 self._applied.devices.pop(str(device.address), None)
                 self._agenda.call_off(device.address)
                 self.consider(device.address)
@@ -240,7 +254,7 @@ class Reconciler:
             device = self._host.read_device(address)
         except FlavourError:
             return
-        decision = self._host.decide(device)
+        decision = self.decide(device)
         wanted = self._describe(device, decision)
         applied = self._applied.devices.get(str(address))
         if applied is not None and applied.inode == device.identity.inode and applied.done:
@@ -346,11 +360,7 @@ class Reconciler:
     def _describe(self, device: Device, decision: Decision) -> str:
         """What is wanted of a device, as it is kept and compared."""
         wish = self._find_wish_in_force(device)
-        if wish is not None:
-            return str(wish.flavour)
-        if decision.flavour is None:
-            return NOTHING
-        return " ".join((decision.flavour, *decision.drivers))
+        return describe(decision) if wish is None else str(wish.flavour)
 
     def _find_wish_in_force(self, device: Device) -> Wish | None:
         wish = self._wishes.find(device)
