@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import NoReturn
 
@@ -322,11 +323,11 @@ class Engine:
         limit, request = self._host.turn_timeout, work.request
         if request.timeout is not None:
             limit = min(limit, request.timeout)
+        told: AbstractContextManager[None] = nullcontext()
         if turn.locked():
-            with work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come"):
-                await acquire(turn, request.address, limit)
-        else:
-            await turn.acquire()
+            told = work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come")
+        with told:  # one that nobody has may be about to be taken by who waits for it already
+            await acquire(turn, request.address, limit)
 
     async def settle(self, grace: float) -> None:
         """Let the running switches come to their end, for `grace` seconds at most. What is left then is
