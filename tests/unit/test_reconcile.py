@@ -525,6 +525,73 @@ def test_a_device_that_was_given_up_is_tried_anew_when_it_is_replugged(kernel: F
     run_at_once(run())
 
 
+@pytest.mark.parametrize("told", ["its events come late", "its events are lost"])
+@pytest.mark.parametrize("failures", [1, 4])
+def test_another_device_at_the_address_is_not_judged_by_how_often_the_one_before_failed(
+    kernel: FakeKernel, told: str, failures: int
+) -> None:
+    device = add_with_native(kernel)
+    driver = kernel.modules["vfio_pci"].drivers[0]
+    driver.probe_errno = errno.EINVAL
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        if failures == 4:
+            await asyncio.sleep(LONG)
+        assert len(attempts(engine)) == failures
+        kernel.remove_device(device)
+        successor = add_with_native(kernel)
+        if told == "its events come late":
+            engine.forget(at(device))
+            engine.reconciler.consider(at(successor))
+        else:
+            engine.notice_all()
+        await asyncio.sleep(0.5)
+        assert len(attempts(engine)) == failures + 1
+        driver.probe_errno = 0
+        await asyncio.sleep(LONG)
+        assert has(successor) == VFIO
+
+    run_at_once(run())
+
+
+def test_another_device_that_is_looked_at_before_any_event_of_it_came_has_all_its_tries(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+    driver = kernel.modules["vfio_pci"].drivers[0]
+    driver.probe_errno = errno.EINVAL
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        await asyncio.sleep(LONG)
+        kernel.remove_device(device)
+        successor = add_with_native(kernel)
+        await event(engine, successor)
+        engine.forget(at(device))
+        await asyncio.sleep(LONG)
+        assert len(attempts(engine)) == 8
+
+    run_at_once(run())
+
+
+def test_what_was_removed_unheard_is_forgotten_when_events_turn_out_to_be_lost(kernel: FakeKernel) -> None:
+    device, other = add_with_native(kernel), add_with_native(kernel, "0000:02:00.0", group=8)
+
+    async def run() -> None:
+        engine = await start(kernel)
+        await ask(engine, device, Flavour.VFIO)
+        await ask(engine, other, Flavour.VFIO)
+        kernel.remove_device(device)
+        engine.notice_all()
+        assert [path.name for path in (kernel.root / "run/devices").iterdir()] == [f"{other.address}.json"]
+        assert engine.attempts.find_last(at(device)) is None
+        assert engine.attempts.find_last(at(other)) is not None
+        assert engine.reconciler.seen == (at(other),)
+
+    run_at_once(run())
+
+
 def test_a_reload_does_not_wait_for_a_pause_to_end(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
     kernel.users[device.address] = (USER,)
@@ -1727,6 +1794,7 @@ CORRUPT: dict[str, bytes] = {
     "a list": b"[1, 2]",
     "other types": b'{"0000:01:00.0": ["x", 1, 2, 3], "y": 5}',
     "short": b'{"0000:01:00.0": [1]}',
+    "no address": b'{"elsewhere": [12, "vfio", true, [], "a rule"]}',
     "not text": b"\xff\xfe\x00",
     "deep": b"[" * 100_000,
 }

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..model.address import parse_address
 from ..model.device import Device
+from ..model.errors import FlavourError
 from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
@@ -20,7 +22,7 @@ _log = logging.getLogger(__name__)
 NOTHING = "-"
 
 # What reading a file that is spoilt may raise.
-SPOILT = (OSError, ValueError, TypeError, AttributeError, RecursionError)
+SPOILT = (OSError, ValueError, TypeError, AttributeError, RecursionError, FlavourError)
 
 _T = TypeVar("_T")
 
@@ -55,7 +57,7 @@ class AppliedFile:
         except FileNotFoundError:
             return
         self.devices = {
-            address: Applied(
+            str(parse_address(address)): Applied(
                 _check(inode, int),
                 _check(wanted, str),
                 _check(done, bool),

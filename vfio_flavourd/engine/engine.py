@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import NoReturn
 
-from ..kernel.inventory import DEVICES
 from ..kernel.units import find_unit
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
@@ -117,9 +116,11 @@ class Engine:
         self.metrics.touch()
 
     def notice_all(self) -> None:
-        """Events were lost: whoever waits for a device looks again."""
+        """Events were lost: whoever waits for a device looks again, and what was removed is found out."""
         self._host.changes.notice_all()
         self.metrics.touch()
+        for address in {*self.reconciler.seen, *(record.address for record in self._host.ledger.all())}:
+            self.forget(address)
         self.reconciler.consider_all()
 
     def needs_no_events(self) -> bool:
@@ -127,13 +128,14 @@ class Engine:
         return bool(self._running) and not self._host.changes.awaited
 
     def forget(self, address: PciAddress) -> None:
-        """The device was removed. A running switch finds that out by itself."""
+        """A device was removed, and another one may be there. A running switch finds that out by itself."""
         record = self._host.ledger.find(address)
         if record is not None and not self._is_in_work(address):
             self._check_held(record)
-        if not self._host.sysfs.exists(f"{DEVICES}/{address}"):
+        if self.reconciler.has_lost(address):
             self.attempts.forget(address)
             self.reconciler.forget(address)
+            self.reconciler.consider(address)
 
     async def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""

@@ -1,6 +1,7 @@
 """What must not be switched, or can't be, as far as that is known beforehand."""
 
 import asyncio
+import errno
 import math
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request, parse_flavour
 from ..model.iommu_group import Standing, find_standing, tell_unbinding
 from ..model.occupancy import UNFORCEABLE, Use, User
-from ..model.policy import AUTO, InUse, NoIommu, OthersInGroup, Settings
+from ..model.policy import AUTO, Decision, InUse, NoIommu, OthersInGroup, Settings
 from .host import Host
 
 # From here on the kernel refuses a native driver in a group that a guest uses; before, it hits a BUG_ON
@@ -55,6 +56,26 @@ def check_request(request: Request, flavours: tuple[Flavour, ...]) -> Request:
     if trouble:
         raise FlavourError(f"{request.address}: {trouble}", code=Code.INVALID_ARGUMENT, hint=hint)
     return request
+
+
+def check_still_wanted(request: Request, wish: Flavour | None, decision: Decision) -> None:
+    """Raises FlavourError (EAGAIN) for a request of the policy's own that a wish or another policy has come
+    before."""
+    told = hint = ""
+    if wish is not None:
+        if wish != request.flavour:
+            told = f"{wish} was asked for by hand in the meantime"
+            hint = f"flavourctl reset {request.address} goes back to the policy"
+    elif request.flavour != (decision.flavour or Flavour.NATIVE):
+        told = f"the policy does not say {request.flavour} any more"
+        hint = "what it says now is applied next"
+    elif request.drivers not in ((), decision.drivers):
+        told = "the policy names other drivers in the meantime"
+        hint = "they are tried next"
+    if told:
+        raise FlavourError(
+            f"{request.address}: {told}", code=Code.CHANGED_BY_SOMEONE_ELSE, errno=errno.EAGAIN, hint=hint
+        )
 
 
 async def judge(

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ..kernel.claims import find_driverctl_override
+from ..kernel.inventory import DEVICES
 from ..kernel.places import Places
 from ..model.address import PciAddress, parse_address
 from ..model.codes import Code
@@ -24,6 +25,7 @@ from ..model.udev_header import Kept
 from .agenda import Agenda
 from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, is_so
 from .attempts import Report
+from .guards import check_still_wanted
 from .host import Host
 from .nodes import Nodes
 from .recovery import forget_what_is_undone, is_still_kept
@@ -93,24 +95,9 @@ class Reconciler:
         return lasted
 
     def check_still_wanted(self, device: Device, request: Request, decision: Decision) -> None:
-        """A request of the policy's own has its turn. Raises FlavourError (EAGAIN) where a wish or another
-        policy has come before it."""
-        address, wish = request.address, self._find_wish_in_force(device)
-        told = hint = ""
-        if wish is not None:
-            if wish.flavour != request.flavour:
-                told = f"{wish.flavour} was asked for by hand in the meantime"
-                hint = f"flavourctl reset {address} goes back to the policy"
-        elif request.flavour != (decision.flavour or Flavour.NATIVE):
-            told = f"the policy does not say {request.flavour} any more"
-            hint = "what it says now is applied next"
-        elif request.drivers not in ((), decision.drivers):
-            told = "the policy names other drivers in the meantime"
-            hint = "they are tried next"
-        if told:
-            raise FlavourError(
-                f"{address}: {told}", code=Code.CHANGED_BY_SOMEONE_ELSE, errno=errno.EAGAIN, hint=hint
-            )
+        """A request of the policy's own has its turn. Raises FlavourError, as the guard does."""
+        wish = self._find_wish_in_force(device)
+        check_still_wanted(request, None if wish is None else wish.flavour, decision)
 
     def has_wish(self, address: PciAddress) -> bool:
         """For whichever device there was at the address."""
@@ -231,8 +218,22 @@ class Reconciler:
         """Something has happened to a device: see in a moment whether it is what it should be."""
         self._agenda.consider(address)
 
+    @property
+    def seen(self) -> tuple[PciAddress, ...]:
+        """Where there was a device when it was looked."""
+        return tuple(map(parse_address, self._applied.devices))
+
+    def has_lost(self, address: PciAddress) -> bool:
+        """Whether there is no device any more, or another one than was seen."""
+        try:
+            inode = self._host.sysfs.read_inode(f"{DEVICES}/{address}")
+        except FlavourError as error:
+            return error.errno == errno.ENODEV
+        applied = self._applied.devices.get(str(address))
+        return applied is not None and applied.inode != inode
+
     def forget(self, address: PciAddress) -> None:
-        """The device is gone."""
+        """The device is gone, and with it how often it failed and when it is to be tried again."""
         if self._applied.devices.pop(str(address), None) is not None:
             self._applied.save_soon()
         self._tries.forget(address)
@@ -254,21 +255,19 @@ class Reconciler:
             device = self._host.read_device(address)
         except FlavourError:
             return
+        if self.has_lost(address):
+            self.forget(address)
         decision = self.decide(device)
         wanted = self._describe(device, decision)
         applied = self._applied.devices.get(str(address))
-        if applied is not None and applied.inode == device.identity.inode and applied.done:
+        if applied is not None and applied.done:
             # What tells a device apart may be known only now: a serial, once its driver has it.
             if wanted in (NOTHING, applied.wanted):
                 self._compare(device, applied)
                 return
             if address in self._held_back:
                 return
-        elif (
-            applied is not None
-            and applied.inode == device.identity.inode
-            and self._tries.is_given_up(address)
-        ):
+        elif applied is not None and self._tries.is_given_up(address):
             return
         if wanted in (NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device, decision):
             await self._apply(device, str(Flavour.NATIVE), decision)
