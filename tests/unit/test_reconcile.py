@@ -972,6 +972,41 @@ def test_the_next_boot_follows_a_wish_that_lasts_also_where_the_one_who_asked_ha
     run_at_once(run())
 
 
+@pytest.mark.parametrize("what", ["a set that changes nothing", "a reset", "a reset of what is gone"])
+def test_the_next_boot_follows_also_where_the_one_who_asked_goes_while_it_is_told(
+    kernel: FakeKernel, what: str
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        is_set = what == "a set that changes nothing"
+        if not is_set:
+            await ask(engine, device, Flavour.NATIVE, persist=True)
+        if what == "a reset of what is gone":
+            kernel.remove_device(device)
+        compiled: list[int] = []
+        others = asyncio.Event()
+
+        async def compile_again() -> None:
+            await others.wait()
+            compiled.append(len(engine.reconciler.find_kept()))
+
+        engine.reconciler.lasting_wishes_changed = compile_again
+        work = ask(engine, device, Flavour.NATIVE, persist=True) if is_set else reset(engine, device)
+        asking = asyncio.create_task(work)
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        others.set()
+        await asyncio.sleep(1)
+        assert compiled == [1 if is_set else 0]
+        assert len(attempts(engine)) == (1 if is_set else 2)
+
+    run_at_once(run())
+
+
 @pytest.mark.parametrize("others", [OthersInGroup.TOGETHER, OthersInGroup.REFUSE])
 @pytest.mark.parametrize("by_rule", [False, True], ids=["a wish", "its own rule"])
 def test_the_policy_takes_no_device_along_that_is_to_be_something_else(

@@ -3,9 +3,10 @@
 import asyncio
 import errno
 import logging
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..kernel.units import find_unit
 from ..model.address import PciAddress
@@ -38,10 +39,9 @@ from .nodes import Nodes
 from .quarantine import Quarantine, describe_holders
 from .reconcile import Reconciler
 from .switch import Switch, Way
-from .to_native import restore, to_native
-from .to_vfio import to_vfio
+from .to_native import restore
 from .together import Member, run_together
-from .work import Work
+from .work import Work, find_way
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,8 @@ class Engine:
         later it goes on without him."""
         request = check_request(request, self.flavours)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(Work(self._host, request, report, _find_way(request)))
+        work = Work(self._host, request, report, find_way(request))
+        return await self._take(work, self._run(work))
 
     async def reset(self, request: Request, report: Report) -> Outcome:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that
@@ -159,16 +160,18 @@ class Engine:
         try:
             device = self._host.read_device(request.address)
         except FlavourError as error:
-            return await self._reset_none(Work(self._host, request, report, restore), error)
+            work = Work(self._host, request, report, restore)
+            return await self._take(work, self._reset_none(work, error))
         decision = self.reconciler.decide(device)
         way: Way = restore
         if decision.flavour is not None:
             # Named where it is only the driver that is another one.
             drivers = decision.drivers if self._host.find_flavour(device) == decision.flavour else ()
             request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
-            way = _find_way(request)
+            way = find_way(request)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(Work(self._host, request, report, way, drops_wish=True))
+        work = Work(self._host, request, report, way, drops_wish=True)
+        return await self._take(work, self._run(work))
 
     async def _reset_none(self, work: Work, error: FlavourError) -> NoReturn:
         """A device that is gone may have left a wish behind. Raises FlavourError."""
@@ -187,19 +190,19 @@ class Engine:
             await self._grants.drop((address,))
         raise error
 
-    async def _take(self, work: Work) -> Outcome:
-        request = work.request
-        task = asyncio.create_task(self._run(work))
+    async def _take(self, work: Work, run: Coroutine[Any, Any, Outcome]) -> Outcome:
+        task = asyncio.create_task(run)
         self._switches.add(task)
         task.add_done_callback(self._switches.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if work.is_touched:
+            if work.is_touched or work.is_concluded:
+                address = work.request.address
                 _log.info(
-                    "%s: whoever asked has hung up, carrying the switch to its end",
-                    request.address,
-                    extra={"PCI_ADDRESS": str(request.address)},
+                    "%s: whoever asked has hung up, carrying it to its end",
+                    address,
+                    extra={"PCI_ADDRESS": str(address)},
                 )
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
             else:
@@ -394,7 +397,3 @@ class Engine:
 
     def _find_kind(self, decision: Decision) -> FlavourKind:
         return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
-
-
-def _find_way(request: Request) -> Way:
-    return to_native if request.flavour == Flavour.NATIVE else to_vfio

@@ -12,7 +12,7 @@ from ..model.address import PciAddress
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, Outcome, Request, StepAction, StepBegun, StepReport
+from ..model.flavour import Attempt, Ending, Flavour, Outcome, Request, StepAction, StepBegun, StepReport
 from ..model.policy import Decision
 from ..model.transition import Phase
 from .attempts import Attempts, Report
@@ -21,12 +21,18 @@ from .host import Host
 from .ledger import Asked
 from .switch import Switch, Way
 from .to_native import restore, to_native
+from .to_vfio import to_vfio
 from .together import Member
+
+
+def find_way(request: Request) -> Way:
+    return to_native if request.flavour == Flavour.NATIVE else to_vfio
 
 
 class Work:
     """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
-    for by hand counts no more once it is granted."""
+    for by hand counts no more once it is granted. Once it `is_concluded`, its attempt is on record and what
+    follows from that is not given up any more."""
 
     def __init__(
         self, host: Host, request: Request, report: Report, way: Way, *, drops_wish: bool = False
@@ -38,6 +44,7 @@ class Work:
         self.drops_wish = drops_wish
         self.members: list[Member] = []
         self.is_begun = False
+        self.is_concluded = False
         self.verdict = Verdict()
         self.rule = ""
         self._report = report
@@ -111,6 +118,7 @@ class Work:
         outcome: Outcome | None = None,
     ) -> int:
         """One attempt for each device that there was a switch for; returns the number of the first."""
+        self.is_concluded = True
         first = self.members[0] if self.members else None
         attempt = self._describe_end(host, attempts.history.next_id(), first, error, ending, outcome)
         is_policys = not self.request.by_hand and not self.drops_wish
