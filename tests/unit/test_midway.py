@@ -283,3 +283,57 @@ def test_asking_for_devices_that_are_not_there_leaves_nothing_behind(kernel: Fak
                 )
             )
     assert engine._turns._locks == {}
+
+
+# what the policy says by then
+
+
+def lose_uio(engine: Engine) -> None:
+    engine._host.policy._replace(Policy())
+
+
+def with_uio(kernel: FakeKernel) -> Engine:
+    kernel.add_module(FakeDriver("uio_pci_generic", "uio_pci_generic"))
+    uio = FlavourKind("uio", None, "uio_pci_generic")
+    return make_engine(kernel, Policy(flavours={"vfio": VFIO_KIND, "uio": uio}))
+
+
+def test_a_flavour_that_is_gone_when_its_turn_comes_is_refused_as_one_that_never_was(
+    kernel: FakeKernel,
+) -> None:
+    device = add_native(kernel)
+    engine = with_uio(kernel)
+
+    async def wait_for_the_turn() -> Outcome:
+        async with engine._turns.find(at(device)):
+            asking = asyncio.create_task(
+                engine.set_flavour(Request(at(device), Flavour("uio")), lambda _: None)
+            )
+            await asyncio.sleep(0.01)
+            lose_uio(engine)
+        return await asking
+
+    with pytest.raises(FlavourError, match="no flavour is called 'uio'") as refusal:
+        asyncio.run(wait_for_the_turn())
+    assert refusal.value.errno == errno.EINVAL
+    assert engine.attempts.history[-1].ending == Ending.REFUSED
+    assert (has(device), kernel.writes) == (("e1000e", None), [])
+
+
+@pytest.mark.parametrize("is_plan", [False, True])
+def test_a_flavour_that_is_gone_when_it_is_known_who_uses_the_device_is_refused_too(
+    kernel: FakeKernel, is_plan: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = add_native(kernel)
+    engine = with_uio(kernel)
+
+    async def see_users(_: object) -> tuple[User, ...]:
+        lose_uio(engine)
+        return ()
+
+    monkeypatch.setattr(engine._host.occupancy, "see_users", see_users)
+    request = Request(at(device), Flavour("uio"))
+    with pytest.raises(FlavourError, match="no flavour is called 'uio'") as refusal:
+        asyncio.run(engine.plan(request) if is_plan else engine.set_flavour(request, lambda _: None))
+    assert refusal.value.errno == errno.EINVAL
+    assert (has(device), kernel.writes) == (("e1000e", None), [])

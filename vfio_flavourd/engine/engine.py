@@ -14,13 +14,7 @@ from ..model.aliases import Resolution
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import (
-    DeviceStatus,
-    Flavour,
-    Outcome,
-    Request,
-    StepAction,
-)
+from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepAction, parse_flavour
 from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
@@ -280,6 +274,7 @@ class Engine:
         work.rule = decision.rule.name if decision.rule is not None else ""
         if not request.by_hand and not work.drops_wish:
             self.reconciler.check_still_wanted(device, request, decision)
+        parse_flavour(request.flavour, self.flavours)  # the policy may have been read again
         settled = self._is_settled(device, work, decision)
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:

@@ -141,7 +141,7 @@ def has_it_already(host: Host, device: Device, request: Request, settings: Setti
         return True
     if request.flavour == Flavour.VFIO and device.vfio_device is None:
         return False
-    kind = host.policy.policy.flavours[request.flavour]
+    kind = host.find_kind(request.flavour)
     accepted = host.resolve(device.modalias, kind, request.drivers, settings.denied).accepted
     return bool(accepted) and host.modules.find_drivers(accepted[0].module)[:1] == (device.driver,)
 

@@ -13,7 +13,7 @@ from ..kernel.sysfs import Sysfs
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
 from ..model.device import Device
-from ..model.flavour import Flavour, find_flavour
+from ..model.flavour import Flavour, find_flavour, parse_flavour
 from ..model.policy import Decision, Facts, FlavourKind, decide, decide_by_default
 from .changes import Changes
 from .ledger import Ledger
@@ -69,6 +69,11 @@ class Host:
         """The flavour of a device that has this driver and this VFIO device."""
         module = find_driver_module(self.sysfs, driver)
         return find_flavour(vfio_device, module, self._modules_of_flavours())
+
+    def find_kind(self, flavour: Flavour) -> FlavourKind:
+        """What a flavour other than `native` is. Raises FlavourError (EINVAL) where it is none any more: the
+        policy may have been read again since somebody asked for it."""
+        return self.policy.policy.flavours[parse_flavour(flavour, self.policy.flavours)]
 
     def resolve(
         self,
