@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
+from virtual_time import run_at_once
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.ledger import Record
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Ending, Flavour, Outcome, Request
+from vfio_flavourd.model.flavour import Ending, Flavour, Outcome, Request, StepAction
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import VFIO as VFIO_KIND
 from vfio_flavourd.model.policy import FlavourKind, OthersInGroup, Policy
@@ -283,6 +284,34 @@ def test_asking_for_devices_that_are_not_there_leaves_nothing_behind(kernel: Fak
                 )
             )
     assert engine._turns._locks == {}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_look_at_who_uses_the_device_takes_no_longer_than_the_one_who_asks_waits(
+    kernel: FakeKernel, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = add_native(kernel)
+    looks: list[bool] = []  # whether each came to an end
+
+    async def see_users(_: object) -> tuple[User, ...]:
+        looks.append(False)
+        if len(looks) == number:
+            await asyncio.sleep(3600)
+        looks[-1] = True
+        return ()
+
+    async def ask(engine: Engine) -> None:
+        monkeypatch.setattr(engine._host.occupancy, "see_users", see_users)
+        with pytest.raises(FlavourError, match="the time limit of 2 s ran out before it was touched") as told:
+            await engine.set_flavour(Request(at(device), Flavour.VFIO, timeout=2), lambda _: None)
+        assert told.value.errno == errno.ETIMEDOUT
+        await engine.set_flavour(Request(at(device), Flavour.VFIO, timeout=2), lambda _: None)
+
+    engine = make_engine(kernel)
+    run_at_once(ask(engine))
+    assert looks[:number] == [*[True] * (number - 1), False]
+    assert engine.attempts.history[0].steps[-1].action == StepAction.GUARD
+    assert has(device) == ("vfio-pci", "vfio-pci")
 
 
 # what the policy says by then

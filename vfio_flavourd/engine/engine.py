@@ -23,7 +23,7 @@ from .attempts import Attempts, Report
 from .forecast import forecast
 from .grants import Grants
 from .group_turns import GroupTurns, acquire
-from .guards import check_others_may_come, check_request, has_it_already, judge
+from .guards import check_others_may_come, check_request, has_it_already, in_time, judge
 from .history import History
 from .host import Host
 from .ledger import Record, find_record
@@ -281,9 +281,10 @@ class Engine:
             try:
                 with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
                     find_wanted = self.reconciler.find_wanted
-                    work.verdict = await judge(
-                        self._host, device, request, decision.settings, find_wanted, settled=settled
-                    )
+                    async with in_time(request, work.began):
+                        work.verdict = await judge(
+                            self._host, device, request, decision.settings, find_wanted, settled=settled
+                        )
                     if not request.by_hand and not work.drops_wish:
                         check_others_may_come(device, work.verdict.others, request.flavour, find_wanted)
             except FlavourError:

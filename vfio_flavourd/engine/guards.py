@@ -4,7 +4,9 @@ import asyncio
 import errno
 import math
 import re
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from ..model.codes import Code
@@ -76,6 +78,26 @@ def check_still_wanted(request: Request, wish: Flavour | None, decision: Decisio
         raise FlavourError(
             f"{request.address}: {told}", code=Code.CHANGED_BY_SOMEONE_ELSE, errno=errno.EAGAIN, hint=hint
         )
+
+
+def out_of_time(request: Request) -> FlavourError:
+    return FlavourError(
+        f"{request.address}: the time limit of {request.timeout:g} s ran out before it was touched",
+        code=Code.TIMED_OUT,
+        hint="try again with a longer --timeout",
+    )
+
+
+@asynccontextmanager
+async def in_time(request: Request, began: float) -> AsyncIterator[None]:
+    """What is in it is given up when the time of the request, which counts from `began` (monotonic), has run
+    out. Raises FlavourError (ETIMEDOUT) then; for before anything is touched."""
+    left = None if request.timeout is None else began + request.timeout - time.monotonic()
+    try:
+        async with asyncio.timeout(left):
+            yield
+    except TimeoutError:
+        raise out_of_time(request) from None
 
 
 async def judge(

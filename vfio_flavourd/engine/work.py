@@ -50,7 +50,7 @@ class Work:
         self._report = report
         self._steps: list[StepReport] = []
         self._started = time.time()
-        self._began = time.monotonic()
+        self.began = time.monotonic()
 
     @property
     def is_touched(self) -> bool:
@@ -68,7 +68,7 @@ class Work:
             raise
         finally:
             took = time.monotonic() - start
-            self._steps.append(StepReport(Phase.WAITING, action, what, start - self._began, took, error))
+            self._steps.append(StepReport(Phase.WAITING, action, what, start - self.began, took, error))
 
     def add(
         self,
@@ -85,7 +85,7 @@ class Work:
             def report(step: StepBegun | StepReport) -> None:
                 self._report(replace(step, what=f"{device.address}: {step.what}"))
 
-        switch = Switch(host, request, decision, report, together, self._asked(request), began=self._began)
+        switch = Switch(host, request, decision, report, together, self._asked(request), began=self.began)
         member = Member(switch, device, way)
         self.members.append(member)
         return member
@@ -168,7 +168,7 @@ class Work:
             requester=request.requester,
             unit=self._unit,
             when=self._started,
-            duration=time.monotonic() - self._began,
+            duration=time.monotonic() - self.began,
             ending=ending or self._find_ending(switch, error, outcome),
             driver=outcome.driver
             if outcome is not None
