@@ -19,8 +19,11 @@ QUICK = Settings(load_timeout=1.0, bind_timeout=1.0)
 ACCESS = NodeAccess("qemu", "kvm", 0o660)
 
 
-def make_policy(flavour: str | None) -> Policy:
-    rule = Rule("guests", Match(vendor=(0x8086,)), flavour, (), QUICK, ACCESS, "50-test.yaml:3")
+BY_VENDOR, BY_DRIVER = Match(vendor=(0x8086,)), Match(driver=("e1000e",))
+
+
+def make_policy(flavour: str | None, match: Match = BY_VENDOR) -> Policy:
+    rule = Rule("guests", match, flavour, (), QUICK, ACCESS, "50-test.yaml:3")
     return Policy(defaults=QUICK, rules=(rule,))
 
 
@@ -57,14 +60,18 @@ async def ask(engine: Engine, device: FakeDevice, flavour: Flavour) -> None:
     await engine.set_flavour(Request(parse_address(device.address), flavour), lambda _: None)
 
 
-def test_of_many_that_are_switched_at_one_time_each_node_finds_its_file(kernel: FakeKernel) -> None:
+@pytest.mark.parametrize("match", [BY_VENDOR, BY_DRIVER], ids=["by vendor", "by driver"])
+def test_of_many_that_are_switched_at_one_time_each_node_finds_its_file(
+    kernel: FakeKernel, match: Match
+) -> None:
     devices = add_devices(kernel, 4)
     found = watch_binds(kernel)
 
     async def run() -> None:
-        engine = make_engine(kernel, make_policy("vfio"))
+        engine = make_engine(kernel, make_policy("vfio", match))
         engine.recover()
         await engine.reconciler.start()
+        engine.reconciler.reload()
         assert {has(device) for device in devices} == {("vfio-pci", "vfio-pci")}
         assert found == dict.fromkeys(kernel.devices, True)
         assert find_files(kernel) == {*kernel.devices, "1", "2", "3", "4"}

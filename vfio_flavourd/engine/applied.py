@@ -118,6 +118,16 @@ def is_so(host: Host, device: Device, wanted: str) -> bool:
     )
 
 
+def was_taken(host: Host, before: Device, flavour: Flavour) -> bool:
+    """Whether a driver has come to it meanwhile that is neither the one it had nor of the flavour: the
+    switch itself binds no such driver."""
+    try:
+        now = host.read_device(before.address)
+    except FlavourError:
+        return False
+    return now.driver not in (None, before.driver) and host.find_flavour(now) != flavour
+
+
 def _check(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise TypeError(f"{value!r} is not of {kind.__name__}")

@@ -29,7 +29,6 @@ from .host import Host
 from .ledger import Record, find_record
 from .metrics import Metrics
 from .moves import StuckError
-from .nodes import Nodes
 from .quarantine import Quarantine, describe_holders
 from .reconcile import Reconciler
 from .switch import Switch, Way
@@ -49,8 +48,7 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self.attempts = Attempts(History(host.state / "history.jsonl"))
-        self._nodes = Nodes(host, self._is_coming)
-        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work, self._nodes)
+        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work, self._is_coming)
         self._grants = Grants(host, self.reconciler)
         self._quarantine = Quarantine(host, self._turns, self._grants.end_late, self._take_back)
         self.metrics = Metrics(host, self._quarantine.count)
@@ -254,7 +252,7 @@ class Engine:
             for member in members:
                 self._running[member.device.address] = (member.switch, work.verdict.forced)
             if work.request.flavour == Flavour.VFIO:
-                self._nodes.update()
+                self.reconciler.nodes.update()
             work.is_begun = True
             outcomes = await run_together(members, quarantine)
             return work.describe(outcomes)

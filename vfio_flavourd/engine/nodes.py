@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 from ..kernel.node_access import DIRECTORY, announce, write_node_files
 from ..model.address import PciAddress
+from ..model.device import Device
 from ..model.flavour import Flavour
 from ..model.node_access import render_node_files
+from ..model.policy import Decision
 from .host import Host
 
 _log = logging.getLogger(__name__)
@@ -16,8 +18,11 @@ class Nodes:
     """`is_coming` tells of a device whether a switch to VFIO is under way. There may be several at one time,
     in as many IOMMU groups, and each one's node is to find its file."""
 
-    def __init__(self, host: Host, is_coming: Callable[[PciAddress], bool]) -> None:
+    def __init__(
+        self, host: Host, decide: Callable[[Device], Decision], is_coming: Callable[[PciAddress], bool]
+    ) -> None:
         self._host = host
+        self._decide = decide
         self._is_coming = is_coming
 
     def update(self) -> None:
@@ -32,7 +37,7 @@ class Nodes:
             if record.is_open and record.flavour == Flavour.VFIO
         }
         rendered = render_node_files(
-            (device.address, device.iommu_group, self._host.decide(device).nodes)
+            (device.address, device.iommu_group, self._decide(device).nodes)
             for device in self._host.read_devices()
             if device.vfio_device is not None or device.address in late or self._is_coming(device.address)
         )

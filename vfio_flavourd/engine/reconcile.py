@@ -23,7 +23,7 @@ from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from .agenda import Agenda
-from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, is_so
+from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, is_so, was_taken
 from .attempts import Report
 from .guards import check_still_wanted
 from .host import Host
@@ -43,21 +43,20 @@ _WORKERS = max(2, min(8, os.cpu_count() or 2))
 REQUESTER = "policy"
 
 _Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
+_IsSo = Callable[[PciAddress], bool]
 
 
 class Reconciler:
-    """`switch` is the engine's, `is_in_work` whether a switch of the device is under way.
+    """`switch` is the engine's, `is_in_work` whether a switch of the device is under way, `is_coming` whether
+    it is one to VFIO.
 
     `lasting_wishes_changed` has the next boot follow when what is to hold there is something else now.
     """
 
-    def __init__(
-        self, host: Host, switch: _Switch, is_in_work: Callable[[PciAddress], bool], nodes: Nodes
-    ) -> None:
+    def __init__(self, host: Host, switch: _Switch, is_in_work: _IsSo, is_coming: _IsSo) -> None:
         self._host = host
         self._switch = switch
         self._is_in_work = is_in_work
-        self._nodes = nodes
         self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
         self._applied = AppliedFile(host.state / "applied.json")
         self._tries = Tries()
@@ -65,6 +64,7 @@ class Reconciler:
         self._held_back: set[PciAddress] = set()
         self._agenda = Agenda(self._look, is_in_work)
         self._places = Places(_WORKERS)
+        self.nodes = Nodes(host, self.decide, is_coming)
         self.lasting_wishes_changed: Callable[[], Awaitable[None]] = _nobody_listens
 
     # wishes by hand
@@ -117,13 +117,13 @@ class Reconciler:
         return None if flavour is None else Flavour(flavour)
 
     def decide(self, device: Device) -> Decision:
-        """What the policy says of a device. A rule that goes by the driver holds also when it was applied and
-        has changed that; where it says something else by now, it is a rule like any."""
-        applied = self._applied.devices.get(str(device.address))
+        """What the policy says of a device. A rule that goes by the driver holds also while it is applied and
+        when it was, and has changed that; where it says something else by now, it is a rule like any."""
+        address, applied = device.address, self._applied.devices.get(str(device.address))
         if (
             applied is not None
             and applied.inode == device.identity.inode
-            and (applied.done or is_so(self._host, device, applied.wanted))
+            and (applied.done or self._is_in_work(address) or is_so(self._host, device, applied.wanted))
         ):
             decision = self._host.decide(device, applied.rule)
             if describe(decision) == applied.wanted:
@@ -150,7 +150,7 @@ class Reconciler:
         """Apply the policy to the devices that it was not applied to in this boot. Waits for that, so that
         what is started after the service finds them as they should be; but not for ever."""
         self._agenda.open()
-        self._nodes.update()
+        self.nodes.update()
         devices = self._host.read_devices()
         try:
             self._applied.load()
@@ -196,7 +196,7 @@ class Reconciler:
         """The policy has been read again: apply what differs."""
         self._tries.clear()
         self._held_back.clear()
-        self._nodes.update()
+        self.nodes.update()
         rules = {rule.name for rule in self._host.policy.policy.rules}
         for device in self._host.read_devices():
             applied = self._applied.devices.get(str(device.address))
@@ -275,7 +275,7 @@ class Reconciler:
         if wanted == NOTHING or is_so(self._host, device, wanted):
             self._note(device, wanted, decision, done=True)
             if device.vfio_device is not None:
-                self._nodes.update()  # udev itself may have had it bound
+                self.nodes.update()  # udev itself may have had it bound
             return
         if claim := find_driverctl_override(self._host.root, address):
             _log.warning(
@@ -301,12 +301,14 @@ class Reconciler:
             by_hand=False,
         )
         async with self._places.take():
+            # From the unbind on, a rule that goes by the driver would not be known to be the one.
+            self._note(device, wanted, decision, done=False)
             try:
                 await self._switch(request, _unheard)
             except FlavourError as error:
                 if error.errno == errno.ENODEV:
                     return  # it is gone
-                if self._was_taken(device, flavour):
+                if was_taken(self._host, device, flavour):
                     # Trying again would take it from whoever has it now.
                     self._note(device, wanted, decision, done=True)
                     self.consider(address)
@@ -327,15 +329,6 @@ class Reconciler:
             return
         # The failed switch's own end has it considered in a moment, and so have its events.
         self._agenda.postpone(address, pause)
-
-    def _was_taken(self, before: Device, flavour: Flavour) -> bool:
-        """Whether a driver has come to it meanwhile that is neither the one it had nor of the flavour: the
-        switch itself binds no such driver."""
-        try:
-            now = self._host.read_device(before.address)
-        except FlavourError:
-            return False
-        return now.driver not in (None, before.driver) and self._host.find_flavour(now) != flavour
 
     def _compare(self, device: Device, applied: Applied) -> None:
         """It was made what it should be once: is it still?"""
