@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
 
-from vfio_flavourd.kernel.inventory import read_device, read_devices
+from vfio_flavourd.kernel.inventory import is_made_up, read_device, read_devices
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.device import ENABLE_VFIO, Device
@@ -217,3 +217,10 @@ def test_what_cannot_be_read_is_an_error_that_names_the_path(
     with pytest.raises(FlavourError, match=path) as caught:
         call(Sysfs(str(tmp_path)), path)
     assert caught.value.errno == code
+
+
+def test_a_group_that_goes_while_it_is_looked_at_was_made_up(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sysfs, "exists", lambda *_: True)
+    assert is_made_up(Sysfs(str(kernel.root)), f"/sys/bus/pci/devices/{ADDRESS}/iommu_group")

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
+from virtual_time import run_at_once
 
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.ledger import Record
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Ending, Flavour, Outcome, Request
+from vfio_flavourd.model.flavour import Ending, Flavour, Outcome, Request, StepAction
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import VFIO as VFIO_KIND
 from vfio_flavourd.model.policy import FlavourKind, OthersInGroup, Policy
@@ -283,3 +284,85 @@ def test_asking_for_devices_that_are_not_there_leaves_nothing_behind(kernel: Fak
                 )
             )
     assert engine._turns._locks == {}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_look_at_who_uses_the_device_takes_no_longer_than_the_one_who_asks_waits(
+    kernel: FakeKernel, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = add_native(kernel)
+    looks: list[bool] = []  # whether each came to an end
+
+    async def see_users(_: object) -> tuple[User, ...]:
+        looks.append(False)
+        if len(looks) == number:
+            await asyncio.sleep(3600)
+        looks[-1] = True
+        return ()
+
+    async def ask(engine: Engine) -> None:
+        monkeypatch.setattr(engine._host.occupancy, "see_users", see_users)
+        with pytest.raises(FlavourError, match="the time limit of 2 s ran out before it was touched") as told:
+            await engine.set_flavour(Request(at(device), Flavour.VFIO, timeout=2), lambda _: None)
+        assert told.value.errno == errno.ETIMEDOUT
+        await engine.set_flavour(Request(at(device), Flavour.VFIO, timeout=2), lambda _: None)
+
+    engine = make_engine(kernel)
+    run_at_once(ask(engine))
+    assert looks[:number] == [*[True] * (number - 1), False]
+    assert engine.attempts.history[0].steps[-1].action == StepAction.GUARD
+    assert has(device) == ("vfio-pci", "vfio-pci")
+
+
+# what the policy says by then
+
+
+def lose_uio(engine: Engine) -> None:
+    engine._host.policy._replace(Policy())
+
+
+def with_uio(kernel: FakeKernel) -> Engine:
+    kernel.add_module(FakeDriver("uio_pci_generic", "uio_pci_generic"))
+    uio = FlavourKind("uio", None, "uio_pci_generic")
+    return make_engine(kernel, Policy(flavours={"vfio": VFIO_KIND, "uio": uio}))
+
+
+def test_a_flavour_that_is_gone_when_its_turn_comes_is_refused_as_one_that_never_was(
+    kernel: FakeKernel,
+) -> None:
+    device = add_native(kernel)
+    engine = with_uio(kernel)
+
+    async def wait_for_the_turn() -> Outcome:
+        async with engine._turns.find(at(device)):
+            asking = asyncio.create_task(
+                engine.set_flavour(Request(at(device), Flavour("uio")), lambda _: None)
+            )
+            await asyncio.sleep(0.01)
+            lose_uio(engine)
+        return await asking
+
+    with pytest.raises(FlavourError, match="no flavour is called 'uio'") as refusal:
+        asyncio.run(wait_for_the_turn())
+    assert refusal.value.errno == errno.EINVAL
+    assert engine.attempts.history[-1].ending == Ending.REFUSED
+    assert (has(device), kernel.writes) == (("e1000e", None), [])
+
+
+@pytest.mark.parametrize("is_plan", [False, True])
+def test_a_flavour_that_is_gone_when_it_is_known_who_uses_the_device_is_refused_too(
+    kernel: FakeKernel, is_plan: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = add_native(kernel)
+    engine = with_uio(kernel)
+
+    async def see_users(_: object) -> tuple[User, ...]:
+        lose_uio(engine)
+        return ()
+
+    monkeypatch.setattr(engine._host.occupancy, "see_users", see_users)
+    request = Request(at(device), Flavour("uio"))
+    with pytest.raises(FlavourError, match="no flavour is called 'uio'") as refusal:
+        asyncio.run(engine.plan(request) if is_plan else engine.set_flavour(request, lambda _: None))
+    assert refusal.value.errno == errno.EINVAL
+    assert (has(device), kernel.writes) == (("e1000e", None), [])

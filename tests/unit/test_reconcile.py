@@ -525,6 +525,73 @@ def test_a_device_that_was_given_up_is_tried_anew_when_it_is_replugged(kernel: F
     run_at_once(run())
 
 
+@pytest.mark.parametrize("told", ["its events come late", "its events are lost"])
+@pytest.mark.parametrize("failures", [1, 4])
+def test_another_device_at_the_address_is_not_judged_by_how_often_the_one_before_failed(
+    kernel: FakeKernel, told: str, failures: int
+) -> None:
+    device = add_with_native(kernel)
+    driver = kernel.modules["vfio_pci"].drivers[0]
+    driver.probe_errno = errno.EINVAL
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        if failures == 4:
+            await asyncio.sleep(LONG)
+        assert len(attempts(engine)) == failures
+        kernel.remove_device(device)
+        successor = add_with_native(kernel)
+        if told == "its events come late":
+            engine.forget(at(device))
+            engine.reconciler.consider(at(successor))
+        else:
+            engine.notice_all()
+        await asyncio.sleep(0.5)
+        assert len(attempts(engine)) == failures + 1
+        driver.probe_errno = 0
+        await asyncio.sleep(LONG)
+        assert has(successor) == VFIO
+
+    run_at_once(run())
+
+
+def test_another_device_that_is_looked_at_before_any_event_of_it_came_has_all_its_tries(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+    driver = kernel.modules["vfio_pci"].drivers[0]
+    driver.probe_errno = errno.EINVAL
+
+    async def run() -> None:
+        engine = await start(kernel, TO_VFIO)
+        await asyncio.sleep(LONG)
+        kernel.remove_device(device)
+        successor = add_with_native(kernel)
+        await event(engine, successor)
+        engine.forget(at(device))
+        await asyncio.sleep(LONG)
+        assert len(attempts(engine)) == 8
+
+    run_at_once(run())
+
+
+def test_what_was_removed_unheard_is_forgotten_when_events_turn_out_to_be_lost(kernel: FakeKernel) -> None:
+    device, other = add_with_native(kernel), add_with_native(kernel, "0000:02:00.0", group=8)
+
+    async def run() -> None:
+        engine = await start(kernel)
+        await ask(engine, device, Flavour.VFIO)
+        await ask(engine, other, Flavour.VFIO)
+        kernel.remove_device(device)
+        engine.notice_all()
+        assert [path.name for path in (kernel.root / "run/devices").iterdir()] == [f"{other.address}.json"]
+        assert engine.attempts.find_last(at(device)) is None
+        assert engine.attempts.find_last(at(other)) is not None
+        assert engine.reconciler.seen == (at(other),)
+
+    run_at_once(run())
+
+
 def test_a_reload_does_not_wait_for_a_pause_to_end(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
     kernel.users[device.address] = (USER,)
@@ -901,6 +968,41 @@ def test_the_next_boot_follows_a_wish_that_lasts_also_where_the_one_who_asked_ha
         await asyncio.sleep(5)
         assert has(device) == VFIO
         assert compiled == [1]
+
+    run_at_once(run())
+
+
+@pytest.mark.parametrize("what", ["a set that changes nothing", "a reset", "a reset of what is gone"])
+def test_the_next_boot_follows_also_where_the_one_who_asked_goes_while_it_is_told(
+    kernel: FakeKernel, what: str
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        is_set = what == "a set that changes nothing"
+        if not is_set:
+            await ask(engine, device, Flavour.NATIVE, persist=True)
+        if what == "a reset of what is gone":
+            kernel.remove_device(device)
+        compiled: list[int] = []
+        others = asyncio.Event()
+
+        async def compile_again() -> None:
+            await others.wait()
+            compiled.append(len(engine.reconciler.find_kept()))
+
+        engine.reconciler.lasting_wishes_changed = compile_again
+        work = ask(engine, device, Flavour.NATIVE, persist=True) if is_set else reset(engine, device)
+        asking = asyncio.create_task(work)
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        others.set()
+        await asyncio.sleep(1)
+        assert compiled == [1 if is_set else 0]
+        assert len(attempts(engine)) == (1 if is_set else 2)
 
     run_at_once(run())
 
@@ -1482,6 +1584,101 @@ def test_a_rule_by_driver_takes_effect_when_the_native_driver_has_bound(
     run_at_once(run())
 
 
+def named(name: str, flavour: str | None, *drivers: str, **match: Any) -> Rule:
+    return replace(rule(flavour, *drivers, **match), name=name)
+
+
+def test_a_rule_by_driver_that_was_applied_is_not_undone_by_a_later_one_for_the_same_device(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+    by_driver = named("by driver", "vfio", driver=("e1000e",))
+    rules = policy(by_driver, named("all else", "native", vendor=(0x8086,)))
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        await event(engine, device)
+        await reload(engine, rules)
+        await stop(engine)
+        engine = await start(kernel, rules)
+        await event(engine, device)
+        assert has(device) == VFIO
+        assert len(attempts(engine)) == 1  # before the restart
+        assert "flavourctl reload" not in caplog.text
+        assert engine.reconciler.find_wanted(engine.device(at(device)).device) == "vfio"
+        # One that stands above it, or that it stands no more above, is another matter.
+        await reload(engine, policy(named("this one", "native", address=(at(device),)), by_driver))
+        assert has(device) == NATIVE
+        await reload(engine, rules)
+        assert has(device) == VFIO
+        await reload(engine, policy(*rules.rules[1:]))
+        assert has(device) == NATIVE
+        assert len(attempts(engine)) == 4
+
+    run_at_once(run())
+
+
+def test_two_rules_by_driver_that_take_a_device_from_each_other_come_to_an_end(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    rules = policy(
+        named("home", "native", driver=("vfio-pci",)), named("away", "vfio", driver=("e1000e", "none"))
+    )
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        await asyncio.sleep(LONG)
+        assert (has(device), len(attempts(engine))) == (NATIVE, 2)
+        assert remarks(engine, device) == ()
+
+    run_at_once(run())
+
+
+def test_a_rule_by_driver_whose_switch_got_stuck_is_not_undone_by_a_later_one(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    kernel.drivers["e1000e"].remove_blocks = held = asyncio.Event()
+    rules = policy(
+        named("by driver", "vfio", driver=("e1000e",)), named("all else", "native", vendor=(0x8086,))
+    )
+
+    async def run() -> None:
+        engine = await start(kernel, rules)
+        assert engine.device(at(device)).stuck
+        held.set()
+        await asyncio.sleep(LONG)
+        assert (has(device), len(attempts(engine))) == (VFIO, 1)
+
+    run_at_once(run())
+
+
+def test_a_rule_by_driver_that_says_something_else_after_a_reload_is_a_rule_like_any(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+    all_else = named("all else", "native", vendor=(0x8086,))
+
+    async def run() -> None:
+        engine = await start(kernel, policy(named("by driver", "vfio", driver=("e1000e",)), all_else))
+        assert has(device) == VFIO
+        await reload(engine, policy(named("by driver", "native", driver=("e1000e",)), all_else))
+        await asyncio.sleep(LONG)
+        assert (has(device), len(attempts(engine))) == (NATIVE, 2)
+
+    run_at_once(run())
+
+
+def test_a_reset_leaves_a_device_to_the_rule_by_driver_that_was_applied(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy(named("by driver", "vfio", driver=("e1000e",))))
+        outcome = await reset(engine, device)
+        await asyncio.sleep(1)
+        assert (outcome.flavour, outcome.changed, has(device)) == ("vfio", False, VFIO)
+        assert len(attempts(engine)) == 2
+
+    run_at_once(run())
+
+
 def test_a_rule_by_serial_takes_effect_when_the_native_driver_tells_it_and_holds_afterwards(
     kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1632,6 +1829,7 @@ CORRUPT: dict[str, bytes] = {
     "a list": b"[1, 2]",
     "other types": b'{"0000:01:00.0": ["x", 1, 2, 3], "y": 5}',
     "short": b'{"0000:01:00.0": [1]}',
+    "no address": b'{"elsewhere": [12, "vfio", true, [], "a rule"]}',
     "not text": b"\xff\xfe\x00",
     "deep": b"[" * 100_000,
 }

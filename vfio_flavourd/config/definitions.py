@@ -90,7 +90,8 @@ MATCH = Table(
         Key(
             "driver",
             OneOrMore(scalars.DRIVER),
-            "The driver that it has when the rules are looked at; none for none.",
+            "The driver that it has when the rules are looked at; none for none. What a rule is applied to "
+            "is its own also when it has another driver because of that.",
         ),
         Key("iommu_group", OneOrMore(scalars.IOMMU_GROUP), "The number of its IOMMU group."),
         Key(

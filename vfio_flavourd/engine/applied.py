@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..model.address import parse_address
+from ..model.device import Device
+from ..model.errors import FlavourError
+from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
+from ..model.policy import Decision
 from .agenda import CALM
+from .host import Host
 
 _log = logging.getLogger(__name__)
 
@@ -16,7 +22,7 @@ _log = logging.getLogger(__name__)
 NOTHING = "-"
 
 # What reading a file that is spoilt may raise.
-SPOILT = (OSError, ValueError, TypeError, AttributeError, RecursionError)
+SPOILT = (OSError, ValueError, TypeError, AttributeError, RecursionError, FlavourError)
 
 _T = TypeVar("_T")
 
@@ -51,7 +57,7 @@ class AppliedFile:
         except FileNotFoundError:
             return
         self.devices = {
-            address: Applied(
+            str(parse_address(address)): Applied(
                 _check(inode, int),
                 _check(wanted, str),
                 _check(done, bool),
@@ -91,6 +97,35 @@ class AppliedFile:
                 error.strerror,
                 extra=log_fields(MessageId.NOT_KEPT),
             )
+
+
+def describe(decision: Decision) -> str:
+    """What the policy wants of a device, as it is kept and compared."""
+    return NOTHING if decision.flavour is None else " ".join((decision.flavour, *decision.drivers))
+
+
+def is_so(host: Host, device: Device, wanted: str) -> bool:
+    """Whether a device has the flavour and, where the policy names drivers, one of them."""
+    flavour, *drivers = wanted.split(" ")
+    if host.find_flavour(device) != flavour:
+        return False
+    names = {name.replace("-", "_") for name in (device.driver, device.driver_module) if name}
+    return (
+        not drivers
+        or flavour == Flavour.NATIVE
+        or device.personality is not None  # such a driver is never changed
+        or bool(names & {name.replace("-", "_") for name in drivers})
+    )
+
+
+def was_taken(host: Host, before: Device, flavour: Flavour) -> bool:
+    """Whether a driver has come to it meanwhile that is neither the one it had nor of the flavour: the
+    switch itself binds no such driver."""
+    try:
+        now = host.read_device(before.address)
+    except FlavourError:
+        return False
+    return now.driver not in (None, before.driver) and host.find_flavour(now) != flavour
 
 
 def _check(value: object, kind: type[_T]) -> _T:

@@ -3,23 +3,18 @@
 import asyncio
 import errno
 import logging
+from collections.abc import Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from ..kernel.inventory import DEVICES
 from ..kernel.units import find_unit
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import (
-    DeviceStatus,
-    Flavour,
-    Outcome,
-    Request,
-    StepAction,
-)
+from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepAction, parse_flavour
 from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
 from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
@@ -28,20 +23,18 @@ from .attempts import Attempts, Report
 from .forecast import forecast
 from .grants import Grants
 from .group_turns import GroupTurns, acquire
-from .guards import check_others_may_come, check_request, has_it_already, judge
+from .guards import check_others_may_come, check_request, has_it_already, in_time, judge
 from .history import History
 from .host import Host
 from .ledger import Record, find_record
 from .metrics import Metrics
 from .moves import StuckError
-from .nodes import update_nodes
 from .quarantine import Quarantine, describe_holders
 from .reconcile import Reconciler
 from .switch import Switch, Way
-from .to_native import restore, to_native
-from .to_vfio import to_vfio
+from .to_native import restore
 from .together import Member, run_together
-from .work import Work
+from .work import Work, find_way
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +48,7 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self.attempts = Attempts(History(host.state / "history.jsonl"))
-        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work)
+        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work, self._is_coming)
         self._grants = Grants(host, self.reconciler)
         self._quarantine = Quarantine(host, self._turns, self._grants.end_late, self._take_back)
         self.metrics = Metrics(host, self._quarantine.count)
@@ -115,9 +108,11 @@ class Engine:
         self.metrics.touch()
 
     def notice_all(self) -> None:
-        """Events were lost: whoever waits for a device looks again."""
+        """Events were lost: whoever waits for a device looks again, and what was removed is found out."""
         self._host.changes.notice_all()
         self.metrics.touch()
+        for address in {*self.reconciler.seen, *(record.address for record in self._host.ledger.all())}:
+            self.forget(address)
         self.reconciler.consider_all()
 
     def needs_no_events(self) -> bool:
@@ -125,13 +120,14 @@ class Engine:
         return bool(self._running) and not self._host.changes.awaited
 
     def forget(self, address: PciAddress) -> None:
-        """The device was removed. A running switch finds that out by itself."""
+        """A device was removed, and another one may be there. A running switch finds that out by itself."""
         record = self._host.ledger.find(address)
         if record is not None and not self._is_in_work(address):
             self._check_held(record)
-        if not self._host.sysfs.exists(f"{DEVICES}/{address}"):
+        if self.reconciler.has_lost(address):
             self.attempts.forget(address)
             self.reconciler.forget(address)
+            self.reconciler.consider(address)
 
     async def plan(self, request: Request) -> list[str]:
         """What `set_flavour` would do. Raises FlavourError where it would be refused."""
@@ -147,7 +143,8 @@ class Engine:
         later it goes on without him."""
         request = check_request(request, self.flavours)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(Work(self._host, request, report, _find_way(request)))
+        work = Work(self._host, request, report, find_way(request))
+        return await self._take(work, self._run(work))
 
     async def reset(self, request: Request, report: Report) -> Outcome:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that
@@ -155,16 +152,18 @@ class Engine:
         try:
             device = self._host.read_device(request.address)
         except FlavourError as error:
-            return await self._reset_none(Work(self._host, request, report, restore), error)
-        decision = self._host.decide(device)
+            work = Work(self._host, request, report, restore)
+            return await self._take(work, self._reset_none(work, error))
+        decision = self.reconciler.decide(device)
         way: Way = restore
         if decision.flavour is not None:
             # Named where it is only the driver that is another one.
             drivers = decision.drivers if self._host.find_flavour(device) == decision.flavour else ()
             request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
-            way = _find_way(request)
+            way = find_way(request)
         report = self.attempts.fan_out(request.address, report)
-        return await self._take(Work(self._host, request, report, way, drops_wish=True))
+        work = Work(self._host, request, report, way, drops_wish=True)
+        return await self._take(work, self._run(work))
 
     async def _reset_none(self, work: Work, error: FlavourError) -> NoReturn:
         """A device that is gone may have left a wish behind. Raises FlavourError."""
@@ -183,19 +182,19 @@ class Engine:
             await self._grants.drop((address,))
         raise error
 
-    async def _take(self, work: Work) -> Outcome:
-        request = work.request
-        task = asyncio.create_task(self._run(work))
+    async def _take(self, work: Work, run: Coroutine[Any, Any, Outcome]) -> Outcome:
+        task = asyncio.create_task(run)
         self._switches.add(task)
         task.add_done_callback(self._switches.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if work.is_touched:
+            if work.is_touched or work.is_concluded:
+                address = work.request.address
                 _log.info(
-                    "%s: whoever asked has hung up, carrying the switch to its end",
-                    request.address,
-                    extra={"PCI_ADDRESS": str(request.address)},
+                    "%s: whoever asked has hung up, carrying it to its end",
+                    address,
+                    extra={"PCI_ADDRESS": str(address)},
                 )
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
             else:
@@ -250,10 +249,10 @@ class Engine:
                 self._quarantine.take(held.address, error, self._running[held.address][1])
                 stuck.append((held, error))
 
-            if work.request.flavour == Flavour.VFIO:
-                update_nodes(self._host, [member.device for member in members])
             for member in members:
                 self._running[member.device.address] = (member.switch, work.verdict.forced)
+            if work.request.flavour == Flavour.VFIO:
+                self.reconciler.nodes.update()
             work.is_begun = True
             outcomes = await run_together(members, quarantine)
             return work.describe(outcomes)
@@ -273,15 +272,17 @@ class Engine:
         work.rule = decision.rule.name if decision.rule is not None else ""
         if not request.by_hand and not work.drops_wish:
             self.reconciler.check_still_wanted(device, request, decision)
+        parse_flavour(request.flavour, self.flavours)  # the policy may have been read again
         settled = self._is_settled(device, work, decision)
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
                 with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
                     find_wanted = self.reconciler.find_wanted
-                    work.verdict = await judge(
-                        self._host, device, request, decision.settings, find_wanted, settled=settled
-                    )
+                    async with in_time(request, work.began):
+                        work.verdict = await judge(
+                            self._host, device, request, decision.settings, find_wanted, settled=settled
+                        )
                     if not request.by_hand and not work.drops_wish:
                         check_others_may_come(device, work.verdict.others, request.flavour, find_wanted)
             except FlavourError:
@@ -312,15 +313,20 @@ class Engine:
     def _is_in_work(self, address: PciAddress) -> bool:
         return address in self._running or bool(self._quarantine.find(address))
 
+    def _is_coming(self, address: PciAddress) -> bool:
+        """Whether a switch to VFIO is under way."""
+        running, _ = self._running.get(address, (None, ()))
+        return running is not None and running.request.flavour == Flavour.VFIO
+
     async def _wait_for_turn(self, turn: asyncio.Lock, work: Work) -> None:
         limit, request = self._host.turn_timeout, work.request
         if request.timeout is not None:
             limit = min(limit, request.timeout)
+        told: AbstractContextManager[None] = nullcontext()
         if turn.locked():
-            with work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come"):
-                await acquire(turn, request.address, limit)
-        else:
-            await turn.acquire()
+            told = work.step(StepAction.TURN, "wait for the turn of its IOMMU group", "it did not come")
+        with told:  # one that nobody has may be about to be taken by who waits for it already
+            await acquire(turn, request.address, limit)
 
     async def settle(self, grace: float) -> None:
         """Let the running switches come to their end, for `grace` seconds at most. What is left then is
@@ -385,7 +391,3 @@ class Engine:
 
     def _find_kind(self, decision: Decision) -> FlavourKind:
         return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
-
-
-def _find_way(request: Request) -> Way:
-    return to_native if request.flavour == Flavour.NATIVE else to_vfio

@@ -66,7 +66,7 @@ def _forecast_vfio(host: Host, device: Device, request: Request, decision: Decis
     record = find_record(host.ledger, device)
     now = Binding(device.driver, record.binding.override if record is not None else None)
     named = request.drivers or (decision.drivers if decision.flavour == request.flavour else ())
-    kind = host.policy.policy.flavours[request.flavour]
+    kind = host.find_kind(request.flavour)
     lines: list[str] = []
     for candidate in host.resolve(device.modalias, kind, named, decision.settings.denied).accepted:
         if lines:

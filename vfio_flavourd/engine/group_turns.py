@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection
 
-from ..kernel.inventory import DEVICES
+from ..kernel.inventory import DEVICES, is_made_up
 from ..kernel.sysfs import Sysfs
 from ..model.address import PciAddress
 from ..model.codes import Code
@@ -29,9 +29,15 @@ class GroupTurns:
         return frozenset(self._releases)
 
     def find(self, address: PciAddress) -> asyncio.Lock:
-        """Kept for good, so that it is for devices that there are."""
-        group = self._sysfs.find_link(f"{DEVICES}/{address}/iommu_group")
-        return self._locks.setdefault(str(address) if group is None else f"group {group}", asyncio.Lock())
+        """Kept for good, so that it is for devices that there are.
+
+        A group that VFIO makes up comes and goes in the middle of a switch, and is of one device.
+        """
+        path = f"{DEVICES}/{address}/iommu_group"
+        group = self._sysfs.find_link(path)
+        if group is None or is_made_up(self._sysfs, path):
+            return self._locks.setdefault(str(address), asyncio.Lock())
+        return self._locks.setdefault(f"group {group}", asyncio.Lock())
 
     def release(self, turn: asyncio.Lock, outlasting: Collection[asyncio.Task[None]]) -> None:
         """At once, or when the last of those has come to its end."""

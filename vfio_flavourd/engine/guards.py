@@ -1,9 +1,12 @@
 """What must not be switched, or can't be, as far as that is known beforehand."""
 
 import asyncio
+import errno
 import math
 import re
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from ..model.codes import Code
@@ -12,7 +15,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Request, parse_flavour
 from ..model.iommu_group import Standing, find_standing, tell_unbinding
 from ..model.occupancy import UNFORCEABLE, Use, User
-from ..model.policy import AUTO, InUse, NoIommu, OthersInGroup, Settings
+from ..model.policy import AUTO, Decision, InUse, NoIommu, OthersInGroup, Settings
 from .host import Host
 
 # From here on the kernel refuses a native driver in a group that a guest uses; before, it hits a BUG_ON
@@ -55,6 +58,46 @@ def check_request(request: Request, flavours: tuple[Flavour, ...]) -> Request:
     if trouble:
         raise FlavourError(f"{request.address}: {trouble}", code=Code.INVALID_ARGUMENT, hint=hint)
     return request
+
+
+def check_still_wanted(request: Request, wish: Flavour | None, decision: Decision) -> None:
+    """Raises FlavourError (EAGAIN) for a request of the policy's own that a wish or another policy has come
+    before."""
+    told = hint = ""
+    if wish is not None:
+        if wish != request.flavour:
+            told = f"{wish} was asked for by hand in the meantime"
+            hint = f"flavourctl reset {request.address} goes back to the policy"
+    elif request.flavour != (decision.flavour or Flavour.NATIVE):
+        told = f"the policy does not say {request.flavour} any more"
+        hint = "what it says now is applied next"
+    elif request.drivers not in ((), decision.drivers):
+        told = "the policy names other drivers in the meantime"
+        hint = "they are tried next"
+    if told:
+        raise FlavourError(
+            f"{request.address}: {told}", code=Code.CHANGED_BY_SOMEONE_ELSE, errno=errno.EAGAIN, hint=hint
+        )
+
+
+def out_of_time(request: Request) -> FlavourError:
+    return FlavourError(
+        f"{request.address}: the time limit of {request.timeout:g} s ran out before it was touched",
+        code=Code.TIMED_OUT,
+        hint="try again with a longer --timeout",
+    )
+
+
+@asynccontextmanager
+async def in_time(request: Request, began: float) -> AsyncIterator[None]:
+    """What is in it is given up when the time of the request, which counts from `began` (monotonic), has run
+    out. Raises FlavourError (ETIMEDOUT) then; for before anything is touched."""
+    left = None if request.timeout is None else began + request.timeout - time.monotonic()
+    try:
+        async with asyncio.timeout(left):
+            yield
+    except TimeoutError:
+        raise out_of_time(request) from None
 
 
 async def judge(
@@ -120,7 +163,7 @@ def has_it_already(host: Host, device: Device, request: Request, settings: Setti
         return True
     if request.flavour == Flavour.VFIO and device.vfio_device is None:
         return False
-    kind = host.policy.policy.flavours[request.flavour]
+    kind = host.find_kind(request.flavour)
     accepted = host.resolve(device.modalias, kind, request.drivers, settings.denied).accepted
     return bool(accepted) and host.modules.find_drivers(accepted[0].module)[:1] == (device.driver,)
 

@@ -13,7 +13,7 @@ from ..kernel.sysfs import Sysfs
 from ..model.address import PciAddress
 from ..model.aliases import Resolution
 from ..model.device import Device
-from ..model.flavour import Flavour, find_flavour
+from ..model.flavour import Flavour, find_flavour, parse_flavour
 from ..model.policy import Decision, Facts, FlavourKind, decide, decide_by_default
 from .changes import Changes
 from .ledger import Ledger
@@ -50,10 +50,10 @@ class Host:
     def read_others_in_group(self, device: Device) -> tuple[Device, ...]:
         return read_others_in_group(self.sysfs, device, self.policy.policy.personalities)
 
-    def decide(self, device: Device) -> Decision:
-        """What the policy says of a device."""
+    def decide(self, device: Device, applied: str = "") -> Decision:
+        """What the policy says of a device; `applied` is the rule that was, if any."""
         policy = self.policy.policy
-        return decide(self.read_facts(device), policy) if policy.rules else decide_by_default(policy)
+        return decide(self.read_facts(device), policy, applied) if policy.rules else decide_by_default(policy)
 
     def read_facts(self, device: Device) -> Facts:
         """What rules look at; a serial only where one asks for it."""
@@ -69,6 +69,11 @@ class Host:
         """The flavour of a device that has this driver and this VFIO device."""
         module = find_driver_module(self.sysfs, driver)
         return find_flavour(vfio_device, module, self._modules_of_flavours())
+
+    def find_kind(self, flavour: Flavour) -> FlavourKind:
+        """What a flavour other than `native` is. Raises FlavourError (EINVAL) where it is none any more: the
+        policy may have been read again since somebody asked for it."""
+        return self.policy.policy.flavours[parse_flavour(flavour, self.policy.flavours)]
 
     def resolve(
         self,

@@ -1,30 +1,51 @@
 """Who may open the VFIO nodes, as the policy says it: written down for udev before a node appears."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable
 
 from ..kernel.node_access import DIRECTORY, announce, write_node_files
+from ..model.address import PciAddress
 from ..model.device import Device
+from ..model.flavour import Flavour
 from ..model.node_access import render_node_files
+from ..model.policy import Decision
 from .host import Host
 
 _log = logging.getLogger(__name__)
 
 
-def update_nodes(host: Host, about_to: Collection[Device] = ()) -> None:
-    """For what VFIO has, and for those that it is `about_to` get. Costs nothing where no rule says any."""
-    directory = host.state / DIRECTORY
-    if not directory.exists() and not any(rule.nodes for rule in host.policy.policy.rules):
-        return
-    addresses = {device.address for device in about_to}
-    rendered = render_node_files(
-        (device.address, device.iommu_group, host.decide(device).nodes)
-        for device in host.read_devices()
-        if device.vfio_device is not None or device.address in addresses
-    )
-    for note in rendered.notes:
-        _log.warning("%s", note)
-    try:
-        announce(host.sysfs, write_node_files(directory, rendered.files))
-    except OSError as error:
-        _log.error("telling udev who may open the VFIO nodes failed (%s): they stay root's", error.strerror)
+class Nodes:
+    """`is_coming` tells of a device whether a switch to VFIO is under way. There may be several at one time,
+    in as many IOMMU groups, and each one's node is to find its file."""
+
+    def __init__(
+        self, host: Host, decide: Callable[[Device], Decision], is_coming: Callable[[PciAddress], bool]
+    ) -> None:
+        self._host = host
+        self._decide = decide
+        self._is_coming = is_coming
+
+    def update(self) -> None:
+        """For what VFIO has, and for what it is about to get. Costs nothing where no rule says any."""
+        directory = self._host.state / DIRECTORY
+        if not directory.exists() and not any(rule.nodes for rule in self._host.policy.policy.rules):
+            return
+        # What is stuck or was cut off has a worker that may go on to VFIO by itself.
+        late = {
+            record.address
+            for record in self._host.ledger.all()
+            if record.is_open and record.flavour == Flavour.VFIO
+        }
+        rendered = render_node_files(
+            (device.address, device.iommu_group, self._decide(device).nodes)
+            for device in self._host.read_devices()
+            if device.vfio_device is not None or device.address in late or self._is_coming(device.address)
+        )
+        for note in rendered.notes:
+            _log.warning("%s", note)
+        try:
+            announce(self._host.sysfs, write_node_files(directory, rendered.files))
+        except OSError as error:
+            _log.error(
+                "telling udev who may open the VFIO nodes failed (%s): they stay root's", error.strerror
+            )

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ..kernel.claims import find_driverctl_override
+from ..kernel.inventory import DEVICES
 from ..kernel.places import Places
 from ..model.address import PciAddress, parse_address
 from ..model.codes import Code
@@ -22,10 +23,11 @@ from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from ..model.udev_header import Kept
 from .agenda import Agenda
-from .applied import NOTHING, SPOILT, Applied, AppliedFile
+from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, is_so, was_taken
 from .attempts import Report
+from .guards import check_still_wanted
 from .host import Host
-from .nodes import update_nodes
+from .nodes import Nodes
 from .recovery import forget_what_is_undone, is_still_kept
 from .tries import MOST_TRIES, Tries
 from .wishes import Wish, Wishes
@@ -41,15 +43,17 @@ _WORKERS = max(2, min(8, os.cpu_count() or 2))
 REQUESTER = "policy"
 
 _Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
+_IsSo = Callable[[PciAddress], bool]
 
 
 class Reconciler:
-    """`switch` is the engine's, `is_in_work` whether a switch of the device is under way.
+    """`switch` is the engine's, `is_in_work` whether a switch of the device is under way, `is_coming` whether
+    it is one to VFIO.
 
     `lasting_wishes_changed` has the next boot follow when what is to hold there is something else now.
     """
 
-    def __init__(self, host: Host, switch: _Switch, is_in_work: Callable[[PciAddress], bool]) -> None:
+    def __init__(self, host: Host, switch: _Switch, is_in_work: _IsSo, is_coming: _IsSo) -> None:
         self._host = host
         self._switch = switch
         self._is_in_work = is_in_work
@@ -60,6 +64,7 @@ class Reconciler:
         self._held_back: set[PciAddress] = set()
         self._agenda = Agenda(self._look, is_in_work)
         self._places = Places(_WORKERS)
+        self.nodes = Nodes(host, self.decide, is_coming)
         self.lasting_wishes_changed: Callable[[], Awaitable[None]] = _nobody_listens
 
     # wishes by hand
@@ -90,24 +95,9 @@ class Reconciler:
         return lasted
 
     def check_still_wanted(self, device: Device, request: Request, decision: Decision) -> None:
-        """A request of the policy's own has its turn. Raises FlavourError (EAGAIN) where a wish or another
-        policy has come before it."""
-        address, wish = request.address, self._find_wish_in_force(device)
-        told = hint = ""
-        if wish is not None:
-            if wish.flavour != request.flavour:
-                told = f"{wish.flavour} was asked for by hand in the meantime"
-                hint = f"flavourctl reset {address} goes back to the policy"
-        elif request.flavour != (decision.flavour or Flavour.NATIVE):
-            told = f"the policy does not say {request.flavour} any more"
-            hint = "what it says now is applied next"
-        elif request.drivers not in ((), decision.drivers):
-            told = "the policy names other drivers in the meantime"
-            hint = "they are tried next"
-        if told:
-            raise FlavourError(
-                f"{address}: {told}", code=Code.CHANGED_BY_SOMEONE_ELSE, errno=errno.EAGAIN, hint=hint
-            )
+        """A request of the policy's own has its turn. Raises FlavourError, as the guard does."""
+        wish = self._find_wish_in_force(device)
+        check_still_wanted(request, None if wish is None else wish.flavour, decision)
 
     def has_wish(self, address: PciAddress) -> bool:
         """For whichever device there was at the address."""
@@ -123,8 +113,22 @@ class Reconciler:
     def find_wanted(self, device: Device) -> Flavour | None:
         """What it is to be by a wish, or else by the policy."""
         wish = self._find_wish_in_force(device)
-        flavour = self._host.decide(device).flavour if wish is None else wish.flavour
+        flavour = self.decide(device).flavour if wish is None else wish.flavour
         return None if flavour is None else Flavour(flavour)
+
+    def decide(self, device: Device) -> Decision:
+        """What the policy says of a device. A rule that goes by the driver holds also while it is applied and
+        when it was, and has changed that; where it says something else by now, it is a rule like any."""
+        address, applied = device.address, self._applied.devices.get(str(device.address))
+        if (
+            applied is not None
+            and applied.inode == device.identity.inode
+            and (applied.done or self._is_in_work(address) or is_so(self._host, device, applied.wanted))
+        ):
+            decision = self._host.decide(device, applied.rule)
+            if describe(decision) == applied.wanted:
+                return decision
+        return self._host.decide(device)
 
     def find_kept(self) -> tuple[Kept, ...]:
         """The wishes that last, as the rules for early boot name them."""
@@ -146,7 +150,7 @@ class Reconciler:
         """Apply the policy to the devices that it was not applied to in this boot. Waits for that, so that
         what is started after the service finds them as they should be; but not for ever."""
         self._agenda.open()
-        update_nodes(self._host)
+        self.nodes.update()
         devices = self._host.read_devices()
         try:
             self._applied.load()
@@ -166,10 +170,10 @@ class Reconciler:
                 self._agenda.begin(device.address)
                 continue
             self._host.policy.serials[device.address] = (applied.inode, applied.serials)
-            decision = self._host.decide(device)
+            decision = self.decide(device)
             wanted = self._describe(device, decision)
             if wanted not in (NOTHING, applied.wanted):
-                if self._is_so(device, wanted):
+                if is_so(self._host, device, wanted):
                     self._note(device, wanted, decision, done=True)  # a wish of just before the end
                 else:
                     self._held_back.add(device.address)
@@ -192,7 +196,7 @@ class Reconciler:
         """The policy has been read again: apply what differs."""
         self._tries.clear()
         self._held_back.clear()
-        update_nodes(self._host)
+        self.nodes.update()
         rules = {rule.name for rule in self._host.policy.policy.rules}
         for device in self._host.read_devices():
             applied = self._applied.devices.get(str(device.address))
@@ -201,7 +205,7 @@ class Reconciler:
                 # Nothing wanted is no difference while the rule is still there: one that goes by the driver
                 # matches no more when it was applied.
                 same = (NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
-            if self._describe(device, self._host.decide(device)) not in same:
+            if self._describe(device, self.decide(device)) not in same:
                 self._applied.devices.pop(str(device.address), None)
                 self._agenda.call_off(device.address)
                 self.consider(device.address)
@@ -216,8 +220,22 @@ class Reconciler:
             self._applied.devices.pop(str(address), None)
         self._agenda.consider(address)
 
+    @property
+    def seen(self) -> tuple[PciAddress, ...]:
+        """Where there was a device when it was looked."""
+        return tuple(map(parse_address, self._applied.devices))
+
+    def has_lost(self, address: PciAddress) -> bool:
+        """Whether there is no device any more, or another one than was seen."""
+        try:
+            inode = self._host.sysfs.read_inode(f"{DEVICES}/{address}")
+        except FlavourError as error:
+            return error.errno == errno.ENODEV
+        applied = self._applied.devices.get(str(address))
+        return applied is not None and applied.inode != inode
+
     def forget(self, address: PciAddress) -> None:
-        """The device is gone."""
+        """The device is gone, and with it how often it failed and when it is to be tried again."""
         if self._applied.devices.pop(str(address), None) is not None:
             self._applied.save_soon()
         self._tries.forget(address)
@@ -239,29 +257,27 @@ class Reconciler:
             device = self._host.read_device(address)
         except FlavourError:
             return
-        decision = self._host.decide(device)
+        if self.has_lost(address):
+            self.forget(address)
+        decision = self.decide(device)
         wanted = self._describe(device, decision)
         applied = self._applied.devices.get(str(address))
-        if applied is not None and applied.inode == device.identity.inode and applied.done:
+        if applied is not None and applied.done:
             # What tells a device apart may be known only now: a serial, once its driver has it.
             if wanted in (NOTHING, applied.wanted):
                 self._compare(device, applied)
                 return
             if address in self._held_back:
                 return
-        elif (
-            applied is not None
-            and applied.inode == device.identity.inode
-            and self._tries.is_given_up(address)
-        ):
+        elif applied is not None and self._tries.is_given_up(address):
             return
         if wanted in (NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device, decision):
             await self._apply(device, str(Flavour.NATIVE), decision)
             return
-        if wanted == NOTHING or self._is_so(device, wanted):
+        if wanted == NOTHING or is_so(self._host, device, wanted):
             self._note(device, wanted, decision, done=True)
             if device.vfio_device is not None:
-                update_nodes(self._host)  # udev itself may have had it bound
+                self.nodes.update()  # udev itself may have had it bound
             return
         if claim := find_driverctl_override(self._host.root, address):
             _log.warning(
@@ -287,12 +303,14 @@ class Reconciler:
             by_hand=False,
         )
         async with self._places.take():
+            # From the unbind on, a rule that goes by the driver would not be known to be the one.
+            self._note(device, wanted, decision, done=False)
             try:
                 await self._switch(request, _unheard)
             except FlavourError as error:
                 if error.errno == errno.ENODEV:
                     return  # it is gone
-                if self._was_taken(device, flavour):
+                if was_taken(self._host, device, flavour):
                     # Trying again would take it from whoever has it now.
                     self._note(device, wanted, decision, done=True)
                     self.consider(address)
@@ -314,19 +332,10 @@ class Reconciler:
         # The failed switch's own end has it considered in a moment, and so have its events.
         self._agenda.postpone(address, pause)
 
-    def _was_taken(self, before: Device, flavour: Flavour) -> bool:
-        """Whether a driver has come to it meanwhile that is neither the one it had nor of the flavour: the
-        switch itself binds no such driver."""
-        try:
-            now = self._host.read_device(before.address)
-        except FlavourError:
-            return False
-        return now.driver not in (None, before.driver) and self._host.find_flavour(now) != flavour
-
     def _compare(self, device: Device, applied: Applied) -> None:
         """It was made what it should be once: is it still?"""
         address = device.address
-        if applied.wanted == NOTHING or self._is_so(device, applied.wanted):
+        if applied.wanted == NOTHING or is_so(self._host, device, applied.wanted):
             self._remarks.pop(address, None)
             return
         if find_driverctl_override(self._host.root, address):
@@ -345,11 +354,7 @@ class Reconciler:
     def _describe(self, device: Device, decision: Decision) -> str:
         """What is wanted of a device, as it is kept and compared."""
         wish = self._find_wish_in_force(device)
-        if wish is not None:
-            return str(wish.flavour)
-        if decision.flavour is None:
-            return NOTHING
-        return " ".join((decision.flavour, *decision.drivers))
+        return describe(decision) if wish is None else str(wish.flavour)
 
     def _find_wish_in_force(self, device: Device) -> Wish | None:
         wish = self._wishes.find(device)
@@ -362,19 +367,6 @@ class Reconciler:
         if device.driver is not None or device.is_bridge:
             return False
         return await is_still_kept(self._host, device, decision.settings.bind_timeout)
-
-    def _is_so(self, device: Device, wanted: str) -> bool:
-        """Whether a device has the flavour and, where the policy names drivers, one of them."""
-        flavour, *drivers = wanted.split(" ")
-        if self._host.find_flavour(device) != flavour:
-            return False
-        names = {name.replace("-", "_") for name in (device.driver, device.driver_module) if name}
-        return (
-            not drivers
-            or flavour == Flavour.NATIVE
-            or device.personality is not None  # such a driver is never changed
-            or bool(names & {name.replace("-", "_") for name in drivers})
-        )
 
     def _note(self, device: Device, wanted: str, decision: Decision, *, done: bool) -> None:
         serials = self._host.policy.find_serials(device)

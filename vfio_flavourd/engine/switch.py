@@ -12,7 +12,6 @@ from typing import Any
 from ..kernel.modules import NotLoaded
 from ..kernel.processes import read_worker
 from ..model.address import PciAddress
-from ..model.codes import Code
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepAction
@@ -21,7 +20,7 @@ from ..model.plan import Action, Step
 from ..model.policy import Decision
 from ..model.transition import LAST, Phase
 from .attempts import Report, without_address
-from .guards import check_users
+from .guards import check_users, in_time, out_of_time
 from .host import Host
 from .ledger import Asked, Record, find_record
 from .moves import (
@@ -188,7 +187,8 @@ class Switch:
         """Who uses it by now: a module takes seconds to load, and others have had their turn before."""
         start = time.monotonic()
         try:
-            self.forced = await check_users(self.host, device, self.request, self.settings)
+            async with in_time(self.request, self._began):
+                self.forced = await check_users(self.host, device, self.request, self.settings)
         except FlavourError:
             self.steps.end(StepAction.GUARD, "see again whether it may be taken", start, "refused")
             raise
@@ -381,12 +381,7 @@ class Switch:
             return seconds
         left = self._began + self.request.timeout - time.monotonic()
         if left <= 0 and not self.touched:
-            raise FlavourError(
-                f"{self.request.address}: the time limit of {self.request.timeout:g} s ran out before it was "
-                "touched",
-                code=Code.TIMED_OUT,
-                hint="try again with a longer --timeout",
-            )
+            raise out_of_time(self.request)
         return max(min(seconds, left), 0.1)
 
 

@@ -25,7 +25,7 @@ async def to_vfio(switch: Switch, device: Device) -> Outcome:
     Raises FlavourError; the device then is as it was, or the text says that it could not be.
     """
     flavour, named = switch.request.flavour, switch.drivers
-    kind = switch.host.policy.policy.flavours[flavour]
+    kind = switch.host.find_kind(flavour)
     resolution = switch.host.resolve(device.modalias, kind, named, switch.settings.denied)
     if switch.host.find_flavour(device) == flavour and not switch.request.drivers:
         module = device.driver_module or str(device.driver).replace("-", "_")

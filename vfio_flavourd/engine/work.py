@@ -12,7 +12,7 @@ from ..model.address import PciAddress
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Attempt, Ending, Outcome, Request, StepAction, StepBegun, StepReport
+from ..model.flavour import Attempt, Ending, Flavour, Outcome, Request, StepAction, StepBegun, StepReport
 from ..model.policy import Decision
 from ..model.transition import Phase
 from .attempts import Attempts, Report
@@ -21,12 +21,18 @@ from .host import Host
 from .ledger import Asked
 from .switch import Switch, Way
 from .to_native import restore, to_native
+from .to_vfio import to_vfio
 from .together import Member
+
+
+def find_way(request: Request) -> Way:
+    return to_native if request.flavour == Flavour.NATIVE else to_vfio
 
 
 class Work:
     """One request on its way: its switches, and what is known of it by now. With `drops_wish` what was asked
-    for by hand counts no more once it is granted."""
+    for by hand counts no more once it is granted. Once it `is_concluded`, its attempt is on record and what
+    follows from that is not given up any more."""
 
     def __init__(
         self, host: Host, request: Request, report: Report, way: Way, *, drops_wish: bool = False
@@ -38,12 +44,13 @@ class Work:
         self.drops_wish = drops_wish
         self.members: list[Member] = []
         self.is_begun = False
+        self.is_concluded = False
         self.verdict = Verdict()
         self.rule = ""
         self._report = report
         self._steps: list[StepReport] = []
         self._started = time.time()
-        self._began = time.monotonic()
+        self.began = time.monotonic()
 
     @property
     def is_touched(self) -> bool:
@@ -61,7 +68,7 @@ class Work:
             raise
         finally:
             took = time.monotonic() - start
-            self._steps.append(StepReport(Phase.WAITING, action, what, start - self._began, took, error))
+            self._steps.append(StepReport(Phase.WAITING, action, what, start - self.began, took, error))
 
     def add(
         self,
@@ -78,7 +85,7 @@ class Work:
             def report(step: StepBegun | StepReport) -> None:
                 self._report(replace(step, what=f"{device.address}: {step.what}"))
 
-        switch = Switch(host, request, decision, report, together, self._asked(request), began=self._began)
+        switch = Switch(host, request, decision, report, together, self._asked(request), began=self.began)
         member = Member(switch, device, way)
         self.members.append(member)
         return member
@@ -111,6 +118,7 @@ class Work:
         outcome: Outcome | None = None,
     ) -> int:
         """One attempt for each device that there was a switch for; returns the number of the first."""
+        self.is_concluded = True
         first = self.members[0] if self.members else None
         attempt = self._describe_end(host, attempts.history.next_id(), first, error, ending, outcome)
         is_policys = not self.request.by_hand and not self.drops_wish
@@ -160,7 +168,7 @@ class Work:
             requester=request.requester,
             unit=self._unit,
             when=self._started,
-            duration=time.monotonic() - self._began,
+            duration=time.monotonic() - self.began,
             ending=ending or self._find_ending(switch, error, outcome),
             driver=outcome.driver
             if outcome is not None

@@ -59,7 +59,7 @@ def read_device(
         iommu_group=int(group) if group is not None else None,
         vfio_device=vfio_device,
         personality=_find_personality(sysfs, path, driver, personalities),
-        is_noiommu=vfio_device is not None and _is_made_up(sysfs, f"{path}/iommu_group"),
+        is_noiommu=vfio_device is not None and is_made_up(sysfs, f"{path}/iommu_group"),
     )
 
 
@@ -88,9 +88,12 @@ def read_others_in_group(
     return tuple(other for other in others if other.address != device.address)
 
 
-def _is_made_up(sysfs: Sysfs, group: str) -> bool:
+def is_made_up(sysfs: Sysfs, group: str) -> bool:
     """vfio_noiommu_group_alloc() in drivers/vfio/group.c; a group of the IOMMU's has no name."""
-    return sysfs.exists(f"{group}/name") and sysfs.read(f"{group}/name") == "vfio-noiommu"
+    try:
+        return sysfs.exists(f"{group}/name") and sysfs.read(f"{group}/name") == "vfio-noiommu"
+    except FlavourError:
+        return True  # it went while it was looked at, as no other group does
 
 
 def _find_personality(

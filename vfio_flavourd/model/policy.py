@@ -1,6 +1,6 @@
 """What the owner of a host wants of its devices, and what that means for one of them."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -166,10 +166,16 @@ class Decision:
     reason: str
 
 
-def decide(facts: Facts, policy: Policy) -> Decision:
-    """The first rule that matches decides; without one, the defaults, and no flavour."""
+def decide(facts: Facts, policy: Policy, applied: str = "") -> Decision:
+    """The first rule that matches decides; without one, the defaults, and no flavour.
+
+    The rule named `applied` matches whatever driver the device has: it has another one because of the rule.
+    Without that two rules could take a device from each other for ever; with it, only one that stands above
+    the one that was applied takes it.
+    """
     for rule in policy.rules:
-        if fits(rule.match, facts):
+        match = replace(rule.match, driver=()) if rule.name == applied else rule.match
+        if fits(match, facts):
             reason = f"rule {rule.name!r} ({rule.origin})"
             return Decision(rule, rule.flavour, rule.drivers, rule.settings, rule.nodes, reason)
     return decide_by_default(policy)
