@@ -58,7 +58,7 @@ def find(wishes: Wishes, device: Device = DEVICE) -> Flavour | None:
 
 def test_at_first_there_are_none_and_no_file_is_made(files: Files) -> None:
     assert find(files.wishes) is None
-    files.wishes.drop(DEVICE.address)
+    files.wishes.drop([DEVICE.address])
     assert not files.boot.exists()
     assert not files.lasting.exists()
 
@@ -98,7 +98,7 @@ def test_a_wish_that_is_dropped_is_in_neither_file(files: Files) -> None:
     wishes = files.wishes
     for device in (DEVICE, OTHER):
         wishes.keep(device, Flavour.VFIO, (), persist=True)
-    wishes.drop(DEVICE.address)
+    assert wishes.drop([DEVICE.address])
     for some in (wishes, files.wishes):
         assert find(some) is None
         assert find(some, OTHER) == Flavour.VFIO
@@ -199,6 +199,25 @@ def test_one_for_the_boot_that_can_not_be_kept_is_told_and_holds_while_the_daemo
     assert find(wishes) == Flavour.VFIO
     assert "can't be saved" in caplog.text
     assert find(files.wishes) is None
+
+
+def test_one_that_can_not_be_taken_off_the_disk_holds_no_more_in_this_boot_and_is_still_known(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = files.wishes
+    for device in (DEVICE, OTHER):
+        wishes.keep(device, Flavour.VFIO, (), persist=True)
+    before = files.lasting.read_bytes()
+    with monkeypatch.context() as patch:
+        break_writing(patch, "replace")
+        with pytest.raises(OSError, match="No space"):
+            wishes.drop([DEVICE.address])
+    assert find(wishes) is None
+    assert find(wishes, OTHER) == Flavour.VFIO
+    assert list(wishes.lasting) == ["0000:01:00.0", "0000:02:00.0"]
+    assert files.lasting.read_bytes() == before
+    wishes.keep(DEVICE, Flavour.VFIO, (), persist=True)
+    assert find(wishes, REPLUGGED) == Flavour.VFIO
 
 
 def break_writing(patch: pytest.MonkeyPatch, call: str) -> None:

@@ -7,6 +7,7 @@ address.
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,15 @@ class Wishes:
         self._lasting_file = lasting
         self._boot = _read(boot)
         self._lasting = _read(lasting)
+        # Dropped, but on disk still: they hold from the next boot on.
+        self._on_disk_only: set[str] = set()
 
     def find(self, device: Device) -> Wish | None:
-        wish = self._boot.get(str(device.address))
+        address = str(device.address)
+        wish = self._boot.get(address)
         if wish is not None and wish.ids == find_ids(device.identity) and wish.inode == device.identity.inode:
             return wish
-        wish = self._lasting.get(str(device.address))
+        wish = None if address in self._on_disk_only else self._lasting.get(address)
         return wish if wish is not None and wish.ids == find_ids(device.identity) else None
 
     def has(self, address: PciAddress) -> bool:
@@ -77,15 +81,23 @@ class Wishes:
             lasting = {**self._lasting, address: Wish(flavour, drivers, ids, 0, others)}
             _write(self._lasting_file, lasting)
             self._lasting = lasting
+            self._on_disk_only.discard(address)
 
-    def drop(self, address: PciAddress) -> None:
-        if self._boot.pop(str(address), None) is not None:
+    def drop(self, addresses: Iterable[PciAddress]) -> bool:
+        """Whether one was to last. Raises OSError when those can't be taken off the disk: then they hold no
+        more in this boot, and again in the next."""
+        dropped = set(map(str, addresses))
+        if not dropped.isdisjoint(self._boot):
+            self._boot = {address: wish for address, wish in self._boot.items() if address not in dropped}
             self._write_boot()
-        if self._lasting.pop(str(address), None) is not None:
-            try:
-                _write(self._lasting_file, self._lasting)
-            except OSError as error:
-                _warn(self._lasting_file, error)
+        if dropped.isdisjoint(self._lasting):
+            return False
+        lasting = {address: wish for address, wish in self._lasting.items() if address not in dropped}
+        self._on_disk_only |= dropped & self._lasting.keys()
+        _write(self._lasting_file, lasting)
+        self._on_disk_only -= dropped
+        self._lasting = lasting
+        return True
 
     def _write_boot(self) -> None:
         try:
