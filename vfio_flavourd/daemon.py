@@ -165,7 +165,7 @@ class Daemon:
                 _log.error("the last good policy can't be read either, so none is in force: %s", spoilt)
 
     async def _reload(self) -> None:
-        """Raises PolicyError, and nothing has changed then; or FlavourError (EIO) where the next boot does not
+        """Raises PolicyError, and nothing has changed then; or FlavourError (EIO) where the next boot doesn't
         follow what is in force now."""
         sources = read_sources(_ROOT, self._host.release)
         journal.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
