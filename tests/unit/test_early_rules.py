@@ -117,7 +117,7 @@ class FakeHost:
             },
             {"iommu_group"},
         )
-        written = apply(parse(self.rules.read_text(encoding="ascii")), device).written
+        written = apply(parse(os.fsdecode(self.rules.read_bytes())), device).written
         return dict(written).get("driver_override")
 
 
@@ -282,6 +282,43 @@ def test_the_shell_sees_every_change_that_matters(host: FakeHost) -> None:
         assert is_out_of_date(host)
         host.update(make_rule())
         assert not is_out_of_date(host)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "größe Łódź.yaml".encode(),
+        "\u0085\u2028 .yaml".encode(),
+        b"back\\slash\\n.yaml",
+        bytes(range(0x80, 0x100)) + b".yaml",
+        b"a: b #'\"$(c).yaml",
+    ],
+    ids=str,
+)
+def test_a_file_may_have_any_name_that_is_one_line(host: FakeHost, name: bytes) -> None:
+    path = host.policy / os.fsdecode(name)
+    host.write(path, "version: 1\n")
+    host.update(make_rule())
+    assert parse_header(read_rules(host.root) or "").sources == read_sources(host.root, RELEASE)
+    assert name in host.rules.read_bytes()
+    assert not is_out_of_date(host)
+    assert host.override() == GENERIC
+    before = host.rules.stat().st_mtime_ns
+    path.unlink()
+    assert is_out_of_date(host)
+    host.update(make_rule())
+    assert host.rules.stat().st_mtime_ns == before  # no initramfs is older for a name
+
+
+@pytest.mark.parametrize("name", ["line\nKERNEL=='x'.yaml", "\x1b[31m\r.yaml"], ids=repr)
+def test_a_name_that_is_no_line_is_none_in_the_rules_either(host: FakeHost, name: str) -> None:
+    host.write(host.policy / name, "version: 1\n")
+    host.update(make_rule())
+    assert host.override() == GENERIC
+    (line,) = [line for line in host.rules.read_bytes().split(b"\n") if b"policy.d" in line]
+    assert line.startswith(b"# source: /etc/vfio-flavourd/policy.d/")
+    assert line.isascii()
+    assert line.decode("ascii").isprintable()
 
 
 def test_a_policy_for_some_hosts_is_out_of_date_on_another(host: FakeHost) -> None:
