@@ -1,5 +1,6 @@
 """The compiled rules on disk: what they are made of, what they leave the host, when they are out of date."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable
@@ -168,6 +169,23 @@ def test_a_directory_that_cannot_be_written_is_one_clear_error(host: FakeHost) -
     host.write(host.rules.parent, "not a directory\n")
     with pytest.raises(FlavourError, match=r"policy\.rules' failed: Not a directory"):
         write_rules(host.root, Compiled("# x\n", (), acts=True))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_rules_that_can_not_be_written_leave_nothing_beside_them(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    host.update(make_rule())
+    before = host.rules.read_bytes()
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os if call == "fsync" else Path, call, no_space)
+    with pytest.raises(FlavourError, match="No space left"):
+        host.update(make_rule(settings=Settings(in_use=InUse.FORCE)))
+    assert [path.name for path in host.rules.parent.iterdir()] == [host.rules.name]
+    assert host.rules.read_bytes() == before
 
 
 def test_the_notes_are_told_without_looking_who_uses_what_and_nothing_is_written(host: FakeHost) -> None:

@@ -6,6 +6,7 @@ Their time stamp is when what they do last changed: where only their comments di
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EIO
 from pathlib import Path
@@ -95,6 +96,8 @@ def write_rules(root: Path, compiled: Compiled) -> bool:
         aside.replace(path)
         _sync(path.parent)
     except OSError as error:
+        with suppress(OSError):  # it was never made, or has its name by now
+            aside.unlink()
         raise _failed("writing", root, error) from error
     return True
 
