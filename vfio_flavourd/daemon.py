@@ -165,7 +165,8 @@ class Daemon:
                 _log.error("the last good policy can't be read either, so none is in force: %s", spoilt)
 
     async def _reload(self) -> None:
-        """Raises PolicyError, and nothing has changed then."""
+        """Raises PolicyError, and nothing has changed then; or FlavourError (EIO) where the next boot doesn't
+        follow what is in force now."""
         sources = read_sources(_ROOT, self._host.release)
         journal.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
@@ -185,7 +186,7 @@ class Daemon:
         self._spawn(self._reload_unheard())
 
     async def _reload_unheard(self) -> None:
-        with suppress(PolicyError):  # it is in the log, nobody waits for an answer
+        with suppress(FlavourError):  # it is in the log, nobody waits for an answer
             await self._reload()
 
     async def _compile_wishes(self) -> None:
@@ -194,7 +195,7 @@ class Daemon:
     async def _compile(self, *, asked: bool) -> None:
         """Have the rules for early boot say what the policy says. It takes its time, since it looks who uses
         what, so it is done beside the rest; a device that was in use before counts as in use unless a person
-        asks for a reload."""
+        asks for a reload, who is told of a failure too: raises FlavourError (EIO)."""
         if self._host.policy.trouble:
             return  # those of the last good policy stay
         try:
@@ -221,6 +222,9 @@ class Daemon:
                 error,
                 extra=log_fields(MessageId.EARLY_RULES_OLD),
             )
+            if asked:
+                told = f"the policy is in force, but the rules for early boot stay as they are: {error}"
+                raise FlavourError(told, code=error.code, hint=error.hint) from error
         except Blocked:
             _log.warning("udevd does not answer: the rules for early boot count from the next boot on")
 

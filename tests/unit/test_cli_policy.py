@@ -221,8 +221,8 @@ class FakeDaemon:
 
 
 def served_by(monkeypatch: pytest.MonkeyPatch, daemon: FakeDaemon) -> None:
-    def connect(*, writes: bool) -> FakeDaemon:
-        assert writes
+    def connect(*, writes: bool, only_root: str) -> FakeDaemon:
+        assert (writes, only_root) == (True, "reload the policy")
         return daemon
 
     monkeypatch.setattr(blocking_client, "connect", connect)

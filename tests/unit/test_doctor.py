@@ -10,9 +10,11 @@ from fake_kernel import RELEASE, FakeDevice, FakeDriver, FakeKernel
 from policies import write
 
 from vfio_flavourd.engine.readiness import examine
+from vfio_flavourd.kernel.early_rules import RULES, read_sources
 from vfio_flavourd.kernel.readiness import find_unreadable, is_mounted
 from vfio_flavourd.model.readiness.facts import Daemon
 from vfio_flavourd.model.readiness.finding import Finding, State
+from vfio_flavourd.model.udev_header import Header, render_header
 
 PLAIN = "BOOT_IMAGE=/boot/vmlinuz root=/dev/vda ro quiet"
 
@@ -49,6 +51,13 @@ def find(host: FakeKernel, name: str, daemon: Daemon | None = None) -> Finding:
     assert {finding.name for finding in findings} == {name}
     (finding,) = findings
     return finding
+
+
+def apply(host: FakeKernel, text: str) -> Path:
+    """As a policy that the daemon has read already."""
+    path = write(host.root, text)
+    put(host, RULES, "\n".join(render_header(Header(sources=read_sources(host.root, RELEASE)))))
+    return path
 
 
 def rule(name: str, match: str, flavour: str = "vfio", more: str = "") -> str:
@@ -274,7 +283,7 @@ def test_a_variant_that_came_after_this_kernel_needs_a_later_one(host: FakeKerne
 
 def test_a_missing_variant_is_a_warning_where_the_policy_gives_the_device_to_vfio(host: FakeKernel) -> None:
     add_connectx_vf(host)
-    write(host.root, rule("vfs", "vendor: 15b3"))
+    apply(host, rule("vfs", "vendor: 15b3"))
     assert find(host, "variant").state is State.WARNING
 
 
@@ -365,7 +374,7 @@ def test_driverctl_and_the_policy_on_one_device(
     host: FakeKernel, driver: str, flavour: str, state: State
 ) -> None:
     put(host, "etc/driverctl.d/pci-0000:01:00.0", f"{driver}\n")
-    path = write(host.root, rule("mine", "vendor: 8086", flavour))
+    path = apply(host, rule("mine", "vendor: 8086", flavour))
     assert find(host, "driverctl") == Finding(
         "driverctl",
         state,
@@ -395,9 +404,9 @@ def test_ids_of_vfio_pci_that_claim_what_is_here(host: FakeKernel, where: str) -
     assert finding.state is State.NOTE
     assert "claims 0000:01:00.0" in finding.what
     assert "flavourctl import modprobe" in finding.advice
-    write(host.root, rule("mine", "vendor: 8086"))
+    apply(host, rule("mine", "vendor: 8086"))
     assert find(host, "vfio-pci-ids").state is State.NOTE
-    write(host.root, rule("mine", "vendor: 8086", "native"))
+    apply(host, rule("mine", "vendor: 8086", "native"))
     finding = find(host, "vfio-pci-ids")
     assert finding.state is State.PROBLEM
     assert "says native of 0000:01:00.0" in finding.what
@@ -409,11 +418,11 @@ def test_ids_of_vfio_pci_come_before_a_better_driver_of_the_policys(host: FakeKe
     put(host, f"lib/modules/{RELEASE}/modules.dep", "kernel/vfio-pci.ko.xz:\nkernel/own_vfio.ko:\n")
     put(host, f"lib/modules/{RELEASE}/kernel/own_vfio.ko", b"")
     put(host, "etc/modprobe.d/vfio.conf", "options vfio-pci ids=8086:10d3\n")
-    write(host.root, rule("mine", "vendor: 8086"))
+    apply(host, rule("mine", "vendor: 8086"))
     finding = find(host, "vfio-pci-ids")
     assert finding.state is State.WARNING
     assert "before the policy's driver, own_vfio" in finding.what
-    write(host.root, rule("mine", "vendor: 8086", more=", driver: vfio-pci"))
+    apply(host, rule("mine", "vendor: 8086", more=", driver: vfio-pci"))
     assert find(host, "vfio-pci-ids").state is State.NOTE
 
 
@@ -496,13 +505,24 @@ def test_a_policy_newer_than_its_rules_and_an_initramfs_older_than_them(host: Fa
     ]
 
 
+def test_rules_for_early_boot_that_were_never_written_are_told_where_the_policy_has_something_for_them(
+    host: FakeKernel,
+) -> None:
+    write(host.root, rule("mine", "vendor: 1234"))
+    finding = find(host, "early-rules")
+    assert (finding.state, finding.advice) == (State.WARNING, "flavourctl reload")
+    assert finding.what == "there are no rules for early boot yet, so native drivers bind first at boot"
+    write(host.root, rule("mine", "vendor: 1234", "native"))
+    assert [each.name for each in look(host) if each.state is not State.OK] == []
+
+
 def test_a_group_that_no_guest_could_use_is_told_with_who_is_in_the_way(host: FakeKernel) -> None:
     other = host.add_device("0000:01:00.1", 0x1234, 0x5678)
     host.add_native(other, "other")
     bridge = host.add_device("0000:01:01.0", 0x1234, 0x5679, class_code=0x060400)
     host.add_native(bridge, "pcieport")
     host.add_device("0000:01:02.0", 0x1234, 0x567A)
-    path = write(host.root, rule("mine", "vendor: 8086"))
+    path = apply(host, rule("mine", "vendor: 8086"))
     assert find(host, "group") == Finding(
         "group",
         State.PROBLEM,
@@ -510,11 +530,11 @@ def test_a_group_that_no_guest_could_use_is_told_with_who_is_in_the_way(host: Fa
         "0000:01:00.1 (other) has a host driver",
         "write group: together in the rule, or move the device to another slot",
     )
-    write(host.root, rule("mine", "vendor: 8086", more=", group: ignore"))
+    apply(host, rule("mine", "vendor: 8086", more=", group: ignore"))
     assert find(host, "group").state is State.WARNING
-    write(host.root, rule("mine", "vendor: 8086", more=", group: together"))
+    apply(host, rule("mine", "vendor: 8086", more=", group: together"))
     assert all(finding.state is State.OK for finding in look(host))
-    write(host.root, rule("both", "iommu_group: 7"))
+    apply(host, rule("both", "iommu_group: 7"))
     assert all(finding.state is State.OK for finding in look(host))
 
 
@@ -527,9 +547,9 @@ def test_what_is_on_vfio_without_a_policy_in_a_group_with_a_host_driver_is_told(
         "a host driver",
         "flavourctl set 0000:01:00.0 vfio",
     )
-    write(host.root, rule("mine", "vendor: 1234"))
+    apply(host, rule("mine", "vendor: 1234"))
     assert find(host, "group").state is State.PROBLEM
-    write(host.root, rule("both", "iommu_group: 7"))
+    apply(host, rule("both", "iommu_group: 7"))
     assert all(finding.state is State.OK for finding in look(host))
 
 
@@ -537,29 +557,30 @@ def test_many_of_one_group_are_one_finding(host: FakeKernel) -> None:
     for function in range(1, 8):
         host.add_device(f"0000:06:00.{function}", 0x1234, 0x5678, group=11)
     host.add_native(host.add_device("0000:06:00.0", 0x4321, 0x5678, group=11), "other")
-    write(host.root, rule("many", "vendor: 1234"))
+    apply(host, rule("many", "vendor: 1234"))
     finding = find(host, "group")
     assert finding.what.startswith("0000:06:00.1, 0000:06:00.2, 0000:06:00.3 and 4 more: no guest can use it")
 
 
 def test_a_device_in_no_group_can_not_be_isolated(host: FakeKernel) -> None:
     host.add_device("0000:05:00.0", 0x1234, 0x5678, group=None)
-    write(host.root, rule("mine", "vendor: 1234"))
+    apply(host, rule("mine", "vendor: 1234"))
     finding = find(host, "group")
     assert finding.state is State.PROBLEM
     assert finding.what.startswith("0000:05:00.0: in no IOMMU group")
-    write(host.root, rule("mine", "vendor: 1234", more=", noiommu: allow"))
+    apply(host, rule("mine", "vendor: 1234", more=", noiommu: allow"))
     finding = find(host, "group")
     assert finding.state is State.PROBLEM
     assert "VFIO has not been told to do without" in finding.what
     put(host, "etc/modprobe.d/vfio.conf", "options vfio enable_unsafe_noiommu_mode=Y\n")
+    apply(host, rule("mine", "vendor: 1234", more=", noiommu: allow"))
     assert all(finding.state is State.OK for finding in look(host))
 
 
 def test_a_bridge_whose_driver_does_dma_is_in_the_way_and_has_to_be_unbound(host: FakeKernel) -> None:
     bridge = host.add_device("0000:00:1f.0", 0x8086, 0x2918, class_code=0x060100)
     host.add_native(bridge, "lpc_ich")
-    write(host.root, rule("all", "vendor: 8086", more=", group: together"))
+    apply(host, rule("all", "vendor: 8086", more=", group: together"))
     finding = find(host, "group")
     assert finding.state is State.PROBLEM
     assert "0000:00:1f.0 (lpc_ich)" in finding.what

@@ -1,5 +1,6 @@
 """The compiled rules on disk: what they are made of, what they leave the host, when they are out of date."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable
@@ -117,7 +118,7 @@ class FakeHost:
             },
             {"iommu_group"},
         )
-        written = apply(parse(self.rules.read_text(encoding="ascii")), device).written
+        written = apply(parse(os.fsdecode(self.rules.read_bytes())), device).written
         return dict(written).get("driver_override")
 
 
@@ -168,6 +169,23 @@ def test_a_directory_that_cannot_be_written_is_one_clear_error(host: FakeHost) -
     host.write(host.rules.parent, "not a directory\n")
     with pytest.raises(FlavourError, match=r"policy\.rules' failed: Not a directory"):
         write_rules(host.root, Compiled("# x\n", (), acts=True))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_rules_that_can_not_be_written_leave_nothing_beside_them(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    host.update(make_rule())
+    before = host.rules.read_bytes()
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os if call == "fsync" else Path, call, no_space)
+    with pytest.raises(FlavourError, match="No space left"):
+        host.update(make_rule(settings=Settings(in_use=InUse.FORCE)))
+    assert [path.name for path in host.rules.parent.iterdir()] == [host.rules.name]
+    assert host.rules.read_bytes() == before
 
 
 def test_the_notes_are_told_without_looking_who_uses_what_and_nothing_is_written(host: FakeHost) -> None:
@@ -282,6 +300,43 @@ def test_the_shell_sees_every_change_that_matters(host: FakeHost) -> None:
         assert is_out_of_date(host)
         host.update(make_rule())
         assert not is_out_of_date(host)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "größe Łódź.yaml".encode(),
+        "\u0085\u2028 .yaml".encode(),
+        b"back\\slash\\n.yaml",
+        bytes(range(0x80, 0x100)) + b".yaml",
+        b"a: b #'\"$(c).yaml",
+    ],
+    ids=str,
+)
+def test_a_file_may_have_any_name_that_is_one_line(host: FakeHost, name: bytes) -> None:
+    path = host.policy / os.fsdecode(name)
+    host.write(path, "version: 1\n")
+    host.update(make_rule())
+    assert parse_header(read_rules(host.root) or "").sources == read_sources(host.root, RELEASE)
+    assert name in host.rules.read_bytes()
+    assert not is_out_of_date(host)
+    assert host.override() == GENERIC
+    before = host.rules.stat().st_mtime_ns
+    path.unlink()
+    assert is_out_of_date(host)
+    host.update(make_rule())
+    assert host.rules.stat().st_mtime_ns == before  # no initramfs is older for a name
+
+
+@pytest.mark.parametrize("name", ["line\nKERNEL=='x'.yaml", "\x1b[31m\r.yaml"], ids=repr)
+def test_a_name_that_is_no_line_is_none_in_the_rules_either(host: FakeHost, name: str) -> None:
+    host.write(host.policy / name, "version: 1\n")
+    host.update(make_rule())
+    assert host.override() == GENERIC
+    (line,) = [line for line in host.rules.read_bytes().split(b"\n") if b"policy.d" in line]
+    assert line.startswith(b"# source: /etc/vfio-flavourd/policy.d/")
+    assert line.isascii()
+    assert line.decode("ascii").isprintable()
 
 
 def test_a_policy_for_some_hosts_is_out_of_date_on_another(host: FakeHost) -> None:

@@ -9,6 +9,7 @@ import pytest
 from test_ledger import ADDRESS, RECORD
 
 from vfio_flavourd.engine.ledger import Ledger
+from vfio_flavourd.kernel.early_rules import RULES
 from vfio_flavourd.model.device import Binding
 from vfio_flavourd.model.udev_rules import GENERIC, PLACEHOLDER, PROPERTY
 
@@ -69,3 +70,28 @@ def test_a_purge_does_not_give_back_what_the_rules_had_set(purge: Purge, overrid
 
 def test_a_purge_gives_back_what_somebody_set_over_that_of_the_rules(purge: Purge) -> None:
     assert purge(GENERIC, PLACEHOLDER) == GENERIC
+
+
+@pytest.mark.parametrize("action", ["remove", "purge"])
+@pytest.mark.parametrize("written", [True, False])
+def test_nothing_stays_of_the_rules_nor_of_some_that_were_cut_off(
+    tmp_path: Path, action: str, written: bool
+) -> None:
+    rules = tmp_path / RULES
+    rules.parent.mkdir(parents=True)
+    others = rules.with_name("79-others.rules")
+    for path in (others, rules.with_name(f".{rules.name}.new"), *([rules] if written else [])):
+        path.touch()
+    rebuild = tmp_path / "bin/update-initramfs"
+    rebuild.parent.mkdir()
+    rebuild.write_text('#!/bin/sh\necho "$@"\n', encoding="ascii")
+    rebuild.chmod(0o755)
+    done = subprocess.run(
+        ["sh", POSTRM, action],
+        env={"PATH": f"{rebuild.parent}:/usr/bin:/bin", "DPKG_ROOT": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert list(rules.parent.iterdir()) == [others]
+    assert done.stdout == ("-u -k all\n" if written else "")

@@ -22,7 +22,7 @@ from vfio_flavourd.engine.tries import Tries
 from vfio_flavourd.model.address import PciAddress, parse_address
 from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
-from vfio_flavourd.model.flavour import Attempt, Flavour, Outcome, Request, StepReport
+from vfio_flavourd.model.flavour import Attempt, Ending, Flavour, Outcome, Request, StepReport
 from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import Match, OthersInGroup, Policy, Rule, Settings
 from vfio_flavourd.model.udev_rules import PLACEHOLDER
@@ -1962,6 +1962,99 @@ def test_a_wish_that_can_not_be_made_to_last_is_told_and_holds_for_the_boot(
         await reload(engine, TO_NATIVE)
         assert has(device) == VFIO
         assert engine.device(at(device)).wish == Flavour.VFIO
+
+    run_at_once(run())
+
+
+def break_lasting_writes(patch: pytest.MonkeyPatch) -> None:
+    real = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if "var/lib" in str(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, target)
+
+    patch.setattr(Path, "replace", replace)
+
+
+def test_a_reset_that_can_not_take_what_lasts_off_the_disk_says_that_it_is_for_this_boot_only(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        made = watch_lasting_wishes(engine)
+        with monkeypatch.context() as patch:
+            break_lasting_writes(patch)
+            with pytest.raises(FlavourError, match=r"for this boot only.*Read-only file system") as caught:
+                await reset(engine, device)
+            await asyncio.sleep(LONG)
+        assert caught.value.code == Code.NOT_SAVED
+        attempt = engine.attempts.history[-1]
+        assert (attempt.error, attempt.ending) == (str(caught.value), Ending.FAILED)
+        assert has(device) == NATIVE
+        assert engine.device(at(device)).wish is None
+        assert remarks(engine, device) == ()
+        assert engine.reconciler.has_lasting_wish(at(device))
+        await stop(engine)
+        engine = await start(kernel, policy())
+        assert has(device) == NATIVE
+        made = watch_lasting_wishes(engine)
+        await reset(engine, device)
+        assert made == [frozenset()]
+        assert not engine.reconciler.has_lasting_wish(at(device))
+        await stop(engine)
+        engine = await start(kernel, policy())
+        assert engine.device(at(device)).wish is None
+
+    run_at_once(run())
+
+
+def test_a_wish_for_a_device_that_is_gone_is_not_said_to_be_forgotten_while_it_is_on_disk(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        kernel.remove_device(device)
+        engine.forget(at(device))
+        with monkeypatch.context() as patch:
+            break_lasting_writes(patch)
+            with pytest.raises(FlavourError, match="Read-only file system") as caught:
+                await reset(engine, device)
+        assert caught.value.code == Code.NOT_SAVED
+        attempt = engine.attempts.history[-1]
+        assert (attempt.error, attempt.ending) == (str(caught.value), Ending.FAILED)
+        with pytest.raises(FlavourError, match="what was asked for by hand is forgotten"):
+            await reset(engine, device)
+        assert engine.reconciler.find_kept() == ()
+
+    run_at_once(run())
+
+
+def test_a_reset_that_got_stuck_and_can_not_be_saved_at_its_late_end_is_told(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO, persist=True)
+        kernel.drivers["vfio-pci"].remove_blocks = blocks = asyncio.Event()
+        with pytest.raises(FlavourError) as caught:
+            await reset(engine, device)
+        assert caught.value.code == Code.STUCK
+        with monkeypatch.context() as patch:
+            break_lasting_writes(patch)
+            blocks.set()
+            await asyncio.sleep(LONG)
+        assert has(device) == NATIVE
+        assert "reset for this boot only" in caplog.text
+        assert engine.reconciler.has_lasting_wish(at(device))
 
     run_at_once(run())
 

@@ -58,7 +58,7 @@ def find(wishes: Wishes, device: Device = DEVICE) -> Flavour | None:
 
 def test_at_first_there_are_none_and_no_file_is_made(files: Files) -> None:
     assert find(files.wishes) is None
-    files.wishes.drop(DEVICE.address)
+    files.wishes.drop([DEVICE.address])
     assert not files.boot.exists()
     assert not files.lasting.exists()
 
@@ -98,7 +98,7 @@ def test_a_wish_that_is_dropped_is_in_neither_file(files: Files) -> None:
     wishes = files.wishes
     for device in (DEVICE, OTHER):
         wishes.keep(device, Flavour.VFIO, (), persist=True)
-    wishes.drop(DEVICE.address)
+    assert wishes.drop([DEVICE.address])
     for some in (wishes, files.wishes):
         assert find(some) is None
         assert find(some, OTHER) == Flavour.VFIO
@@ -162,7 +162,7 @@ def test_a_wish_for_what_is_no_address_is_no_wish(files: Files, address: str) ->
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"7", b'{"a', b"\xff", b"[" * 100_000, b'{"0000:01:00.0": []}']
 )
-def test_a_spoilt_file_is_told_and_the_next_wish_makes_it_whole(
+def test_a_spoilt_file_is_told_and_the_next_wish_sets_it_aside(
     files: Files, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in (files.boot, files.lasting):
@@ -171,6 +171,70 @@ def test_a_spoilt_file_is_told_and_the_next_wish_makes_it_whole(
     assert len(caplog.records) == 2
     wishes.keep(DEVICE, Flavour.VFIO, (), persist=True)
     assert find(files.wishes) == find(files.wishes, REPLUGGED) == Flavour.VFIO
+    for path in (files.boot, files.lasting):
+        assert path.with_suffix(".corrupt").read_bytes() == content
+
+
+def test_one_that_is_spoilt_costs_no_other_and_is_kept_aside(
+    files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.dumps({"0000:01:00.0": GOOD, "0000:02:00.0": {**GOOD, "others": "sometimes"}})
+    files.lasting.write_text(content, encoding="ascii")
+    wishes = files.wishes
+    assert find(wishes) == Flavour.VFIO
+    assert find(wishes, OTHER) is None
+    (record,) = caplog.records
+    assert "'0000:02:00.0'" in record.getMessage()
+    assert files.lasting.read_text(encoding="ascii") == content
+    assert not files.lasting.with_suffix(".corrupt").exists()
+    third = replace(DEVICE, address=parse_address("0000:03:00.0"))
+    wishes.keep(third, Flavour.VFIO, (), persist=True)
+    assert list(files.wishes.lasting) == ["0000:01:00.0", "0000:03:00.0"]
+    aside = files.lasting.with_suffix(".corrupt")
+    assert aside.read_text(encoding="ascii") == content
+    assert f"is kept as {str(aside)!r}" in caplog.text
+    wishes.keep(OTHER, Flavour.VFIO, (), persist=True)
+    assert aside.read_text(encoding="ascii") == content  # what is whole takes its place no more
+
+
+def test_a_file_that_can_not_be_read_for_once_is_not_lost_with_the_next_wish(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.wishes.keep(OTHER, Flavour.VFIO, (), persist=True)
+    content = files.lasting.read_bytes()
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        wishes = files.wishes
+    wishes.keep(DEVICE, Flavour.VFIO, (), persist=True)
+    assert files.lasting.with_suffix(".corrupt").read_bytes() == content
+
+
+def test_what_can_not_be_set_aside_is_not_overwritten(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.lasting.write_bytes(b"spoilt")
+    wishes = files.wishes
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", fail)
+        with pytest.raises(OSError, match="No space"):
+            wishes.keep(DEVICE, Flavour.VFIO, (), persist=True)
+    assert files.lasting.read_bytes() == b"spoilt"
+    wishes.keep(DEVICE, Flavour.VFIO, (), persist=True)
+    assert find(files.wishes, REPLUGGED) == Flavour.VFIO
+
+
+def test_a_spoilt_file_that_somebody_has_taken_away_keeps_no_wish_from_the_disk(files: Files) -> None:
+    files.lasting.write_bytes(b"spoilt")
+    wishes = files.wishes
+    files.lasting.unlink()
+    wishes.keep(DEVICE, Flavour.VFIO, (), persist=True)
+    assert find(files.wishes, REPLUGGED) == Flavour.VFIO
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -199,6 +263,25 @@ def test_one_for_the_boot_that_can_not_be_kept_is_told_and_holds_while_the_daemo
     assert find(wishes) == Flavour.VFIO
     assert "can't be saved" in caplog.text
     assert find(files.wishes) is None
+
+
+def test_one_that_can_not_be_taken_off_the_disk_holds_no_more_in_this_boot_and_is_still_known(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = files.wishes
+    for device in (DEVICE, OTHER):
+        wishes.keep(device, Flavour.VFIO, (), persist=True)
+    before = files.lasting.read_bytes()
+    with monkeypatch.context() as patch:
+        break_writing(patch, "replace")
+        with pytest.raises(OSError, match="No space"):
+            wishes.drop([DEVICE.address])
+    assert find(wishes) is None
+    assert find(wishes, OTHER) == Flavour.VFIO
+    assert list(wishes.lasting) == ["0000:01:00.0", "0000:02:00.0"]
+    assert files.lasting.read_bytes() == before
+    wishes.keep(DEVICE, Flavour.VFIO, (), persist=True)
+    assert find(wishes, REPLUGGED) == Flavour.VFIO
 
 
 def break_writing(patch: pytest.MonkeyPatch, call: str) -> None:

@@ -58,7 +58,7 @@ class Event:
 def parse(text: str) -> list[list[Token]]:
     """Raises AssertionError for what udev would complain about."""
     lines = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line or line.startswith("#"):
             continue
         assert len(line) < LONGEST_LINE

@@ -80,7 +80,8 @@ DESCRIPTIONS = {
     "reload": (
         "Have the daemon read the policy and the module index again, and apply what differs. For root. Where"
         " vfio_flavourd.policy=0 on the kernel command line switches the policy off it is not read: that is"
-        " said, and the exit status is 1."
+        " said, and the exit status is 1. So it is where the policy is in force, but the rules for early boot"
+        " can't be written."
     ),
     "monitor": (
         "Each step of each switch, and what came of it, one line each, until Ctrl-C or until the daemon goes."

@@ -403,7 +403,8 @@ class Manager(VarlinkInterface, name=NAME):
     @varlinkmethod
     async def Reload(self) -> None:
         """Read the policy, the module index and modprobe.d again, and apply what differs. For root. Fails
-        where the policy is switched off on the kernel command line, and is not read."""
+        where the policy is switched off on the kernel command line, and is not read; and where it is in
+        force, but the rules for early boot can't be written."""
         raise NotImplementedError
 
 

@@ -83,6 +83,14 @@ def find_notes(
     return _compile(root, policy, header, devices, sysfs=sysfs, table=table, host_name=host_name).notes
 
 
+def are_missing(root: Path, policy: Policy, *, sysfs: Sysfs, table: AliasTable, host_name: str) -> bool:
+    """Whether there are none, though the policy has something for them. Raises FlavourError where they can't
+    be read."""
+    if read_rules(root) is not None:
+        return False
+    return _compile(root, policy, Header(), (), sysfs=sysfs, table=table, host_name=host_name).acts
+
+
 def _compile(
     root: Path,
     policy: Policy,

@@ -168,18 +168,20 @@ class Engine:
     async def _reset_none(self, work: Work, error: FlavourError) -> NoReturn:
         """A device that is gone may have left a wish behind. Raises FlavourError."""
         address = work.request.address
-        drops_wish = error.errno == errno.ENODEV and self.reconciler.has_wish(address)
-        if drops_wish:
+        lasting_changed = False
+        if error.errno == errno.ENODEV and self.reconciler.has_wish(address):
             try:
                 self._grants.check_may_drop(work.request, (address,))
-            except FlavourError as refusal:
-                error, drops_wish = refusal, False
+                work.is_begun = True
+                lasting_changed = self._grants.drop((address,))
+            except FlavourError as instead:
+                error = instead
             else:
                 told = f"{error}; what was asked for by hand is forgotten"
                 error = FlavourError(told, code=error.code, hint=error.hint)
         work.conclude(self._host, self.attempts, error=error)
-        if drops_wish:
-            await self._grants.drop((address,))
+        if lasting_changed:
+            await self.reconciler.lasting_wishes_changed()
         raise error
 
     async def _take(self, work: Work, run: Coroutine[Any, Any, Outcome]) -> Outcome:
@@ -204,7 +206,11 @@ class Engine:
     async def _run(self, work: Work) -> Outcome:
         try:
             outcome = await self._in_turn(work)
-            if work.request.by_hand and not work.drops_wish:
+            lasting_changed = work.request.persist
+            if work.drops_wish:
+                addresses = (work.request.address, *(other.address for other in outcome.others))
+                lasting_changed = self._grants.drop(addresses)
+            elif work.request.by_hand:
                 self._grants.keep(work, outcome)
         except FlavourError as error:
             error.touched = work.is_touched
@@ -222,9 +228,7 @@ class Engine:
             work.conclude(self._host, self.attempts, error=told)
             raise
         attempt = work.conclude(self._host, self.attempts, outcome=outcome)
-        if work.drops_wish:
-            await self._grants.drop((work.request.address, *(other.address for other in outcome.others)))
-        elif work.request.persist:
+        if lasting_changed:
             await self.reconciler.lasting_wishes_changed()
         return replace(outcome, attempt=attempt)
 

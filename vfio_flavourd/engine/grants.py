@@ -43,28 +43,37 @@ class Grants:
                 hint="use sudo",
             )
 
-    async def drop(self, addresses: Iterable[PciAddress]) -> None:
-        lasted = [self._reconciler.drop_wish(address) for address in addresses]
-        if any(lasted):
-            await self._reconciler.lasting_wishes_changed()
+    def drop(self, addresses: tuple[PciAddress, ...]) -> bool:
+        """Whether the next boot has to follow, as one was to last; `addresses` has at least one. Raises
+        FlavourError (EIO) when such a one can't be taken off the disk."""
+        try:
+            return self._reconciler.drop_wishes(addresses)
+        except OSError as error:
+            raise FlavourError(
+                f"{addresses[0]}: reset for this boot only: taking what was asked for to last off the "
+                f"disk failed ({error.strerror})",
+                code=Code.NOT_SAVED,
+                hint=f"see whether {self._host.lasting_state} is full or read-only, then reset it again",
+            ) from error
 
     async def end_late(self, record: Record) -> None:
         """A switch that nobody waits for has come to its end; `record` is of before that."""
         asked = record.asked
         if asked is None or not self._has_come_true(record):
             return
-        if asked.drops:
-            await self.drop((record.address,))
-            return
         request = Request(
             record.address, record.flavour, asked.drivers, others=asked.others, persist=asked.persist
         )
         try:
-            self._reconciler.keep_wish(self._host.read_device(record.address), request)
+            if asked.drops:
+                changed = self.drop((record.address,))
+            else:
+                self._reconciler.keep_wish(self._host.read_device(record.address), request)
+                changed = asked.persist
         except FlavourError as error:
             _log.error("%s", error, extra=log_fields(MessageId.NOT_KEPT, record.address))
             return
-        if asked.persist:
+        if changed:
             await self._reconciler.lasting_wishes_changed()
 
     def _has_come_true(self, record: Record) -> bool:

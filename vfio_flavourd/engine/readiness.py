@@ -33,6 +33,7 @@ from ..model.readiness.policy import (
     judge_mixed_groups,
 )
 from ..model.udev_header import parse_header
+from .early_rules import are_missing
 from .policy import PolicyInForce, has_files, is_switched_off
 
 
@@ -54,6 +55,7 @@ def examine(root: Path, release: str, daemon: Daemon, *, owner: int = 0) -> tupl
     else:
         decided = [(each.device, each.decision) for each in devices]
         findings += examine_applied(root, release, decided, table)
+        findings += _examine_missing(root, policy, table)
         findings += judge_groups(platform, index.conf, devices)
         if not _hides_serials(policy):
             findings += judge_in_force(daemon, devices)
@@ -127,6 +129,17 @@ def _read_present(root: Path, policy: Policy, table: AliasTable) -> list[Present
             )
         )
     return present
+
+
+def _examine_missing(root: Path, policy: Policy, table: AliasTable) -> list[Finding]:
+    """Not among the remarks of a check: who has just written his first policy has yet to reload it."""
+    sysfs = Sysfs(str(root).rstrip("/"))
+    try:
+        missing = are_missing(root, policy, sysfs=sysfs, table=table, host_name=os.uname().nodename)
+    except FlavourError:
+        return []  # that they can't be read is told
+    what = "there are no rules for early boot yet, so native drivers bind first at boot"
+    return [Finding("early-rules", State.WARNING, what, "flavourctl reload")] if missing else []
 
 
 def _read_applied(root: Path, release: str) -> Applied:

@@ -85,14 +85,13 @@ class Reconciler:
                 hint=f"see whether {self._host.lasting_state} is full or read-only",
             ) from error
 
-    def drop_wish(self, address: PciAddress) -> bool:
-        """Whether it was one that lasts."""
-        lasted = self.has_lasting_wish(address)
-        self._wishes.drop(address)
-        self._applied.devices.pop(str(address), None)
-        self._remarks.pop(address, None)
-        self._tries.forget(address)
-        return lasted
+    def drop_wishes(self, addresses: tuple[PciAddress, ...]) -> bool:
+        """Whether one was to last. Raises OSError when those can't be taken off the disk."""
+        for address in addresses:
+            self._applied.devices.pop(str(address), None)
+            self._remarks.pop(address, None)
+            self._tries.forget(address)
+        return self._wishes.drop(addresses)
 
     def check_still_wanted(self, device: Device, request: Request, decision: Decision) -> None:
         """A request of the policy's own has its turn. Raises FlavourError, as the guard does."""

@@ -7,6 +7,9 @@ address.
 
 import json
 import logging
+import os
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,20 +38,89 @@ class Wish:
     others: OthersInGroup | None = None
 
 
+class _File:
+    """One that can't be read as a whole is there still, under another name, once it is written anew."""
+
+    def __init__(self, path: Path, *, synced: bool = True) -> None:
+        self._path = path
+        self._synced = synced
+        self._is_spoilt = False
+
+    def read(self) -> dict[str, Wish]:
+        """By address; what makes no sense is told and left out."""
+        try:
+            entries = dict(json.loads(self._path.read_bytes()).items())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            self._complain("what was asked for by hand", error)
+            return {}
+        wishes = {}
+        for address, entry in entries.items():
+            try:
+                wishes[str(parse_address(address))] = _parse(entry)
+            except (ValueError, KeyError, TypeError, AttributeError, FlavourError) as error:
+                self._complain(f"what was asked for by hand of {address!r}", error)
+        return wishes
+
+    def write(self, wishes: dict[str, Wish]) -> None:
+        """Raises OSError."""
+        if self._is_spoilt:
+            self._set_aside()
+        data = {
+            address: {
+                "flavour": str(wish.flavour),
+                "drivers": list(wish.drivers),
+                "ids": list(wish.ids),
+                "inode": wish.inode,
+                "others": wish.others,
+            }
+            for address, wish in wishes.items()
+        }
+        write_whole_file(self._path, json.dumps(data), synced=self._synced)
+
+    def write_or_warn(self, wishes: dict[str, Wish]) -> None:
+        try:
+            self.write(wishes)
+        except OSError as error:
+            _log.warning(
+                "what was asked for by hand can't be saved in %r (%s), ignoring",
+                str(self._path),
+                error.strerror,
+                extra=log_fields(MessageId.NOT_KEPT),
+            )
+
+    def _set_aside(self) -> None:
+        """By a second name, so that there is no moment without the first."""
+        aside = self._path.with_suffix(".corrupt")
+        aside.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # somebody has seen to it
+            os.link(self._path, aside)
+            _log.warning("%r, of which not all can be read, is kept as %r", str(self._path), str(aside))
+        self._is_spoilt = False
+
+    def _complain(self, what: str, error: Exception) -> None:
+        self._is_spoilt = True
+        _log.warning("%s can't be read from %r (%r), ignoring", what, str(self._path), error)
+
+
 class Wishes:
     """Kept in memory and in two files."""
 
     def __init__(self, boot: Path, lasting: Path) -> None:
-        self._boot_file = boot
-        self._lasting_file = lasting
-        self._boot = _read(boot)
-        self._lasting = _read(lasting)
+        self._boot_file = _File(boot, synced=False)
+        self._lasting_file = _File(lasting)
+        self._boot = self._boot_file.read()
+        self._lasting = self._lasting_file.read()
+        # Dropped, but on disk still: they hold from the next boot on.
+        self._on_disk_only: set[str] = set()
 
     def find(self, device: Device) -> Wish | None:
-        wish = self._boot.get(str(device.address))
+        address = str(device.address)
+        wish = self._boot.get(address)
         if wish is not None and wish.ids == find_ids(device.identity) and wish.inode == device.identity.inode:
             return wish
-        wish = self._lasting.get(str(device.address))
+        wish = None if address in self._on_disk_only else self._lasting.get(address)
         return wish if wish is not None and wish.ids == find_ids(device.identity) else None
 
     def has(self, address: PciAddress) -> bool:
@@ -72,26 +144,28 @@ class Wishes:
         address = str(device.address)
         ids = find_ids(device.identity)
         self._boot[address] = Wish(flavour, drivers, ids, device.identity.inode, others)
-        self._write_boot()
+        self._boot_file.write_or_warn(self._boot)
         if persist:
             lasting = {**self._lasting, address: Wish(flavour, drivers, ids, 0, others)}
-            _write(self._lasting_file, lasting)
+            self._lasting_file.write(lasting)
             self._lasting = lasting
+            self._on_disk_only.discard(address)
 
-    def drop(self, address: PciAddress) -> None:
-        if self._boot.pop(str(address), None) is not None:
-            self._write_boot()
-        if self._lasting.pop(str(address), None) is not None:
-            try:
-                _write(self._lasting_file, self._lasting)
-            except OSError as error:
-                _warn(self._lasting_file, error)
-
-    def _write_boot(self) -> None:
-        try:
-            _write(self._boot_file, self._boot, synced=False)
-        except OSError as error:
-            _warn(self._boot_file, error)
+    def drop(self, addresses: Iterable[PciAddress]) -> bool:
+        """Whether one was to last. Raises OSError when those can't be taken off the disk: then they hold no
+        more in this boot, and again in the next."""
+        dropped = set(map(str, addresses))
+        if not dropped.isdisjoint(self._boot):
+            self._boot = {address: wish for address, wish in self._boot.items() if address not in dropped}
+            self._boot_file.write_or_warn(self._boot)
+        if dropped.isdisjoint(self._lasting):
+            return False
+        lasting = {address: wish for address, wish in self._lasting.items() if address not in dropped}
+        self._on_disk_only |= dropped & self._lasting.keys()
+        self._lasting_file.write(lasting)
+        self._on_disk_only -= dropped
+        self._lasting = lasting
+        return True
 
 
 def _parse_ids(ids: list[int]) -> Ids:
@@ -119,38 +193,3 @@ def _parse(data: dict[str, Any]) -> Wish:
         _parse_number(data["inode"]),
         None if others is None else OthersInGroup(others),
     )
-
-
-def _warn(path: Path, error: OSError) -> None:
-    _log.warning(
-        "what was asked for by hand can't be saved in %r (%s), ignoring",
-        str(path),
-        error.strerror,
-        extra=log_fields(MessageId.NOT_KEPT),
-    )
-
-
-def _read(path: Path) -> dict[str, Wish]:
-    try:
-        data = json.loads(path.read_bytes())
-        return {str(parse_address(address)): _parse(each) for address, each in data.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, FlavourError) as error:
-        _log.warning("what was asked for by hand can't be read from %r (%r), ignoring", str(path), error)
-        return {}
-
-
-def _write(path: Path, wishes: dict[str, Wish], *, synced: bool = True) -> None:
-    """Raises OSError."""
-    data = {
-        address: {
-            "flavour": str(wish.flavour),
-            "drivers": list(wish.drivers),
-            "ids": list(wish.ids),
-            "inode": wish.inode,
-            "others": wish.others,
-        }
-        for address, wish in wishes.items()
-    }
-    write_whole_file(path, json.dumps(data), synced=synced)

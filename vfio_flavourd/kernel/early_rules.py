@@ -6,6 +6,7 @@ Their time stamp is when what they do last changed: where only their comments di
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EIO
 from pathlib import Path
@@ -64,7 +65,7 @@ def read_sources(root: Path, release: str) -> tuple[str, ...]:
 def read_rules(root: Path) -> str | None:
     """Raises FlavourError where they are there but can't be read."""
     try:
-        return (root / RULES).read_text(encoding="ascii", errors="replace")
+        return os.fsdecode((root / RULES).read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -85,8 +86,8 @@ def write_rules(root: Path, compiled: Compiled) -> bool:
     try:
         stamp = path.stat().st_mtime_ns if before is not None else None
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="ascii") as file:
-            file.write(compiled.text)
+        with aside.open("wb") as file:
+            file.write(os.fsencode(compiled.text))
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             if stamp is not None and _effect(before or "") == _effect(compiled.text):
@@ -95,6 +96,8 @@ def write_rules(root: Path, compiled: Compiled) -> bool:
         aside.replace(path)
         _sync(path.parent)
     except OSError as error:
+        with suppress(OSError):  # it was never made, or has its name by now
+            aside.unlink()
         raise _failed("writing", root, error) from error
     return True
 
@@ -132,7 +135,7 @@ def find_rebuild_command(root: Path) -> str | None:
 
 
 def _effect(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [line for line in text.split("\n") if line and not line.startswith("#")]
 
 
 def _sync(directory: Path) -> None:

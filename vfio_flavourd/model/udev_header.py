@@ -18,6 +18,8 @@ _MADE_BY = (
     "# Made by vfio-flavourd of its policy, do not edit: change the policy, then run `flavourctl reload`."
 )
 _DEVICE = re.compile(r"(\S+) ((?:[0-9a-f]{4,5}:?){4}) (\S+) ?(.*)", re.ASCII)
+# A name's other bytes are written as they are: the shell script compares them with what stat(1) prints.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _NEEDED, _USED = "needed", "used"
 
 
@@ -47,8 +49,8 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`sources` are the files it was made from, as `path size mtime`; `host` is the host's name where a
-    rule asks for it."""
+    """`sources` are the files it was made from, as `path size mtime`, with the bytes of a name that are no
+    text as `os.fsdecode()` has them; `host` is the host's name where a rule asks for it."""
 
     version: str = ""
     sources: tuple[str, ...] = ()
@@ -63,7 +65,7 @@ def find_ids(identity: Identity) -> Ids:
 
 def render_header(header: Header) -> list[str]:
     lines = [_MADE_BY, comment(f"version: {header.version}")]
-    lines += [comment(f"source: {source}") for source in header.sources]
+    lines += [f"# source: {_CONTROLS.sub('?', source)}" for source in header.sources]
     if header.host:
         lines.append(comment(f"host: {header.host}"))
     lines += [
@@ -80,7 +82,7 @@ def render_header(header: Header) -> list[str]:
 def parse_header(text: str) -> Header:
     """Never raises: what makes no sense is left out."""
     values: dict[str, list[str]] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         name, colon, value = line.removeprefix("# ").partition(": ")
         if line.startswith("# ") and colon:
             values.setdefault(name, []).append(value)
