@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from test_address import addresses
 
 from vfio_flavourd.doors.connections import _SWITCHING
-from vfio_flavourd.doors.fs import asking
+from vfio_flavourd.doors.fs import asking, interrupts
 from vfio_flavourd.doors.fs.asking import WAITING_OF_ROOT, WRITES_OF_ALL, WRITES_OF_ONE, WRITES_OF_ROOT
 from vfio_flavourd.doors.fs.interrupts import Interrupts, has_signal
 from vfio_flavourd.doors.fs.main import MOST_REQUESTS
@@ -881,8 +881,37 @@ def test_every_message_from_the_kernel_has_the_waiting_writers_looked_at(
         await asyncio.sleep(0)
         device.say()
         await device.hear()
+        async with asyncio.timeout(10):
+            while looks < 1:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+        hang.set()
+        await waiting
+
+    run(talk())
+
+
+def test_however_many_messages_come_those_who_wait_are_looked_through_now_and_then_only(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a hundred who wait each of them costs a file to read."""
+    looked: list[int] = []
+    monkeypatch.setattr(interrupts, "_PAUSE", 3600.0)
+    monkeypatch.setattr(interrupts, "has_signal", looked.append)
+    device.interrupts._looked = -3600.0
+
+    async def talk() -> None:
+        hang = asyncio.Event()
+
+        async def wait() -> None:
+            await hang.wait()
+
+        waiting = asyncio.create_task(device.interrupts.run(7, wait()))
         await asyncio.sleep(0)
-        assert looks == 1
+        for _ in range(20):
+            device.say()
+            await device.hear()
+            await asyncio.sleep(0.001)
+        assert looked == [7]
         hang.set()
         await waiting
 

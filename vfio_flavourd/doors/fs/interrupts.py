@@ -23,6 +23,10 @@ _HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
 _HARMLESS_MASK = sum(1 << (number - 1) for number in _HARMLESS)
 
 
+# Seconds between two looks at those who wait, at the least.
+_PAUSE = 0.1
+
+
 class Interrupts:
     """Cancels the work of a task that has been sent a signal."""
 
@@ -31,6 +35,8 @@ class Interrupts:
         self._readable: asyncio.Future[None] | None = None
         self._is_watched = False
         self._is_left = False
+        self._next_look: asyncio.TimerHandle | None = None
+        self._looked = -_PAUSE
 
     def install(self) -> None:
         """Switch pyfuse3 to asyncio, and have every message on the FUSE device looked at."""
@@ -48,8 +54,10 @@ class Interrupts:
             self._is_watched = True
             loop.add_reader(fd, self._see, fd)
         await self._readable
-        if self._waiting:
-            loop.call_soon(self.look)
+        if self._waiting and self._next_look is None:
+            # A look goes through all who wait, and of those who write there may be hundreds.
+            when = max(loop.time(), self._looked + _PAUSE)
+            self._next_look = loop.call_at(when, self.look)
 
     def notify_closing(self, fd: int) -> None:
         """pyfuse3 ends, and with it the one device `fd`."""
@@ -87,6 +95,8 @@ class Interrupts:
             task.cancel()
 
     def look(self) -> None:
+        self._next_look = None
+        self._looked = asyncio.get_running_loop().time()
         for task, task_id in list(self._waiting.items()):
             if has_signal(task_id):
                 task.cancel()
