@@ -226,6 +226,19 @@ def test_a_reload_touches_only_what_differs(kernel: FakeKernel) -> None:
     run_at_once(run())
 
 
+def test_a_bridge_that_a_rule_matches_with_what_is_behind_it_is_never_asked_for(kernel: FakeKernel) -> None:
+    bridge = kernel.add_device("0000:00:01.0", class_code=0x060400, group=1)
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy(rule("vfio", vendor=(0x8086,))))
+        await asyncio.sleep(1000)
+        assert attempts(engine) == [(device.address, "policy")]
+        assert remarks(engine, bridge) == ()
+
+    run_at_once(run())
+
+
 def test_a_rule_that_is_gone_at_a_reload_leaves_its_device_as_it_is(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
 

@@ -63,9 +63,8 @@ MATCH = Table(
             OneOrMore(scalars.SLOT),
             "Where it is plugged in, as flavourctl show prints it: the device numbers on the way"
             " from the root"
-            " bus, such as 0000:00:1c.0/00.0. What is behind that matches, too. Bus numbers, which"
-            " change when"
-            " a bridge is added, are not in it.",
+            " bus, such as 0000:00:1c.0/00.0. What is behind that matches, too; a bridge itself is"
+            " never given to VFIO. Bus numbers, which change when a bridge is added, are not in it.",
         ),
         Key("vendor", OneOrMore(scalars.ID), "The vendor's ID, always hexadecimal: 0x15b3 or 15b3."),
         Key("device", OneOrMore(scalars.ID), "The device's ID, hexadecimal; needs vendor."),

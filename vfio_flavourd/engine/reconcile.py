@@ -351,7 +351,10 @@ class Reconciler:
             )  # fmt: skip
 
     def _describe(self, device: Device, decision: Decision) -> str:
-        """What is wanted of a device, as it is kept and compared."""
+        """What is wanted of a device, as it is kept and compared. Never anything of a bridge, which a rule by
+        slot matches with what is behind it."""
+        if device.is_bridge:
+            return NOTHING
         wish = self._find_wish_in_force(device)
         return describe(decision) if wish is None else str(wish.flavour)
 
