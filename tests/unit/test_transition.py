@@ -11,7 +11,7 @@ from fake_kernel import FakeDriver, FakeKernel, make_engine, pending
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_flavourd.engine import switch
+from vfio_flavourd.engine import steps
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.device import Binding
 from vfio_flavourd.model.errors import FlavourError
@@ -285,7 +285,7 @@ def test_a_story_goes_through_its_moves_and_only_legal_ones(
         check_move(now, then)
         seen.add((now, then))
 
-    monkeypatch.setattr(switch, "check_move", check)
+    monkeypatch.setattr(steps, "check_move", check)
     story(Story(tmp_path))
     assert seen >= STORIES[story]
 
