@@ -22,7 +22,6 @@ except ModuleNotFoundError:  # 3.2, as in Debian 12, is one extension module wit
 _HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
 _HARMLESS_MASK = sum(1 << (number - 1) for number in _HARMLESS)
 
-
 # Seconds between two looks at those who wait, at the least.
 _PAUSE = 0.1
 
