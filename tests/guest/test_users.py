@@ -148,7 +148,7 @@ USES = {
         f" ip link set $card master team7; {CARRIER}",
         "ip -br link show master team7",
         "ip link del team7",
-        ("team team7",),
+        ("port of team7",),
     ),
 }
 
