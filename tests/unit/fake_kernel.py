@@ -300,9 +300,9 @@ class FakeKernel:
 
     @staticmethod
     async def take_lock(device: FakeDevice) -> None:
-        while device.held is not None:
-            await device.held.wait()
-            if device.held.is_set():
+        while (held := device.held) is not None:
+            await held.wait()
+            if device.held is held:
                 device.held = None
 
     async def write(self, path: str, text: str) -> None:

@@ -121,6 +121,37 @@ def test_a_stuck_device_names_its_holder_until_the_kernel_lets_go_and_is_finishe
     run_at_once(run())
 
 
+def test_dry_runs_of_a_device_that_somebody_elses_write_has_in_the_kernel_leave_one_process_there(
+    kernel: FakeKernel,
+) -> None:
+    """It has no driver any more, and its `driver_override` can't be read."""
+    device = kernel.add_device()
+    kernel.add_native(device)
+
+    async def run() -> None:
+        engine = make_engine(kernel, bind=30.0)
+        await ask(engine, device)
+        kernel.release(device)
+        held = device.held = asyncio.Event()
+        with pytest.raises(FlavourError) as caught:
+            await engine.plan(Request(at(device), Flavour.NATIVE))
+        assert caught.value.errno == errno.ETIMEDOUT
+        for _ in range(3):
+            with pytest.raises(FlavourError, match="stuck: ") as caught:
+                await engine.plan(Request(at(device), Flavour.NATIVE))
+            assert caught.value.errno == errno.EBUSY
+        assert len(list((kernel.root / "proc").iterdir())) == 1
+        assert "has not returned for 5 s (process 1" in engine.device(at(device)).stuck
+        kernel.writes.clear()
+        held.set()
+        await settled(engine)
+        assert engine.device(at(device)).stuck == ""
+        assert kernel.writes == []  # it was somebody else's doing
+        assert (await ask(engine, device)).driver == "vfio-pci"
+
+    run_at_once(run())
+
+
 def test_a_device_that_was_stuck_between_two_vfio_drivers_is_never_given_to_the_host(
     kernel: FakeKernel, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -488,7 +488,7 @@ def test_a_device_that_an_earlier_daemons_recovery_still_writes_to_is_left_alone
     (with_native if driver == "vfio-pci" else with_idle_personality)(kernel, device)
     if driver == "vfio-pci":
         asyncio.run(ask(make_engine(kernel), Flavour.VFIO))
-        flavour, attribute, held_up = Flavour.NATIVE, "driver_override", "/vfio-pci/unbind"
+        flavour, attribute, held_up = Flavour.NATIVE, "unbind", "/e1000e/bind"
     else:
         flavour, attribute, held_up = Flavour.VFIO, "enable_vfio", "/enable_vfio"
     with killed_after(kernel, attribute):

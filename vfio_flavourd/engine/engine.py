@@ -22,16 +22,17 @@ from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
 from .grants import Grants
-from .group_turns import GroupTurns, acquire
+from .group_turns import GroupTurns, acquire, check_address_is_free
 from .guards import check_others_may_come, check_request, has_it_already, in_time, judge
 from .history import History
 from .host import Host
-from .ledger import Record, find_record
+from .ledger import find_record
 from .metrics import Metrics
-from .moves import StuckError
+from .moves import GoneError, StuckError
 from .quarantine import Quarantine, describe_holders
 from .reconcile import Reconciler
-from .switch import Switch, Way
+from .recovery import forget_what_is_gone
+from .switch import Switch
 from .to_native import restore
 from .together import Member, run_together
 from .work import Work, find_way
@@ -123,7 +124,7 @@ class Engine:
         """A device was removed, and another one may be there. A running switch finds that out by itself."""
         record = self._host.ledger.find(address)
         if record is not None and not self._is_in_work(address):
-            self._check_held(record)
+            forget_what_is_gone(self._host, record)
         if self.reconciler.has_lost(address):
             self.attempts.forget(address)
             self.reconciler.forget(address)
@@ -134,7 +135,16 @@ class Engine:
         request = check_request(request, self.flavours)
         self._quarantine.check(request.address)
         device = self._host.read_device(request.address)
-        return await forecast(self._host, device, request, self.reconciler.find_wanted)
+        try:
+            return await forecast(self._host, device, request, self.reconciler.find_wanted)
+        except StuckError as error:
+            self._hold(request.address, error)
+            raise
+
+    def _hold(self, address: PciAddress, error: StuckError) -> None:
+        """A look has not come back; where a switch is under way it is the one that holds the device."""
+        if not self._is_in_work(address):
+            self._quarantine.hold(address, error)
 
     # switching
 
@@ -150,19 +160,12 @@ class Engine:
         """Back to what the policy says, or else to what was there before the first switch; then the wish that
         was made by hand is dropped, and stands where that is refused or fails. Raises FlavourError."""
         try:
-            device = self._host.read_device(request.address)
+            self._host.read_device(request.address)
         except FlavourError as error:
             work = Work(self._host, request, report, restore)
             return await self._take(work, self._reset_none(work, error))
-        decision = self.reconciler.decide(device)
-        way: Way = restore
-        if decision.flavour is not None:
-            # Named where it is only the driver that is another one.
-            drivers = decision.drivers if self._host.find_flavour(device) == decision.flavour else ()
-            request = replace(request, flavour=Flavour(decision.flavour), drivers=drivers, by_hand=False)
-            way = find_way(request)
         report = self.attempts.fan_out(request.address, report)
-        work = Work(self._host, request, report, way, drops_wish=True)
+        work = Work(self._host, request, report, restore, drops_wish=True)
         return await self._take(work, self._run(work))
 
     async def _reset_none(self, work: Work, error: FlavourError) -> NoReturn:
@@ -235,19 +238,20 @@ class Engine:
     async def _in_turn(self, work: Work) -> Outcome:
         address = work.request.address
         self._quarantine.check(address)
-        self._host.read_device(address)  # a turn for what isn't there would be kept for good
+        asked_for = self._host.read_device(address)  # a turn for what isn't there would be kept for good
         turn = self._turns.find(address)
-        if not work.request.by_hand and self._quarantine.holds(turn):
-            raise FlavourError(
-                f"{address}: another device in its IOMMU group is stuck",
-                code=Code.GROUP_BUSY,
-                hint="try again when that one is done; flavourctl list shows it",
-            )  # the policy has others to see to
+        if not work.request.by_hand:
+            self._quarantine.check_turn(turn, address)  # the policy has others to see to
         await self._wait_for_turn(turn, work)
         stuck: list[tuple[Device, StuckError]] = []
         try:
             device = self._host.read_device(address)
+            self._quarantine.check(address)
+            if device.identity != asked_for.identity:
+                raise GoneError(asked_for)  # another one's turn may be that of another group
             members = await self._prepare(work, device)
+            for member in members:
+                check_address_is_free(member.device.address, self._running)
 
             def quarantine(held: Device, error: StuckError) -> None:
                 self._quarantine.take(held.address, error, self._running[held.address][1])
@@ -262,21 +266,27 @@ class Engine:
             return work.describe(outcomes)
         finally:
             for member in work.members:
-                self._running.pop(member.device.address, None)
+                if self._running.get(member.device.address, (None, ()))[0] is member.switch:
+                    del self._running[member.device.address]
                 self.reconciler.consider(member.device.address)
                 record = self._host.ledger.find(member.device.address)
                 if work.verdict.others and record is not None and not record.is_open:
-                    self._check_held(record)  # it may have gone while the others had their turn
+                    forget_what_is_gone(
+                        self._host, record
+                    )  # it may have gone while the others had their turn
             held = [self._quarantine.outlast(device, error) for device, error in stuck]
             self._turns.release(turn, held)
 
     async def _prepare(self, work: Work, device: Device) -> list[Member]:
         """Who is switched, after all guards. Raises FlavourError."""
+        if work.drops_wish:
+            work.aim_reset(self._host, device, self.reconciler.decide(device))
         request, decision = work.request, self._host.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
         if not request.by_hand and not work.drops_wish:
             self.reconciler.check_still_wanted(device, request, decision)
-        parse_flavour(request.flavour, self.flavours)  # the policy may have been read again
+        if work.way is not restore:
+            parse_flavour(request.flavour, self.flavours)  # the policy may have been read again
         settled = self._is_settled(device, work, decision)
         # Who asks for the whole group may have a part of it already.
         if not settled or request.others is OthersInGroup.TOGETHER:
@@ -285,7 +295,13 @@ class Engine:
                     find_wanted = self.reconciler.find_wanted
                     async with in_time(request, work.began):
                         work.verdict = await judge(
-                            self._host, device, request, decision.settings, find_wanted, settled=settled
+                            self._host,
+                            device,
+                            request,
+                            decision.settings,
+                            find_wanted,
+                            settled=settled,
+                            restores=work.way is restore,
                         )
                     if not request.by_hand and not work.drops_wish:
                         check_others_may_come(device, work.verdict.others, request.flavour, find_wanted)
@@ -351,15 +367,7 @@ class Engine:
         self._quarantine.recover()
         for record in self._host.ledger.all():
             if not record.is_open:
-                self._check_held(record)
-
-    def _check_held(self, record: Record) -> None:
-        try:
-            same = self._host.read_device(record.address).identity == record.identity
-        except FlavourError as error:
-            same = error.errno != errno.ENODEV  # what can't be read now is no reason to forget
-        if not same:
-            self._host.ledger.forget(record.address)
+                forget_what_is_gone(self._host, record)
 
     def _status(self, device: Device) -> DeviceStatus:
         record = find_record(self._host.ledger, device)

@@ -11,13 +11,16 @@ from .ledger import find_record
 from .recovery import is_still_kept, was_kept_from_its_driver
 from .to_native import did_it_itself, find_personality, is_to_be_asked_back
 
+# Seconds: nobody's switch hangs on it.
+_LOOK = 5.0
+
 
 async def forecast(host: Host, device: Device, request: Request, find_wanted: FindWanted) -> list[str]:
     """The steps as far as they can be told beforehand; none when the device has the flavour already.
 
     Raises FlavourError where the switch itself would be refused. `driver_override` is taken to be what the
     record says, or empty, since reading it may block; a worker reads it of a device without a driver, that is
-    to be native: then all hangs on it.
+    to be native: then all hangs on it. Raises StuckError where the kernel holds it.
     """
     decision = host.decide(device)
     settled = has_it_already(host, device, request, decision.settings)
@@ -47,7 +50,7 @@ async def _forecast_settled(host: Host, device: Device, request: Request, decisi
         if record is not None and is_to_be_asked_back(record):
             return _describe_asking_back(device, find_personality(device, record))
         return []
-    if not await is_still_kept(host, device, decision.settings.bind_timeout):
+    if not await is_still_kept(host, device, min(decision.settings.bind_timeout, _LOOK)):
         return []
     return [str(step) for step in plan_release(Binding(None, PLACEHOLDER))]
 

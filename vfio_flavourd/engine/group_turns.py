@@ -1,7 +1,7 @@
 """Whose turn it is in an IOMMU group: one switch at a time in each."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Container
 
 from ..kernel.inventory import DEVICES, is_made_up
 from ..kernel.sysfs import Sysfs
@@ -60,6 +60,17 @@ async def acquire(turn: asyncio.Lock, address: PciAddress, limit: float) -> None
             code=Code.GROUP_BUSY,
             hint="try again when that one is done; flavourctl list shows it",
         ) from None
+
+
+def check_address_is_free(address: PciAddress, running: Container[PciAddress]) -> None:
+    """Raises FlavourError (EAGAIN) where the switch of a device that was here before, in another IOMMU group,
+    has not been given up yet."""
+    if address in running:
+        raise FlavourError(
+            f"{address}: the switch of the device that was here before has not ended yet",
+            code=Code.GROUP_BUSY,
+            hint="try again in a moment",
+        )
 
 
 async def _release_after(turn: asyncio.Lock, outlasting: Collection[asyncio.Task[None]]) -> None:

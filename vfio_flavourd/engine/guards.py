@@ -17,6 +17,7 @@ from ..model.iommu_group import Standing, find_standing, tell_unbinding
 from ..model.occupancy import UNFORCEABLE, Use, User
 from ..model.policy import AUTO, Decision, InUse, NoIommu, OthersInGroup, Settings
 from .host import Host
+from .ledger import find_record
 
 # From here on the kernel refuses a native driver in a group that a guest uses; before, it hits a BUG_ON
 # (vfio_group_nb_add_dev(), gone with 5.19's DMA ownership).
@@ -108,9 +109,11 @@ async def judge(
     find_wanted: FindWanted,
     *,
     settled: bool = False,
+    restores: bool = False,
 ) -> Verdict:
     """Whether a device that is about to be touched may be, and the others of its group with it; one that is
-    `settled` is what it should be. Raises FlavourError (EBUSY)."""
+    `settled` is what it should be. One that `restores` takes only those along that go back to the same.
+    Raises FlavourError (EBUSY)."""
     forced = () if settled else await check_users(host, device, request, settings)
     others: tuple[Device, ...] = ()
     remark = ""
@@ -133,7 +136,7 @@ async def judge(
         if staying and policy is OthersInGroup.TOGETHER:
             raise _refuse_bridges(device, staying)
     if policy is OthersInGroup.TOGETHER:
-        others = _find_others(host, device, request.flavour)
+        others = _find_others(host, device, request.flavour, restores=restores)
     for other in others:
         forced += await check_users(host, other, request, host.decide(other).settings)
     return Verdict(forced, others, remark)
@@ -216,12 +219,17 @@ def check_personality(device: Device, request: Request) -> None:
 async def check_users(host: Host, device: Device, request: Request, settings: Settings) -> tuple[User, ...]:
     """Those it is taken from by force. Raises FlavourError (EBUSY) that names who uses it."""
     users = await host.occupancy.see_users(device)
-    group = device.iommu_group
-    if group is not None and request.flavour != Flavour.VFIO and not _may_bind_beside_a_guest(host.release):
-        # By whichever member of the group: also one without a driver, which nobody uses, is to get one.
-        holders = await asyncio.to_thread(host.occupancy.find_group_holders, group)
-        users = tuple(dict.fromkeys((*users, *holders)))
+    if request.flavour != Flavour.VFIO:
+        users = tuple(dict.fromkeys((*users, *await find_endangered(host, device))))
     return judge_users(device, users, host.release, forced=request.force or settings.in_use is InUse.FORCE)
+
+
+async def find_endangered(host: Host, device: Device) -> tuple[User, ...]:
+    """Whom this kernel would crash under if a native driver were bound in the device's IOMMU group: also to a
+    member without a driver, which nobody uses."""
+    if device.iommu_group is None or _may_bind_beside_a_guest(host.release):
+        return ()
+    return await asyncio.to_thread(host.occupancy.find_group_holders, device.iommu_group)
 
 
 def judge_users(device: Device, users: tuple[User, ...], release: str, *, forced: bool) -> tuple[User, ...]:
@@ -271,13 +279,20 @@ def find_in_the_way(host: Host, device: Device) -> tuple[Device, ...]:
     )
 
 
-def _find_others(host: Host, device: Device, flavour: Flavour) -> tuple[Device, ...]:
+def _find_others(host: Host, device: Device, flavour: Flavour, *, restores: bool) -> tuple[Device, ...]:
     """All other endpoints of its group that have not got the flavour."""
     return tuple(
         other
         for other in host.read_others_in_group(device)
-        if not other.is_bridge and host.find_flavour(other) != flavour
+        if not other.is_bridge
+        and host.find_flavour(other) != flavour
+        and (not restores or _find_origin_flavour(host, other) == flavour)
     )
+
+
+def _find_origin_flavour(host: Host, device: Device) -> Flavour | None:
+    record = find_record(host.ledger, device)
+    return None if record is None else record.origin_flavour
 
 
 def _refuse_group(device: Device, in_the_way: tuple[Device, ...]) -> FlavourError:

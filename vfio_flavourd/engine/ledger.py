@@ -189,6 +189,12 @@ def find_record(ledger: Ledger, device: Device) -> Record | None:
     return record if record is not None and record.identity == device.identity else None
 
 
+def forget_record(ledger: Ledger, device: Device) -> None:
+    """One of another device that is at the address by now stays."""
+    if find_record(ledger, device) is not None:
+        ledger.forget(device.address)
+
+
 def _parse_text(text: object) -> str | None:
     """An override: anything that somebody may have written there."""
     if text is not None and not isinstance(text, str):

@@ -73,6 +73,18 @@ class TakenError(FlavourError):
         )
 
 
+class ChangedError(FlavourError):
+    """It had the flavour, and somebody has changed its driver before that could be said."""
+
+    def __init__(self, now: Device) -> None:
+        super().__init__(
+            f"{now.address}: someone else has just given it {now.driver or 'no driver'}, nothing was touched",
+            code=Code.CHANGED_BY_SOMEONE_ELSE,
+            errno=errno.EAGAIN,
+            hint="switch it again; find out what else manages this device (driverctl, libvirt)",
+        )
+
+
 class StepError(FlavourError):
     """A write failed; `step` says which, `kernel_errno` is the kernel's own. Of those, ENODEV is handed on as
     EIO: from a probe it says that the driver does not want the device, not that there is none."""
@@ -192,7 +204,7 @@ async def move(
     last = results[-1]
     if not last.errno:
         return _parse_observation(results[first + len(steps) :])
-    if last.errno in (errno.ENODEV, errno.ENOENT) and not _is_there(host, device):
+    if last.errno in (errno.ENODEV, errno.ENOENT) and not is_there(host, device):
         raise GoneError(device)
     if last.index < first and last.errno == errno.ESTALE:
         raise StaleError
@@ -204,7 +216,8 @@ async def move(
     raise StepError(f"{device.address}: '{step}' failed: {describe_errno(last.errno)}", step, last.errno)
 
 
-def _is_there(host: Host, device: Device) -> bool:
+def is_there(host: Host, device: Device) -> bool:
+    """Whether it is that very device that has the address."""
     try:
         return host.sysfs.read_inode(device.path) == device.identity.inode
     except FlavourError:

@@ -62,9 +62,14 @@ class Quarantine:
     def count(self) -> int:
         return len(self._stuck)
 
-    def holds(self, turn: asyncio.Lock) -> bool:
-        """Whether a turn won't come for as long as the kernel likes."""
-        return any(self._turns.find(address) is turn for address in self._stuck)
+    def check_turn(self, turn: asyncio.Lock, address: PciAddress) -> None:
+        """Raises FlavourError (EAGAIN) where it won't come for as long as the kernel likes."""
+        if any(self._turns.find(stuck) is turn for stuck in self._stuck):
+            raise FlavourError(
+                f"{address}: another device in its IOMMU group is stuck",
+                code=Code.GROUP_BUSY,
+                hint="try again when that one is done; flavourctl list shows it",
+            )
 
     def check(self, address: PciAddress) -> None:
         """Raises FlavourError (EBUSY) for a device that is in here."""
@@ -79,6 +84,12 @@ class Quarantine:
         """A write has not come back; `users` may be why."""
         self._stuck[address] = without_address(error, address) + describe_holders(users)
         self._since[address] = time.monotonic() - error.seconds
+
+    def hold(self, address: PciAddress, error: StuckError) -> None:
+        """Somebody else's write has the device in the kernel, as a look at it has shown: no other look is
+        begun, each of which would wait there in a process of its own."""
+        self.take(address, error)
+        self._spawn(self._in_turn(address, self._outlast(address, error.blocked.finished, self._converge)))
 
     def outlast(self, device: Device, error: StuckError) -> asyncio.Task[None]:
         """To be called when its switch has ended, which others may be part of; returns what ends when the
@@ -159,16 +170,16 @@ class Quarantine:
                 is_done = True
                 return
         finally:
-            del self._stuck[address]
+            self._stuck.pop(address, None)
             self._since.pop(address, None)
             self._freed(address, is_done=is_done)
 
     async def _converge(self, address: PciAddress) -> str:
         record = self._host.ledger.find(address)
-        said = "nothing is recorded for it"
-        if record is not None:
-            said = await converge(self._host, record)
-            await self._ended(record)
+        if record is None or not record.is_open:
+            return "the kernel has let go of it, no switch was under way"
+        said = await converge(self._host, record)
+        await self._ended(record)
         return f"the switch that was cut off or stuck is over: {said}"
 
     async def _rebuild(self, address: PciAddress) -> str:

@@ -11,12 +11,14 @@ from ..model.address import PciAddress
 from ..model.codes import Code
 from ..model.device import Binding, Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour
+from ..model.flavour import Flavour, Request
 from ..model.plan import Action, Step, plan_ask_back, plan_move, plan_release
 from ..model.udev_rules import PLACEHOLDER
+from .attempts import without_address
+from .guards import check_users, find_endangered, judge_users
 from .host import Host
 from .ledger import Record, find_record
-from .moves import GoneError, Observed, move, observe
+from .moves import GoneError, Observed, StuckError, move, observe
 
 
 async def converge(host: Host, record: Record) -> str:
@@ -34,12 +36,19 @@ async def converge(host: Host, record: Record) -> str:
         timeout = host.decide(device).settings.bind_timeout
         now = await observe(host, device, timeout)
         back = bool(record.together) and not _all_are_there(host, record)
+        kept = ""
         if record.personality is None:
-            now = await _move(host, record, device, now, back=back)
+            goal = _find_goal(host, record, now, back=back)
+            if goal.driver != now.binding.driver and (
+                kept := await _find_who_keeps_it(host, device, now, goal)
+            ):
+                goal = now.binding
+            now = await _move(host, record, device, now, goal)
         elif now.binding.driver == record.before.driver:
             wanted = record.flavour == Flavour.VFIO
             if back or (wanted and now.vfio_device is None):
-                steps = plan_ask_back(record.personality, now.vfio_device, wanted=wanted)
+                kept = await _find_who_keeps_it(host, device, now, record.before)
+                steps = () if kept else plan_ask_back(record.personality, now.vfio_device, wanted=wanted)
                 now = await _move_on_record(host, record, device, steps, timeout)
     except GoneError:
         host.ledger.forget(address)
@@ -58,11 +67,15 @@ async def converge(host: Host, record: Record) -> str:
     as_before = now.binding.driver == record.before.driver
     if record.personality is not None:
         as_before = as_before and flavour != record.flavour  # its driver stays in any case
-    return f"it has {_name(now.binding)}{', as before' if as_before else ''}"
+    end = ", as before" if as_before else ""
+    if kept:
+        end = f", and keeps it: {kept}"
+    return f"it has {_name(now.binding)}{end}"
 
 
 async def forget_what_is_undone(host: Host, device: Device, is_in_work: Callable[[], bool]) -> None:
-    """Drop the record of a device that somebody else has made what it was before. Raises FlavourError."""
+    """Drop the record of a device that somebody else has made what it was before. Raises FlavourError,
+    StuckError among them."""
     record = find_record(host.ledger, device)
     if record is None or record.is_open or record.origin_flavour != host.find_flavour(device):
         return
@@ -71,6 +84,16 @@ async def forget_what_is_undone(host: Host, device: Device, is_in_work: Callable
     now = await observe(host, device, host.decide(device).settings.bind_timeout)
     if now.binding == record.origin and host.ledger.find(device.address) is record and not is_in_work():
         host.ledger.forget(device.address)
+
+
+def forget_what_is_gone(host: Host, record: Record) -> None:
+    """Where its device is no more, or another one is at the address."""
+    try:
+        same = host.read_device(record.address).identity == record.identity
+    except FlavourError as error:
+        same = error.errno != errno.ENODEV  # what can't be read now is no reason to forget
+    if not same:
+        host.ledger.forget(record.address)
 
 
 async def rebuild(host: Host, address: PciAddress) -> str:
@@ -85,16 +108,19 @@ async def rebuild(host: Host, address: PciAddress) -> str:
     if now.binding.driver is not None or now.binding.override in (None, PLACEHOLDER):
         return f"it has {_name(now.binding)}, and keeps it"
     # Without a driver, but with an override: nobody leaves a device so on purpose.
+    await _check_endangered(host, device, Binding(None, None))
     await host.modules.load_native(device.modalias, settings.load_timeout)
     after = await move(host, device, plan_release(now.binding), settings.bind_timeout)
     return f"it had no driver, and now has {_name(after.binding)}, which the kernel chose"
 
 
 async def is_still_kept(host: Host, device: Device, timeout: float) -> bool:
-    """Whether a rule for early boot keeps the native driver from a device without one. Nobody's to change now
-    where that can't be seen: it is gone, or held."""
+    """Whether a rule for early boot keeps the native driver from a device without one; of one that is gone
+    nothing does. Raises StuckError where the kernel holds it."""
     try:
         return (await observe(host, device, timeout)).binding.override == PLACEHOLDER
+    except StuckError:
+        raise
     except FlavourError:
         return False
 
@@ -123,13 +149,18 @@ def _is_there(host: Host, address: PciAddress, flavour: Flavour) -> bool:
     return device.driver is not None or record is None or record.binding.driver is None
 
 
-async def _move(host: Host, record: Record, device: Device, now: Observed, *, back: bool) -> Observed:
-    settings = host.decide(device).settings
+def _find_goal(host: Host, record: Record, now: Observed, *, back: bool) -> Binding:
+    """What it is to have: no driver is taken from it that the cut-off switch has not brought."""
     reached = host.find_flavour_of(now.binding.driver, now.vfio_device) == record.flavour
     if record.flavour == Flavour.VFIO and now.vfio_device is None:
         reached = False  # the driver took it and made no VFIO device
     was_released = record.flavour == Flavour.NATIVE and record.binding == record.before
-    if back:
+    ours = (None, record.before.driver, record.binding.driver, *record.written)
+    if now.binding.driver == record.before.driver:
+        goal = record.before
+    elif now.binding.driver not in ours and not was_released:
+        goal = replace(record.before, driver=now.binding.driver)  # somebody else's
+    elif back:
         goal = record.before
     elif reached and now.binding.driver is not None and was_released:
         goal = now.binding  # the kernel's own choice
@@ -140,6 +171,33 @@ async def _move(host: Host, record: Record, device: Device, now: Observed, *, ba
     if now.binding.override not in (*record.written, record.before.override):
         # Not written by the switch that was cut off, so it is somebody else's.
         goal = replace(goal, override=now.binding.override)
+    return goal
+
+
+async def _find_who_keeps_it(host: Host, device: Device, now: Observed, goal: Binding) -> str:
+    """Who has come to use it since it was switched, in words; empty where nobody keeps it from `goal`. Raises
+    FlavourError where nobody can have what it should have: it has no driver, and this kernel would crash."""
+    if now.binding.driver is None:
+        await _check_endangered(host, device, goal)
+        return ""
+    request = Request(device.address, host.find_flavour_of(goal.driver, None))
+    try:
+        await check_users(host, device, request, host.decide(device).settings)
+    except FlavourError as error:
+        if error.errno != errno.EBUSY:
+            raise  # it can't be seen
+        return without_address(error, device.address)
+    return ""
+
+
+async def _check_endangered(host: Host, device: Device, goal: Binding) -> None:
+    """Raises FlavourError (EBUSY)."""
+    if host.find_flavour_of(goal.driver, None) == Flavour.NATIVE:
+        judge_users(device, await find_endangered(host, device), host.release, forced=False)
+
+
+async def _move(host: Host, record: Record, device: Device, now: Observed, goal: Binding) -> Observed:
+    settings = host.decide(device).settings
     await _load_driver(host, record, goal, settings.load_timeout)
     steps = plan_move(now.binding, goal)
     overrides = (step.value for step in steps if step.action is Action.OVERRIDE)

@@ -22,8 +22,9 @@ from ..model.transition import LAST, Phase
 from .attempts import Report, without_address
 from .guards import check_users, in_time, out_of_time
 from .host import Host
-from .ledger import Asked, Record, find_record
+from .ledger import Asked, Record, find_record, forget_record
 from .moves import (
+    ChangedError,
     GoneError,
     NotRecordedError,
     Observed,
@@ -31,6 +32,7 @@ from .moves import (
     StepError,
     StuckError,
     TakenError,
+    is_there,
     move,
     observe,
 )
@@ -86,7 +88,7 @@ class Switch:
             self.get_stuck(error)
             raise
         except GoneError:
-            self.host.ledger.forget(self.request.address)  # the record was of a device that is no more
+            forget_record(self.host.ledger, device)
             self._fail()
             raise
         except FlavourError:
@@ -160,7 +162,9 @@ class Switch:
             if self.is_late:
                 await self._see_again(device)
             self._kept = kept = find_record(self.host.ledger, device)
-            self.before = self._expected(device, kept)
+            # As far as that is known without reading what may block its reader.
+            override = kept.binding.override if kept is not None and not kept.switching else None
+            self.before = Binding(device.driver, override)
             try:
                 return await self._carry_out(device, self.before, plan, aim, expected=self.before)
             except StaleError:
@@ -276,6 +280,13 @@ class Switch:
         return replace(device, vfio_device=vfio_device).group_node
 
     def unchanged(self, device: Device, reason: str, *, fallback: bool = False) -> Outcome:
+        """It has what it had when it was looked at. Raises FlavourError where that is not so any more: a look
+        for its users, or a load, has taken its time since."""
+        there = self.host.read_device(device.address)
+        if there.identity != device.identity:
+            raise GoneError(device)
+        if (there.driver, there.vfio_device) != (device.driver, device.vfio_device):
+            raise ChangedError(there)
         now = Observed(Binding(device.driver, None), device.vfio_device)
         return replace(self.outcome(device, now, reason, fallback=fallback), changed=False)
 
@@ -293,12 +304,6 @@ class Switch:
         failed = "" if became else "it has not changed"
         self.steps.end(StepAction.WAIT, "wait for its driver", start, failed)
         return became
-
-    @staticmethod
-    def _expected(device: Device, record: Record | None) -> Binding:
-        """What the device has, as far as that is known without reading what may block its reader."""
-        override = record.binding.override if record is not None and not record.switching else None
-        return Binding(device.driver, override)
 
     async def _carry_out(
         self,
@@ -327,6 +332,8 @@ class Switch:
 
         def begun(pid: int) -> None:
             self.steps.begin_batch(pid, steps)
+            if not is_there(self.host, device):
+                raise GoneError(device)  # the record is that of another one by now
             try:
                 self.host.ledger.write(replace(record, worker=read_worker(self.host.sysfs, pid)))
             except OSError as error:

@@ -7,6 +7,7 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Outcome
 from ..model.transition import Phase
+from .ledger import forget_record
 from .moves import GoneError, StuckError
 from .switch import Switch, Way
 
@@ -67,7 +68,7 @@ async def _take_back(members: Sequence[Member], quarantine: Callable[[Device, St
             member.switch.get_stuck(stuck)
             said = "stuck on its way back"
         except GoneError:
-            member.switch.host.ledger.forget(address)
+            forget_record(member.switch.host.ledger, member.device)
             said = "gone"
         except FlavourError as error:
             said = str(error)

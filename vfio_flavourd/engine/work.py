@@ -18,9 +18,9 @@ from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .guards import Verdict
 from .host import Host
-from .ledger import Asked
+from .ledger import Asked, find_record
 from .switch import Switch, Way
-from .to_native import restore, to_native
+from .to_native import to_native
 from .to_vfio import to_vfio
 from .together import Member
 
@@ -56,6 +56,18 @@ class Work:
     def is_touched(self) -> bool:
         return any(member.switch.touched for member in self.members)
 
+    def aim_reset(self, host: Host, device: Device, decision: Decision) -> None:
+        """Where a reset leads to: what the policy says, or else what was there before the first switch."""
+        record = find_record(host.ledger, device)
+        if decision.flavour is not None:
+            # Named where it is only the driver that is another one.
+            drivers = decision.drivers if host.find_flavour(device) == decision.flavour else ()
+            flavour = Flavour(decision.flavour)
+            self.request = replace(self.request, flavour=flavour, drivers=drivers, by_hand=False)
+            self.way = find_way(self.request)
+        elif record is not None:
+            self.request = replace(self.request, flavour=record.origin_flavour)
+
     @contextmanager
     def step(self, action: StepAction, what: str, failed: str) -> Iterator[None]:
         """Something that is done before there is a switch, and kept without being told meanwhile: a refusal
@@ -78,7 +90,6 @@ class Work:
         request: Request,
         together: tuple[PciAddress, ...],
     ) -> Member:
-        way = self.way if device.address == self.request.address or self.way is not restore else to_native
         report = self._report
         if device.address != self.request.address:
 
@@ -86,7 +97,7 @@ class Work:
                 self._report(replace(step, what=f"{device.address}: {step.what}"))
 
         switch = Switch(host, request, decision, report, together, self._asked(request), began=self.began)
-        member = Member(switch, device, way)
+        member = Member(switch, device, self.way)
         self.members.append(member)
         return member
 
