@@ -169,7 +169,7 @@ class Engine:
         """A device that is gone may have left a wish behind. Raises FlavourError."""
         address = work.request.address
         lasting_changed = False
-        if error.errno == errno.ENODEV and self.reconciler.has_wish(address):
+        if error.errno == errno.ENODEV and self.reconciler.wishes.has(address):
             try:
                 self._grants.check_may_drop(work.request, (address,))
                 work.is_begun = True
@@ -366,7 +366,7 @@ class Engine:
         running, _ = self._running.get(device.address, (None, ()))
         stuck = self._find_stuck(device.address)
         facts = self._host.read_facts(device)
-        decision = decide(facts, self._host.policy.policy)
+        wish, decision = self.reconciler.wishes.find(device), decide(facts, self._host.policy.policy)
         return DeviceStatus(
             device=device,
             flavour=self._host.find_flavour(device),
@@ -379,7 +379,7 @@ class Engine:
             stuck=stuck,
             last=self.attempts.find_last(device.address),
             decision=decision,
-            wish=self.reconciler.find_wish(device),
+            wish=None if wish is None else wish.flavour,
             remarks=self.reconciler.find_remarks(device),
             slot=facts.slot,
             serials=facts.serials,

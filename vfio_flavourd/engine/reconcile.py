@@ -57,7 +57,7 @@ class Reconciler:
         self._host = host
         self._switch = switch
         self._is_in_work = is_in_work
-        self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
+        self.wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
         self._applied = AppliedFile(host.state / "applied.json")
         self._tries = Tries()
         self._remarks: dict[PciAddress, str] = {}
@@ -74,7 +74,7 @@ class Reconciler:
         to last and can't be kept."""
         self._note(device, str(request.flavour), self._host.decide(device), done=True)
         try:
-            self._wishes.keep(
+            self.wishes.keep(
                 device, request.flavour, request.drivers, request.others, persist=request.persist
             )
         except OSError as error:
@@ -91,23 +91,15 @@ class Reconciler:
             self._applied.devices.pop(str(address), None)
             self._remarks.pop(address, None)
             self._tries.forget(address)
-        return self._wishes.drop(addresses)
+        return self.wishes.drop(addresses)
 
     def check_still_wanted(self, device: Device, request: Request, decision: Decision) -> None:
         """A request of the policy's own has its turn. Raises FlavourError, as the guard does."""
         wish = self._find_wish_in_force(device)
         check_still_wanted(request, None if wish is None else wish.flavour, decision)
 
-    def has_wish(self, address: PciAddress) -> bool:
-        """For whichever device there was at the address."""
-        return self._wishes.has(address)
-
     def has_lasting_wish(self, address: PciAddress) -> bool:
-        return str(address) in self._wishes.lasting
-
-    def find_wish(self, device: Device) -> Flavour | None:
-        wish = self._wishes.find(device)
-        return None if wish is None else wish.flavour
+        return str(address) in self.wishes.lasting
 
     def find_wanted(self, device: Device) -> Flavour | None:
         """What it is to be by a wish, or else by the policy."""
@@ -133,7 +125,7 @@ class Reconciler:
         """The wishes that last, as the rules for early boot name them."""
         return tuple(
             Kept(parse_address(address), wish.ids, str(wish.flavour), wish.drivers)
-            for address, wish in self._wishes.lasting.items()
+            for address, wish in self.wishes.lasting.items()
         )
 
     def find_remarks(self, device: Device) -> tuple[str, ...]:
@@ -305,7 +297,7 @@ class Reconciler:
             # From the unbind on, a rule that goes by the driver would not be known to be the one.
             self._note(device, wanted, decision, done=False)
             try:
-                await self._switch(request, _unheard)
+                outcome = await self._switch(request, _unheard)
             except FlavourError as error:
                 if error.errno == errno.ENODEV:
                     return  # it is gone
@@ -317,7 +309,7 @@ class Reconciler:
                 self._note(device, wanted, decision, done=False)
                 self._try_again(address, error)
                 return
-        self._note(device, wanted, decision, done=True)
+        self._note(device, wanted, decision, done=True, driver=outcome.driver)
 
     def _try_again(self, address: PciAddress, error: FlavourError) -> None:
         """After a pause, or never: the engine has told the failure itself."""
@@ -334,14 +326,14 @@ class Reconciler:
     def _compare(self, device: Device, applied: Applied) -> None:
         """It was made what it should be once: is it still?"""
         address = device.address
-        if applied.wanted == NOTHING or is_so(self._host, device, applied.wanted):
+        if applied.wanted == NOTHING or is_so(self._host, device, applied.wanted, applied.driver):
             self._remarks.pop(address, None)
             return
         if find_driverctl_override(self._host.root, address):
             return  # left to that, and told as such
         remark = (
             f"someone else made it {self._host.find_flavour(device)} ({device.driver or 'no driver'}), "
-            f"it was {applied.wanted}"
+            f"it was {applied}"
         )
         if self._remarks.get(address) != remark:
             self._remarks[address] = remark
@@ -356,10 +348,13 @@ class Reconciler:
         if device.is_bridge:
             return NOTHING
         wish = self._find_wish_in_force(device)
-        return describe(decision) if wish is None else str(wish.flavour)
+        if wish is None:
+            return describe(decision)
+        # One of this boot has come true by whichever driver; one that lasts is to, by those it names.
+        return " ".join((wish.flavour, *(() if wish.inode else wish.drivers)))
 
     def _find_wish_in_force(self, device: Device) -> Wish | None:
-        wish = self._wishes.find(device)
+        wish = self.wishes.find(device)
         if wish is not None and wish.flavour not in self._host.policy.flavours:
             return None  # it was made under another policy
         return wish
@@ -370,12 +365,15 @@ class Reconciler:
             return False
         return await is_still_kept(self._host, device, decision.settings.bind_timeout)
 
-    def _note(self, device: Device, wanted: str, decision: Decision, *, done: bool) -> None:
+    def _note(
+        self, device: Device, wanted: str, decision: Decision, *, done: bool, driver: str | None = None
+    ) -> None:
+        """`driver` is the one that it came to have by a switch."""
         serials = self._host.policy.find_serials(device)
         rule = decision.rule
         name = rule.name if rule is not None and wanted != NOTHING else ""
         self._applied.devices[str(device.address)] = Applied(
-            device.identity.inode, wanted, done, serials, name
+            device.identity.inode, wanted, done, serials, name, driver or ""
         )
         if done:
             self._tries.forget(device.address)

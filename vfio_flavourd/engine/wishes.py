@@ -124,6 +124,7 @@ class Wishes:
         return wish if wish is not None and wish.ids == find_ids(device.identity) else None
 
     def has(self, address: PciAddress) -> bool:
+        """For whichever device there was at the address."""
         return str(address) in self._boot or str(address) in self._lasting
 
     @property
