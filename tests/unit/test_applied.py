@@ -1,29 +1,39 @@
 """What has come of a wish or of the policy is known as what it is, to the next daemon too."""
 
+import asyncio
 import errno
 import json
 
 import pytest
-from fake_kernel import FakeDriver, FakeKernel, has
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has
 from test_reconcile import (
+    TO_NATIVE,
     TO_VFIO,
     VFIO,
     add_with_native,
     ask,
+    at,
     attempts,
     bind_by_others,
+    break_lasting_writes,
     event,
+    named,
     new_boot,
     policy,
     reload,
     remarks,
+    reset,
     rule,
     start,
     stop,
 )
 from virtual_time import run_at_once
 
-from vfio_flavourd.model.flavour import Flavour
+from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.model.codes import Code
+from vfio_flavourd.model.errors import FlavourError
+from vfio_flavourd.model.flavour import Flavour, Request
+from vfio_flavourd.model.policy import OthersInGroup
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
@@ -164,3 +174,154 @@ def test_a_wish_whose_driver_is_not_had_is_not_tried_again_nor_said_to_be_someon
             await stop(engine)
 
     run_at_once(second())
+
+
+# a rule by driver, which matches no more what it was applied to
+
+ALL_ELSE = named("all else", "native", vendor=(0x8086,))
+BY_DRIVER = policy(named("by driver", "vfio", driver=("e1000e",)), ALL_ELSE)
+GOOD_BY_DRIVER = policy(named("by driver", "vfio", "good_vfio", driver=("e1000e",)), ALL_ELSE)
+
+
+def rule_of(engine: Engine, device: FakeDevice) -> str:
+    decided = engine.device(at(device)).decision.rule
+    return decided.name if decided is not None else ""
+
+
+@pytest.mark.parametrize("wish", [None, Flavour.NATIVE, Flavour.VFIO])
+def test_nothing_follows_a_reset_to_what_a_rule_by_driver_says(
+    kernel: FakeKernel, wish: Flavour | None
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, BY_DRIVER)
+        if wish is not None:
+            await ask(engine, device, wish)
+        assert (await reset(engine, device)).flavour == Flavour.VFIO
+        count = len(attempts(engine))
+        for _ in range(2):
+            await event(engine, device)
+            await reload(engine, BY_DRIVER)
+            await stop(engine)
+            engine = await start(kernel, BY_DRIVER)
+        assert (has(device), rule_of(engine, device), remarks(engine, device)) == (VFIO, "by driver", ())
+        assert len(attempts(engine)) == count == (2 if wish is None else 3)
+
+    run_at_once(run())
+
+
+def test_a_wish_for_what_a_rule_by_driver_says_is_reset_without_taking_the_device_away(
+    kernel: FakeKernel,
+) -> None:
+    """Also where it was made while another wish held."""
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, BY_DRIVER)
+        await ask(engine, device, Flavour.NATIVE)
+        await ask(engine, device, Flavour.VFIO)
+        kernel.writes.clear()
+        assert not (await reset(engine, device)).changed
+        await event(engine, device)
+        assert (has(device), kernel.writes) == (VFIO, [])
+
+    run_at_once(run())
+
+
+def test_a_reset_gives_the_driver_that_the_rule_by_driver_names(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    add_good(kernel)
+    kernel.add_module(FakeDriver("other", "other"))
+    kernel.load("other")
+
+    async def run() -> None:
+        engine = await start(kernel, GOOD_BY_DRIVER)
+        bind_by_others(kernel, device, "other")
+        assert (await reset(engine, device)).driver == "good"
+        await event(engine, device)
+        assert (has(device), len(attempts(engine))) == (GOOD, 2)
+
+    run_at_once(run())
+
+
+def test_where_a_reset_does_not_have_the_driver_that_a_rule_names_it_is_not_tried_once_more(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+    add_good(kernel, errno.EINVAL)
+
+    async def run() -> None:
+        engine = await start(kernel, TO_GOOD)
+        assert (await reset(engine, device)).driver == "vfio-pci"
+        await event(engine, device)
+        assert (has(device), len(attempts(engine)), remarks(engine, device)) == (VFIO, 2, ())
+
+    run_at_once(run())
+
+
+def test_nothing_follows_a_reset_that_got_stuck_on_the_way_to_what_a_rule_by_driver_says(
+    kernel: FakeKernel,
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, BY_DRIVER)
+        bind_by_others(kernel, device, "e1000e")
+        kernel.drivers["e1000e"].remove_blocks = held = asyncio.Event()
+        with pytest.raises(FlavourError):
+            await reset(engine, device)
+        held.set()
+        await asyncio.sleep(100)
+        assert (has(device), rule_of(engine, device)) == (VFIO, "by driver")
+        assert len(attempts(engine)) == 2
+
+    run_at_once(run())
+
+
+def test_the_rule_that_is_shown_and_gone_by_is_the_one_in_force(kernel: FakeKernel) -> None:
+    device = add_with_native(kernel)
+    add_good(kernel)
+    kernel.add_module(FakeDriver("other", "other"))
+    kernel.load("other")
+
+    async def run() -> None:
+        engine = await start(kernel, GOOD_BY_DRIVER)
+        assert rule_of(engine, device) == "by driver"
+        await ask(engine, device, Flavour.NATIVE)
+        last = engine.device(at(device)).last
+        assert last is not None and last.rule == "by driver"
+        await reset(engine, device)
+        bind_by_others(kernel, device, "other")
+        planned = await engine.plan(Request(at(device), Flavour.VFIO))
+        assert any("bind to good" in line for line in planned)
+        assert (await ask(engine, device, Flavour.VFIO)).driver == "good"
+
+    run_at_once(run())
+
+
+# a group that is to last
+
+
+def test_where_no_wish_of_a_group_can_be_made_to_last_all_of_them_hold_for_the_boot(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [add_with_native(kernel), add_with_native(kernel, "0000:01:00.1")]
+
+    async def run() -> None:
+        engine = await start(kernel, TO_NATIVE)
+        with monkeypatch.context() as patch:
+            break_lasting_writes(patch)
+            with pytest.raises(FlavourError, match=r"01:00\.0: .* for this boot only") as caught:
+                await ask(engine, devices[0], Flavour.VFIO, persist=True, others=OthersInGroup.TOGETHER)
+        assert caught.value.code is Code.NOT_SAVED
+        for _ in range(2):
+            await reload(engine, TO_NATIVE)
+            for device in devices:
+                await event(engine, device)
+                assert (has(device), engine.device(at(device)).wish) == (VFIO, Flavour.VFIO)
+                assert remarks(engine, device) == ()
+            await stop(engine)
+            engine = await start(kernel, TO_NATIVE)
+
+    run_at_once(run())

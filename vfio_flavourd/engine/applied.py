@@ -43,8 +43,12 @@ class Applied:
 
     def __str__(self) -> str:
         """It as it was had."""
-        flavour, named, _ = self.wanted.partition(" ")
-        return f"{flavour} ({self.driver})" if named and self.driver else self.wanted
+        is_named = self.wanted != self.flavour
+        return f"{self.flavour} ({self.driver})" if is_named and self.driver else self.wanted
+
+    @property
+    def flavour(self) -> str:
+        return self.wanted.partition(" ")[0]
 
 
 class AppliedFile:

@@ -17,7 +17,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepAction, parse_flavour
 from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
-from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
+from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup
 from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
@@ -134,7 +134,9 @@ class Engine:
         request = check_request(request, self.flavours)
         self._quarantine.check(request.address)
         device = self._host.read_device(request.address)
-        return await forecast(self._host, device, request, self.reconciler.find_wanted)
+        return await forecast(
+            self._host, device, request, self.reconciler.decide, self.reconciler.find_wanted
+        )
 
     # switching
 
@@ -208,8 +210,7 @@ class Engine:
             outcome = await self._in_turn(work)
             lasting_changed = work.request.persist
             if work.drops_wish:
-                addresses = (work.request.address, *(other.address for other in outcome.others))
-                lasting_changed = self._grants.drop(addresses)
+                lasting_changed = self._grants.drop_all(work, outcome)
             elif work.request.by_hand:
                 self._grants.keep(work, outcome)
         except FlavourError as error:
@@ -272,7 +273,7 @@ class Engine:
 
     async def _prepare(self, work: Work, device: Device) -> list[Member]:
         """Who is switched, after all guards. Raises FlavourError."""
-        request, decision = work.request, self._host.decide(device)
+        request, decision = work.request, self.reconciler.decide(device)
         work.rule = decision.rule.name if decision.rule is not None else ""
         if not request.by_hand and not work.drops_wish:
             self.reconciler.check_still_wanted(device, request, decision)
@@ -282,13 +283,13 @@ class Engine:
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
                 with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
-                    find_wanted = self.reconciler.find_wanted
+                    decide, wanted = self.reconciler.decide, self.reconciler.find_wanted
                     async with in_time(request, work.began):
                         work.verdict = await judge(
-                            self._host, device, request, decision.settings, find_wanted, settled=settled
+                            self._host, device, request, decision.settings, decide, wanted, settled=settled
                         )
                     if not request.by_hand and not work.drops_wish:
-                        check_others_may_come(device, work.verdict.others, request.flavour, find_wanted)
+                        check_others_may_come(device, work.verdict.others, request.flavour, wanted)
             except FlavourError:
                 work.add(self._host, device, decision, request, ()).switch.steps.enter(Phase.FAILED)
                 raise
@@ -300,7 +301,7 @@ class Engine:
         work.add(self._host, device, decision, request, together)
         for other in others:
             own = replace(request, address=other.address, drivers=(), by_hand=False)
-            work.add(self._host, other, self._host.decide(other), own, together)
+            work.add(self._host, other, self.reconciler.decide(other), own, together)
         return work.members
 
     def _is_settled(self, device: Device, work: Work, decision: Decision) -> bool:
@@ -366,7 +367,7 @@ class Engine:
         running, _ = self._running.get(device.address, (None, ()))
         stuck = self._find_stuck(device.address)
         facts = self._host.read_facts(device)
-        wish, decision = self.reconciler.wishes.find(device), decide(facts, self._host.policy.policy)
+        wish, decision = self.reconciler.wishes.find(device), self.reconciler.decide(device, facts)
         return DeviceStatus(
             device=device,
             flavour=self._host.find_flavour(device),

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from ..kernel.claims import find_driverctl_override
@@ -20,8 +20,7 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
 from ..model.message_ids import MessageId, log_fields
-from ..model.policy import Decision
-from ..model.udev_header import Kept
+from ..model.policy import Decision, Facts
 from .agenda import Agenda
 from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, is_so, was_taken
 from .attempts import Report
@@ -69,10 +68,10 @@ class Reconciler:
 
     # wishes by hand
 
-    def keep_wish(self, device: Device, request: Request) -> None:
-        """A request by hand was granted; `device` is as it has become. Raises FlavourError (EIO) when it is
-        to last and can't be kept."""
-        self._note(device, str(request.flavour), self._host.decide(device), done=True)
+    def keep_wish(self, device: Device, decision: Decision, request: Request) -> None:
+        """A request by hand was granted; `device` is as it has become, `decision` what the policy says of it.
+        Raises FlavourError (EIO) when it is to last and can't be kept."""
+        self._note(device, str(request.flavour), decision, done=True, driver=device.driver)
         try:
             self.wishes.keep(
                 device, request.flavour, request.drivers, request.others, persist=request.persist
@@ -85,12 +84,18 @@ class Reconciler:
                 hint=f"see whether {self._host.lasting_state} is full or read-only",
             ) from error
 
-    def drop_wishes(self, addresses: tuple[PciAddress, ...]) -> bool:
-        """Whether one was to last. Raises OSError when those can't be taken off the disk."""
+    def drop_wishes(
+        self, addresses: tuple[PciAddress, ...], ends: Iterable[tuple[Device, Decision]] = ()
+    ) -> bool:
+        """Whether one was to last. `ends` are as in `keep_wish`: where it has come to what the policy says,
+        that is known to hold. Raises OSError when those that last can't be taken off the disk."""
         for address in addresses:
             self._applied.devices.pop(str(address), None)
             self._remarks.pop(address, None)
             self._tries.forget(address)
+        for device, decision in ends:
+            if decision.flavour == self._host.find_flavour(device):
+                self._note(device, describe(decision), decision, done=True, driver=device.driver)
         return self.wishes.drop(addresses)
 
     def check_still_wanted(self, device: Device, request: Request, decision: Decision) -> None:
@@ -98,35 +103,26 @@ class Reconciler:
         wish = self._find_wish_in_force(device)
         check_still_wanted(request, None if wish is None else wish.flavour, decision)
 
-    def has_lasting_wish(self, address: PciAddress) -> bool:
-        return str(address) in self.wishes.lasting
-
     def find_wanted(self, device: Device) -> Flavour | None:
         """What it is to be by a wish, or else by the policy."""
         wish = self._find_wish_in_force(device)
         flavour = self.decide(device).flavour if wish is None else wish.flavour
         return None if flavour is None else Flavour(flavour)
 
-    def decide(self, device: Device) -> Decision:
-        """What the policy says of a device. A rule that goes by the driver holds also while it is applied and
-        when it was, and has changed that; where it says something else by now, it is a rule like any."""
+    def decide(self, device: Device, facts: Facts | None = None) -> Decision:
+        """What the policy says of a device, whose `facts` may have been read. A rule that goes by the driver
+        holds also while it is applied and when it was, and has changed that; where it says something else by
+        now, it is a rule like any."""
         address, applied = device.address, self._applied.devices.get(str(device.address))
         if (
             applied is not None
             and applied.inode == device.identity.inode
             and (applied.done or self._is_in_work(address) or is_so(self._host, device, applied.wanted))
         ):
-            decision = self._host.decide(device, applied.rule)
-            if describe(decision) == applied.wanted:
+            decision = self._host.decide(device, applied.rule, facts)
+            if decision.flavour == applied.flavour:
                 return decision
-        return self._host.decide(device)
-
-    def find_kept(self) -> tuple[Kept, ...]:
-        """The wishes that last, as the rules for early boot name them."""
-        return tuple(
-            Kept(parse_address(address), wish.ids, str(wish.flavour), wish.drivers)
-            for address, wish in self.wishes.lasting.items()
-        )
+        return self._host.decide(device, facts=facts)
 
     def find_remarks(self, device: Device) -> tuple[str, ...]:
         """What someone else did to the device, or has written down about it."""
