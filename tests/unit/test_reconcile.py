@@ -593,6 +593,35 @@ def test_another_device_that_is_looked_at_before_any_event_of_it_came_has_all_it
     run_at_once(run())
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_came_of_the_device_that_was_at_the_address_before_is_not_told_of_another_one(
+    kernel: FakeKernel, restarted: bool
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO)
+        if restarted:
+            await stop(engine)
+        kernel.remove_device(device)
+        successor = kernel.add_device(device=0x1533)
+        kernel.add_native(successor, "igb")
+        if restarted:
+            engine = await start(kernel, policy())
+        await event(engine, successor)  # before that of the removal
+        engine.forget(at(successor))
+        await event(engine, successor)
+        assert engine.device(at(successor)).last is None
+        # What is attempted on it is told.
+        await ask(engine, successor, Flavour.VFIO)
+        await event(engine, successor)
+        last = engine.device(at(successor)).last
+        assert last is not None and last.previous_driver == "igb"
+
+    run_at_once(run())
+
+
 def test_what_was_removed_unheard_is_forgotten_when_events_turn_out_to_be_lost(kernel: FakeKernel) -> None:
     device, other = add_with_native(kernel), add_with_native(kernel, "0000:02:00.0", group=8)
 

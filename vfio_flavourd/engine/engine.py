@@ -17,7 +17,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepAction, parse_flavour
 from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
-from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup
+from ..model.policy import VFIO, Decision, OthersInGroup
 from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
@@ -48,7 +48,9 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self.attempts = Attempts(History(host.state / "history.jsonl"))
-        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work, self._is_coming)
+        self.reconciler = Reconciler(
+            host, self.set_flavour, self._is_in_work, self._is_coming, self.attempts.forget
+        )
         self._grants = Grants(host, self.reconciler)
         self._quarantine = Quarantine(host, self._turns, self._grants.end_late, self._take_back)
         self.metrics = Metrics(host, self._quarantine.count)
@@ -125,7 +127,6 @@ class Engine:
         if record is not None and not self._is_in_work(address):
             self._check_held(record)
         if self.reconciler.has_lost(address):
-            self.attempts.forget(address)
             self.reconciler.forget(address)
             self.reconciler.consider(address)
 
@@ -368,12 +369,11 @@ class Engine:
         stuck = self._find_stuck(device.address)
         facts = self._host.read_facts(device)
         wish, decision = self.reconciler.wishes.find(device), self.reconciler.decide(device, facts)
+        kind = self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
         return DeviceStatus(
             device=device,
             flavour=self._host.find_flavour(device),
-            resolution=self._host.resolve(
-                device.modalias, self._find_kind(decision), decision.drivers, decision.settings.denied
-            ),
+            resolution=self._host.resolve(device.modalias, kind, decision.drivers, decision.settings.denied),
             origin_driver=record.origin.driver if record else None,
             held=record is not None,
             phase=Phase.STUCK if stuck else (running.steps.phase if running else None),
@@ -393,6 +393,3 @@ class Engine:
         if not stuck and running is not None and (delay := running.steps.delay.find()):
             stuck = delay + describe_holders(users)
         return stuck
-
-    def _find_kind(self, decision: Decision) -> FlavourKind:
-        return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)

@@ -14,7 +14,7 @@ from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision
 from .host import Host
 from .ledger import Record
-from .reconcile import Reconciler
+from .reconcile import Ends, Reconciler
 from .work import Work
 
 _log = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ class Grants:
         ends = self._tell_what_became(work, outcome)
         return self.drop(tuple(device.address for device, _ in ends), ends)
 
-    def drop(self, addresses: tuple[PciAddress, ...], ends: Iterable[tuple[Device, Decision]] = ()) -> bool:
-        """Whether the next boot has to follow, as one was to last; `addresses` has at least one, `ends` are
-        as the reconciler has them. Raises FlavourError (EIO) when such a one can't be taken off the disk."""
+    def drop(self, addresses: tuple[PciAddress, ...], ends: Ends = ()) -> bool:
+        """Whether the next boot has to follow, as one was to last; `addresses` has at least one. Raises
+        FlavourError (EIO) when such a one can't be taken off the disk."""
         try:
             return self._reconciler.drop_wishes(addresses, ends)
         except OSError as error:

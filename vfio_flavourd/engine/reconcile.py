@@ -18,7 +18,7 @@ from ..model.address import PciAddress, parse_address
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
+from ..model.flavour import Flavour, Outcome, Request
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision, Facts
 from .agenda import Agenda
@@ -44,18 +44,29 @@ REQUESTER = "policy"
 _Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
 _IsSo = Callable[[PciAddress], bool]
 
+# Devices as they have become, each with what the policy says of it.
+Ends = Iterable[tuple[Device, Decision]]
+
 
 class Reconciler:
     """`switch` is the engine's, `is_in_work` whether a switch of the device is under way, `is_coming` whether
-    it is one to VFIO.
+    it is one to VFIO; `forgotten` is called when a device is.
 
     `lasting_wishes_changed` has the next boot follow when what is to hold there is something else now.
     """
 
-    def __init__(self, host: Host, switch: _Switch, is_in_work: _IsSo, is_coming: _IsSo) -> None:
+    def __init__(
+        self,
+        host: Host,
+        switch: _Switch,
+        is_in_work: _IsSo,
+        is_coming: _IsSo,
+        forgotten: Callable[[PciAddress], None],
+    ) -> None:
         self._host = host
         self._switch = switch
         self._is_in_work = is_in_work
+        self._forgotten = forgotten
         self.wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
         self._applied = AppliedFile(host.state / "applied.json")
         self._tries = Tries()
@@ -84,11 +95,9 @@ class Reconciler:
                 hint=f"see whether {self._host.lasting_state} is full or read-only",
             ) from error
 
-    def drop_wishes(
-        self, addresses: tuple[PciAddress, ...], ends: Iterable[tuple[Device, Decision]] = ()
-    ) -> bool:
-        """Whether one was to last. `ends` are as in `keep_wish`: where it has come to what the policy says,
-        that is known to hold. Raises OSError when those that last can't be taken off the disk."""
+    def drop_wishes(self, addresses: tuple[PciAddress, ...], ends: Ends = ()) -> bool:
+        """Whether one was to last. Where a device has come to what the policy says, that is known to hold.
+        Raises OSError when those that last can't be taken off the disk."""
         for address in addresses:
             self._applied.devices.pop(str(address), None)
             self._remarks.pop(address, None)
@@ -222,7 +231,7 @@ class Reconciler:
         return applied is not None and applied.inode != inode
 
     def forget(self, address: PciAddress) -> None:
-        """The device is gone, and with it how often it failed and when it is to be tried again."""
+        """The device is gone, and with it what came of it and when it is to be tried again."""
         if self._applied.devices.pop(str(address), None) is not None:
             self._applied.save_soon()
         self._tries.forget(address)
@@ -230,6 +239,8 @@ class Reconciler:
         self._held_back.discard(address)
         self._host.policy.serials.pop(address, None)
         self._agenda.call_off(address)
+        self._forgotten(address)
+        self.nodes.take_back(address)
 
     def stop(self) -> None:
         """Begin nothing any more."""
@@ -246,6 +257,7 @@ class Reconciler:
             return
         if self.has_lost(address):
             self.forget(address)
+        self.nodes.take_back(address)
         decision = self.decide(device)
         wanted = self._describe(device, decision)
         applied = self._applied.devices.get(str(address))
@@ -293,7 +305,7 @@ class Reconciler:
             # From the unbind on, a rule that goes by the driver would not be known to be the one.
             self._note(device, wanted, decision, done=False)
             try:
-                outcome = await self._switch(request, _unheard)
+                outcome = await self._switch(request, lambda _: None)  # nobody follows its steps
             except FlavourError as error:
                 if error.errno == errno.ENODEV:
                     return  # it is gone
@@ -373,6 +385,7 @@ class Reconciler:
         )
         if done:
             self._tries.forget(device.address)
+            self.nodes.take_back(device.address)
         self._held_back.discard(device.address)
         self._remarks.pop(device.address, None)
         self._applied.save_soon()
@@ -384,7 +397,3 @@ def _describe_claim(driver: str) -> str:
 
 async def _nobody_listens() -> None:
     """Nothing is made from the wishes."""
-
-
-def _unheard(_: StepBegun | StepReport) -> None:
-    """Nobody follows the steps of what the policy wants."""
