@@ -129,7 +129,7 @@ class Reconciler:
             and (applied.done or self._is_in_work(address) or is_so(self._host, device, applied.wanted))
         ):
             decision = self._host.decide(device, applied.rule, facts)
-            if decision.flavour == applied.flavour:
+            if (decision.flavour or NOTHING) == applied.flavour:
                 return decision
         return self._host.decide(device, facts=facts)
 
