@@ -209,7 +209,7 @@ class Daemon:
                     table=self._index.table(),
                     find_users=self._host.occupancy.find_users,
                     host_name=os.uname().nodename,
-                    kept=self._engine.reconciler.find_kept(),
+                    kept=self._engine.reconciler.wishes.find_kept(),
                     carry=not asked,
                 )
             for note in update.notes:

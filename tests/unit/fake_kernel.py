@@ -616,7 +616,7 @@ async def no_reload() -> None:
 
 def pending(engine: Engine) -> set["asyncio.Task[None]"]:
     """What goes on in the background."""
-    return engine._quarantine._tasks | engine._turns.releases | engine.reconciler._agenda.looks
+    return engine._quarantine._tasks | engine._turns._releases | engine.reconciler._agenda.looks
 
 
 async def ended() -> None:

@@ -92,7 +92,7 @@ def test_a_dry_run_refuses_a_name_that_the_switch_would_refuse(kernel: FakeKerne
     host = make_host(kernel)
     request = Request(ADDRESS, Flavour.VFIO, (name,))
     with pytest.raises(FlavourError) as caught:
-        asyncio.run(forecast(host, host.read_device(ADDRESS), request, lambda _: None))
+        asyncio.run(forecast(host, host.read_device(ADDRESS), request, host.decide, lambda _: None))
     assert caught.value.errno == errno.EINVAL
 
 

@@ -182,7 +182,7 @@ def test_a_wish_that_lasts_is_not_said_to_be_kept_where_it_is_not(
         asyncio.run(ask(engine, persist=True))
     assert "it has the flavour" in str(caught.value)
     assert has(device) == VFIO
-    assert engine.reconciler.find_kept() == ()
+    assert engine.reconciler.wishes.find_kept() == ()
 
 
 # spoilt

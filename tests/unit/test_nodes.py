@@ -1,12 +1,15 @@
 """Who may open a VFIO node is written down before it appears, and stays so while others are switched."""
 
 import asyncio
+import errno
+from typing import NoReturn
 
 import pytest
 from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
 from virtual_time import run_at_once
 
 from vfio_flavourd.engine.engine import Engine
+from vfio_flavourd.engine.host import Host
 from vfio_flavourd.kernel.node_access import DIRECTORY
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
@@ -125,5 +128,64 @@ def test_what_goes_to_its_native_driver_needs_no_file(kernel: FakeKernel) -> Non
         await ask(engine, device, Flavour.NATIVE)
         await ask(engine, other, Flavour.VFIO)
         assert find_files(kernel) == {other.address, "2"}
+
+    run_at_once(run())
+
+
+GONE = ["made native", "made native by someone else", "refused by VFIO", "removed", "replaced"]
+
+
+@pytest.mark.parametrize("how", GONE)
+def test_a_device_that_vfio_has_no_more_leaves_no_file_to_the_next_one_in_its_group(
+    kernel: FakeKernel, how: str
+) -> None:
+    (device,) = add_devices(kernel, 1)
+    address = parse_address(device.address)
+
+    async def run() -> None:
+        engine = make_engine(kernel, make_policy(None))
+        await engine.reconciler.start()
+        if how == "refused by VFIO":
+            kernel.modules["vfio_pci"].drivers[0].probe_errno = errno.EINVAL
+            with pytest.raises(FlavourError):
+                await ask(engine, device, Flavour.VFIO)
+            await asyncio.sleep(1)
+        else:
+            await ask(engine, device, Flavour.VFIO)
+            assert find_files(kernel) == {device.address, "1"}
+        if how == "made native":
+            await ask(engine, device, Flavour.NATIVE)
+        elif how == "made native by someone else":
+            kernel.release(device)
+            engine.reconciler.consider(address)
+            await asyncio.sleep(1)
+        elif how != "refused by VFIO":
+            kernel.remove_device(device)
+            if how == "replaced":
+                kernel.add_device(device.address, vendor=0x1AF4, group=1)
+            engine.forget(address)
+        assert find_files(kernel) == set()
+
+    run_at_once(run())
+
+
+def test_without_rules_for_nodes_no_device_is_read_for_their_sake(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (device,) = add_devices(kernel, 1)
+
+    def read_devices(_: Host) -> NoReturn:
+        raise AssertionError
+
+    async def run() -> None:
+        engine = make_engine(kernel, Policy(defaults=QUICK))
+        await engine.reconciler.start()
+        monkeypatch.setattr(Host, "read_devices", read_devices)
+        await ask(engine, device, Flavour.VFIO)
+        await ask(engine, device, Flavour.NATIVE)
+        kernel.remove_device(device)
+        engine.forget(parse_address(device.address))
+        await asyncio.sleep(1)
+        assert not (kernel.root / "run" / DIRECTORY).exists()
 
     run_at_once(run())

@@ -103,6 +103,11 @@ async def reset(engine: Engine, device: FakeDevice) -> Outcome:
     return await engine.reset(Request(at(device), Flavour.NATIVE), lambda _: None)
 
 
+def keep_wish(engine: Engine, device: FakeDevice, flavour: Flavour) -> None:
+    status = engine.device(at(device))
+    engine.reconciler.keep_wish(status.device, status.decision, Request(at(device), flavour))
+
+
 def bind_by_others(kernel: FakeKernel, device: FakeDevice, driver: str, override: str | None = None) -> None:
     if device.driver is not None:
         kernel.release(device)
@@ -132,7 +137,7 @@ def watch_lasting_wishes(engine: Engine) -> list[frozenset[str]]:
     found: list[frozenset[str]] = []
 
     async def changed() -> None:
-        found.append(frozenset(str(kept.address) for kept in engine.reconciler.find_kept()))
+        found.append(frozenset(str(kept.address) for kept in engine.reconciler.wishes.find_kept()))
 
     engine.reconciler.lasting_wishes_changed = changed
     return found
@@ -588,6 +593,35 @@ def test_another_device_that_is_looked_at_before_any_event_of_it_came_has_all_it
     run_at_once(run())
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_came_of_the_device_that_was_at_the_address_before_is_not_told_of_another_one(
+    kernel: FakeKernel, restarted: bool
+) -> None:
+    device = add_with_native(kernel)
+
+    async def run() -> None:
+        engine = await start(kernel, policy())
+        await ask(engine, device, Flavour.VFIO)
+        if restarted:
+            await stop(engine)
+        kernel.remove_device(device)
+        successor = kernel.add_device(device=0x1533)
+        kernel.add_native(successor, "igb")
+        if restarted:
+            engine = await start(kernel, policy())
+        await event(engine, successor)  # before that of the removal
+        engine.forget(at(successor))
+        await event(engine, successor)
+        assert engine.device(at(successor)).last is None
+        # What is attempted on it is told.
+        await ask(engine, successor, Flavour.VFIO)
+        await event(engine, successor)
+        last = engine.device(at(successor)).last
+        assert last is not None and last.previous_driver == "igb"
+
+    run_at_once(run())
+
+
 def test_what_was_removed_unheard_is_forgotten_when_events_turn_out_to_be_lost(kernel: FakeKernel) -> None:
     device, other = add_with_native(kernel), add_with_native(kernel, "0000:02:00.0", group=8)
 
@@ -856,7 +890,7 @@ def test_a_reset_that_is_refused_or_fails_leaves_the_wish_as_it_was(
         assert has(device) == VFIO
         status = engine.device(at(device))
         assert (status.wish, status.remarks) == (Flavour.VFIO, ())
-        assert [kept.flavour for kept in engine.reconciler.find_kept()] == ["vfio"]
+        assert [kept.flavour for kept in engine.reconciler.wishes.find_kept()] == ["vfio"]
         await stop(engine)
         engine = await start(kernel, rules)
         assert engine.device(at(device)).wish == Flavour.VFIO
@@ -864,7 +898,7 @@ def test_a_reset_that_is_refused_or_fails_leaves_the_wish_as_it_was(
         await asyncio.sleep(LONG)
         assert has(device) == NATIVE
         assert engine.device(at(device)).wish is None
-        assert engine.reconciler.find_kept() == ()
+        assert engine.reconciler.wishes.find_kept() == ()
 
     run_at_once(run())
 
@@ -877,7 +911,7 @@ def test_a_wish_for_a_device_that_is_no_longer_there_can_be_reset(kernel: FakeKe
         compiled: list[int] = []
 
         async def compile_again() -> None:
-            compiled.append(len(engine.reconciler.find_kept()))
+            compiled.append(len(engine.reconciler.wishes.find_kept()))
 
         engine.reconciler.lasting_wishes_changed = compile_again
         await ask(engine, device, Flavour.VFIO, persist=True)
@@ -915,13 +949,13 @@ def test_who_may_not_undo_a_wish_that_lasts_does_not_by_asking_before_it_is_kept
             for each, others in ((device, together), (sibling, OthersInGroup.IGNORE))
         ]
         await asyncio.sleep(0.1)
-        assert engine.reconciler.find_kept() == ()
+        assert engine.reconciler.wishes.find_kept() == ()
         loading.set()
         await asking
         for each in await asyncio.gather(*undoing, return_exceptions=True):
             assert isinstance(each, FlavourError)
             assert each.code == Code.NOT_PERMITTED
-        assert len(engine.reconciler.find_kept()) == 2
+        assert len(engine.reconciler.wishes.find_kept()) == 2
         assert (has(device), has(sibling)) == (VFIO, VFIO)
         assert [
             attempt.code for attempt in engine.attempts.history if attempt.requester == "uid 1000 pid 7"
@@ -949,7 +983,7 @@ def test_a_reset_of_a_device_that_is_gone_is_on_record_and_may_undo_no_more_than
             assert (attempt.error, attempt.code) == (str(told.value), told.value.code)
             assert attempt.requester == "uid 1000 pid 7"
         assert len(engine.attempts.history) == 3
-        assert len(engine.reconciler.find_kept()) == (0 if may_undo else 1)
+        assert len(engine.reconciler.wishes.find_kept()) == (0 if may_undo else 1)
         assert told.value.code == (Code.NO_SUCH_DEVICE if may_undo else Code.NOT_PERMITTED)
 
     run_at_once(run())
@@ -965,7 +999,7 @@ def test_the_next_boot_follows_a_wish_that_lasts_also_where_the_one_who_asked_ha
         compiled: list[int] = []
 
         async def compile_again() -> None:
-            compiled.append(len(engine.reconciler.find_kept()))
+            compiled.append(len(engine.reconciler.wishes.find_kept()))
 
         engine.reconciler.lasting_wishes_changed = compile_again
         real = kernel.write
@@ -1003,7 +1037,7 @@ def test_the_next_boot_follows_also_where_the_one_who_asked_goes_while_it_is_tol
 
         async def compile_again() -> None:
             await others.wait()
-            compiled.append(len(engine.reconciler.find_kept()))
+            compiled.append(len(engine.reconciler.wishes.find_kept()))
 
         engine.reconciler.lasting_wishes_changed = compile_again
         work = ask(engine, device, Flavour.NATIVE, persist=True) if is_set else reset(engine, device)
@@ -1034,9 +1068,7 @@ def test_the_policy_takes_no_device_along_that_is_to_be_something_else(
     async def run() -> None:
         engine = await start(kernel, policy(*native))
         if not by_rule:
-            engine.reconciler.keep_wish(
-                engine.device(at(sibling)).device, Request(at(sibling), Flavour.NATIVE)
-            )
+            keep_wish(engine, sibling, Flavour.NATIVE)
         await reload(engine, rules)
         assert (has(device), has(sibling)) == (NATIVE, NATIVE)
         last = engine.device(at(device)).last
@@ -1185,8 +1217,7 @@ def test_a_wish_for_a_flavour_that_is_no_more_does_not_keep_the_policy_from_its_
 
     async def run() -> None:
         engine = await start(kernel)
-        gone = Request(at(device), Flavour("gone"))
-        engine.reconciler.keep_wish(engine.device(at(device)).device, gone)
+        keep_wish(engine, device, Flavour("gone"))
         await reload(engine, TO_VFIO)
         assert has(device) == VFIO
         assert attempts(engine) == [(device.address, "policy")]
@@ -1218,7 +1249,7 @@ def test_what_was_asked_for_by_hand_and_got_stuck_holds_when_the_kernel_has_let_
         await asyncio.sleep(LONG)
         assert has(device) == NATIVE
         assert engine.device(at(device)).wish == Flavour.NATIVE
-        assert engine.reconciler.has_lasting_wish(at(device))
+        assert device.address in engine.reconciler.wishes.lasting
         assert made == [frozenset({device.address})]
         assert remarks(engine, device) == ()
 
@@ -1969,7 +2000,7 @@ def test_a_wish_that_can_not_be_made_to_last_is_told_and_holds_for_the_boot(
                 await ask(engine, device, Flavour.VFIO, persist=True)
         assert caught.value.errno == errno.EIO
         assert has(device) == VFIO
-        assert engine.reconciler.find_kept() == ()
+        assert engine.reconciler.wishes.find_kept() == ()
         await stop(engine)
         engine = await start(kernel, TO_NATIVE)
         await reload(engine, TO_NATIVE)
@@ -2010,14 +2041,14 @@ def test_a_reset_that_can_not_take_what_lasts_off_the_disk_says_that_it_is_for_t
         assert has(device) == NATIVE
         assert engine.device(at(device)).wish is None
         assert remarks(engine, device) == ()
-        assert engine.reconciler.has_lasting_wish(at(device))
+        assert device.address in engine.reconciler.wishes.lasting
         await stop(engine)
         engine = await start(kernel, policy())
         assert has(device) == NATIVE
         made = watch_lasting_wishes(engine)
         await reset(engine, device)
         assert made == [frozenset()]
-        assert not engine.reconciler.has_lasting_wish(at(device))
+        assert device.address not in engine.reconciler.wishes.lasting
         await stop(engine)
         engine = await start(kernel, policy())
         assert engine.device(at(device)).wish is None
@@ -2044,7 +2075,7 @@ def test_a_wish_for_a_device_that_is_gone_is_not_said_to_be_forgotten_while_it_i
         assert (attempt.error, attempt.ending) == (str(caught.value), Ending.FAILED)
         with pytest.raises(FlavourError, match="what was asked for by hand is forgotten"):
             await reset(engine, device)
-        assert engine.reconciler.find_kept() == ()
+        assert engine.reconciler.wishes.find_kept() == ()
 
     run_at_once(run())
 
@@ -2067,7 +2098,7 @@ def test_a_reset_that_got_stuck_and_can_not_be_saved_at_its_late_end_is_told(
             await asyncio.sleep(LONG)
         assert has(device) == NATIVE
         assert "reset for this boot only" in caplog.text
-        assert engine.reconciler.has_lasting_wish(at(device))
+        assert device.address in engine.reconciler.wishes.lasting
 
     run_at_once(run())
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..model.address import PciAddress
+from .moves import StuckError
 
 # Events of a device within so many seconds are one; a switch makes eight of its own.
 CALM = 0.05
@@ -12,7 +13,8 @@ CALM = 0.05
 
 class Agenda:
     """`look` is what is done about a device; a bug in it is reported and not tried again. While a device
-    `is_in_work` nothing is done: whoever works at it has it considered at the end.
+    `is_in_work` nothing is done: whoever works at it has it considered at the end. `held` is called where the
+    kernel has not come back with what was looked at.
 
     Nothing is taken up before `open` and after `close`.
     """
@@ -21,9 +23,11 @@ class Agenda:
         self,
         look: Callable[[PciAddress], Coroutine[Any, Any, None]],
         is_in_work: Callable[[PciAddress], bool],
+        held: Callable[[PciAddress, StuckError], None],
     ) -> None:
         self._look = look
         self._is_in_work = is_in_work
+        self._held = held
         self._again: set[PciAddress] = set()
         self._due: dict[PciAddress, asyncio.TimerHandle] = {}
         self._tasks: dict[PciAddress, asyncio.Task[None]] = {}
@@ -88,7 +92,10 @@ class Agenda:
         del self._tasks[address]
         again = address in self._again
         self._again.discard(address)
-        if not done.cancelled() and (bug := done.exception()):
+        bug = None if done.cancelled() else done.exception()
+        if isinstance(bug, StuckError):
+            self._held(address, bug)
+        elif bug is not None:
             what = f"{address}: applying the policy to it"
             done.get_loop().call_exception_handler({"message": what, "exception": bug, "task": done})
         elif again:

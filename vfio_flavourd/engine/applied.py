@@ -30,13 +30,25 @@ _T = TypeVar("_T")
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What the policy wanted of a device when it was last looked at: `-` for nothing. `done` is false while
-    it could not be had. `serials` are what the device told then, `rule` is the one that decided."""
+    it could not be had. `serials` are what the device told then, `rule` is the one that decided. `driver` is
+    what the device came to have, be it that those which are named did not take it; empty where it is not
+    known."""
 
     inode: int
     wanted: str
     done: bool
     serials: tuple[str, ...] = ()
     rule: str = ""
+    driver: str = ""
+
+    def __str__(self) -> str:
+        """It as it was had."""
+        is_named = self.wanted != self.flavour
+        return f"{self.flavour} ({self.driver})" if is_named and self.driver else self.wanted
+
+    @property
+    def flavour(self) -> str:
+        return self.wanted.partition(" ")[0]
 
 
 class AppliedFile:
@@ -63,8 +75,9 @@ class AppliedFile:
                 _check(done, bool),
                 tuple([_check(serial, str) for serial in _check(serials, list)]),
                 _check(rule, str),
+                *(_check(each, str) for each in driver),  # an earlier daemon kept none
             )
-            for address, (inode, wanted, done, serials, rule) in data.items()
+            for address, (inode, wanted, done, serials, rule, *driver) in data.items()
         }
 
     def save_soon(self) -> None:
@@ -84,7 +97,7 @@ class AppliedFile:
         if not self._is_loaded:
             return
         data = {
-            address: [each.inode, each.wanted, each.done, each.serials, each.rule]
+            address: [each.inode, each.wanted, each.done, each.serials, each.rule, each.driver]
             for address, each in self.devices.items()
         }
         aside = self.path.with_suffix(".new")
@@ -104,14 +117,16 @@ def describe(decision: Decision) -> str:
     return NOTHING if decision.flavour is None else " ".join((decision.flavour, *decision.drivers))
 
 
-def is_so(host: Host, device: Device, wanted: str) -> bool:
-    """Whether a device has the flavour and, where the policy names drivers, one of them."""
+def is_so(host: Host, device: Device, wanted: str, had: str = "") -> bool:
+    """Whether a device has the flavour and, where the policy names drivers, one of them, or the one that it
+    `had` come to when they did not take it."""
     flavour, *drivers = wanted.split(" ")
     if host.find_flavour(device) != flavour:
         return False
     names = {name.replace("-", "_") for name in (device.driver, device.driver_module) if name}
     return (
         not drivers
+        or device.driver == had
         or flavour == Flavour.NATIVE
         or device.personality is not None  # such a driver is never changed
         or bool(names & {name.replace("-", "_") for name in drivers})

@@ -17,7 +17,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import DeviceStatus, Flavour, Outcome, Request, StepAction, parse_flavour
 from ..model.iommu_group import GroupMember, IommuGroup
 from ..model.occupancy import User
-from ..model.policy import VFIO, Decision, FlavourKind, OthersInGroup, decide
+from ..model.policy import VFIO, Decision, OthersInGroup
 from ..model.transition import Phase
 from .attempts import Attempts, Report
 from .forecast import forecast
@@ -49,7 +49,9 @@ class Engine:
         self._running: dict[PciAddress, tuple[Switch, tuple[User, ...]]] = {}
         self._switches: set[asyncio.Task[Outcome]] = set()
         self.attempts = Attempts(History(host.state / "history.jsonl"))
-        self.reconciler = Reconciler(host, self.set_flavour, self._is_in_work, self._is_coming)
+        self.reconciler = Reconciler(
+            host, self.set_flavour, self._is_in_work, self._is_coming, self.attempts.forget, self._hold
+        )
         self._grants = Grants(host, self.reconciler)
         self._quarantine = Quarantine(host, self._turns, self._grants.end_late, self._take_back)
         self.metrics = Metrics(host, self._quarantine.count)
@@ -126,7 +128,6 @@ class Engine:
         if record is not None and not self._is_in_work(address):
             forget_what_is_gone(self._host, record)
         if self.reconciler.has_lost(address):
-            self.attempts.forget(address)
             self.reconciler.forget(address)
             self.reconciler.consider(address)
 
@@ -135,8 +136,9 @@ class Engine:
         request = check_request(request, self.flavours)
         self._quarantine.check(request.address)
         device = self._host.read_device(request.address)
+        decide, wanted = self.reconciler.decide, self.reconciler.find_wanted
         try:
-            return await forecast(self._host, device, request, self.reconciler.find_wanted)
+            return await forecast(self._host, device, request, decide, wanted)
         except StuckError as error:
             self._hold(request.address, error)
             raise
@@ -172,7 +174,7 @@ class Engine:
         """A device that is gone may have left a wish behind. Raises FlavourError."""
         address = work.request.address
         lasting_changed = False
-        if error.errno == errno.ENODEV and self.reconciler.has_wish(address):
+        if error.errno == errno.ENODEV and self.reconciler.wishes.has(address):
             try:
                 self._grants.check_may_drop(work.request, (address,))
                 work.is_begun = True
@@ -211,8 +213,7 @@ class Engine:
             outcome = await self._in_turn(work)
             lasting_changed = work.request.persist
             if work.drops_wish:
-                addresses = (work.request.address, *(other.address for other in outcome.others))
-                lasting_changed = self._grants.drop(addresses)
+                lasting_changed = self._grants.drop_all(work, outcome)
             elif work.request.by_hand:
                 self._grants.keep(work, outcome)
         except FlavourError as error:
@@ -279,9 +280,10 @@ class Engine:
 
     async def _prepare(self, work: Work, device: Device) -> list[Member]:
         """Who is switched, after all guards. Raises FlavourError."""
+        decision = self.reconciler.decide(device)
         if work.drops_wish:
-            work.aim_reset(self._host, device, self.reconciler.decide(device))
-        request, decision = work.request, self._host.decide(device)
+            work.aim_reset(self._host, device, decision)
+        request = work.request
         work.rule = decision.rule.name if decision.rule is not None else ""
         if not request.by_hand and not work.drops_wish:
             self.reconciler.check_still_wanted(device, request, decision)
@@ -292,19 +294,21 @@ class Engine:
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
                 with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
-                    find_wanted = self.reconciler.find_wanted
+                    host, settings, restores = self._host, decision.settings, work.way is restore
+                    decide, wanted = self.reconciler.decide, self.reconciler.find_wanted
                     async with in_time(request, work.began):
                         work.verdict = await judge(
-                            self._host,
+                            host,
                             device,
                             request,
-                            decision.settings,
-                            find_wanted,
+                            settings,
+                            decide,
+                            wanted,
                             settled=settled,
-                            restores=work.way is restore,
+                            restores=restores,
                         )
                     if not request.by_hand and not work.drops_wish:
-                        check_others_may_come(device, work.verdict.others, request.flavour, find_wanted)
+                        check_others_may_come(device, work.verdict.others, request.flavour, wanted)
             except FlavourError:
                 work.add(self._host, device, decision, request, ()).switch.steps.enter(Phase.FAILED)
                 raise
@@ -316,7 +320,7 @@ class Engine:
         work.add(self._host, device, decision, request, together)
         for other in others:
             own = replace(request, address=other.address, drivers=(), by_hand=False)
-            work.add(self._host, other, self._host.decide(other), own, together)
+            work.add(self._host, other, self.reconciler.decide(other), own, together)
         return work.members
 
     def _is_settled(self, device: Device, work: Work, decision: Decision) -> bool:
@@ -374,20 +378,19 @@ class Engine:
         running, _ = self._running.get(device.address, (None, ()))
         stuck = self._find_stuck(device.address)
         facts = self._host.read_facts(device)
-        decision = decide(facts, self._host.policy.policy)
+        wish, decision = self.reconciler.wishes.find(device), self.reconciler.decide(device, facts)
+        kind = self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)
         return DeviceStatus(
             device=device,
             flavour=self._host.find_flavour(device),
-            resolution=self._host.resolve(
-                device.modalias, self._find_kind(decision), decision.drivers, decision.settings.denied
-            ),
+            resolution=self._host.resolve(device.modalias, kind, decision.drivers, decision.settings.denied),
             origin_driver=record.origin.driver if record else None,
             held=record is not None,
             phase=Phase.STUCK if stuck else (running.steps.phase if running else None),
             stuck=stuck,
             last=self.attempts.find_last(device.address),
             decision=decision,
-            wish=self.reconciler.find_wish(device),
+            wish=None if wish is None else wish.flavour,
             remarks=self.reconciler.find_remarks(device),
             slot=facts.slot,
             serials=facts.serials,
@@ -400,6 +403,3 @@ class Engine:
         if not stuck and running is not None and (delay := running.steps.delay.find()):
             stuck = delay + describe_holders(users)
         return stuck
-
-    def _find_kind(self, decision: Decision) -> FlavourKind:
-        return self._host.policy.policy.flavours.get(decision.flavour or "", VFIO)

@@ -11,9 +11,10 @@ from ..model.device import Device
 from ..model.errors import FlavourError
 from ..model.flavour import Outcome, Request
 from ..model.message_ids import MessageId, log_fields
+from ..model.policy import Decision
 from .host import Host
 from .ledger import Record
-from .reconcile import Reconciler
+from .reconcile import Ends, Reconciler
 from .work import Work
 
 _log = logging.getLogger(__name__)
@@ -27,27 +28,39 @@ class Grants:
         self._reconciler = reconciler
 
     def keep(self, work: Work, outcome: Outcome) -> None:
-        """Raises FlavourError (EIO) when they are to last and can't be kept."""
-        first, *others = (member.device for member in work.members)
-        for device, other in zip(others, outcome.others, strict=True):
-            request = replace(work.request, address=other.address, drivers=())
-            self._reconciler.keep_wish(self._tell_what_became(device, other), request)
-        self._reconciler.keep_wish(self._tell_what_became(first, outcome), work.request)
+        """Raises FlavourError (EIO) when they are to last and can't be kept, or not all of them."""
+        failed: FlavourError | None = None
+        for device, decision in self._tell_what_became(work, outcome):
+            is_first = device.address == work.request.address
+            drivers = work.request.drivers if is_first else ()
+            request = replace(work.request, address=device.address, drivers=drivers)
+            try:
+                self._reconciler.keep_wish(device, decision, request)
+            except FlavourError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def check_may_drop(self, request: Request, addresses: Iterable[PciAddress]) -> None:
         """Raises FlavourError (EACCES) where one has a wish that lasts, which not everyone may undo."""
-        if not request.may_undo_lasting and any(map(self._reconciler.has_lasting_wish, addresses)):
+        lasting = self._reconciler.wishes.lasting
+        if not request.may_undo_lasting and any(str(address) in lasting for address in addresses):
             raise FlavourError(
                 f"{request.address}: only root may undo what was asked for to last",
                 code=Code.NOT_PERMITTED,
                 hint="use sudo",
             )
 
-    def drop(self, addresses: tuple[PciAddress, ...]) -> bool:
+    def drop_all(self, work: Work, outcome: Outcome) -> bool:
+        """As `drop`, after a reset."""
+        ends = self._tell_what_became(work, outcome)
+        return self.drop(tuple(device.address for device, _ in ends), ends)
+
+    def drop(self, addresses: tuple[PciAddress, ...], ends: Ends = ()) -> bool:
         """Whether the next boot has to follow, as one was to last; `addresses` has at least one. Raises
         FlavourError (EIO) when such a one can't be taken off the disk."""
         try:
-            return self._reconciler.drop_wishes(addresses)
+            return self._reconciler.drop_wishes(addresses, ends)
         except OSError as error:
             raise FlavourError(
                 f"{addresses[0]}: reset for this boot only: taking what was asked for to last off the "
@@ -65,10 +78,12 @@ class Grants:
             record.address, record.flavour, asked.drivers, others=asked.others, persist=asked.persist
         )
         try:
+            device = self._host.read_device(record.address)
+            decision = self._reconciler.decide(device)
             if asked.drops:
-                changed = self.drop((record.address,))
+                changed = self.drop((record.address,), [(device, decision)])
             else:
-                self._reconciler.keep_wish(self._host.read_device(record.address), request)
+                self._reconciler.keep_wish(device, decision, request)
                 changed = asked.persist
         except FlavourError as error:
             _log.error("%s", error, extra=log_fields(MessageId.NOT_KEPT, record.address))
@@ -83,11 +98,18 @@ class Grants:
             return False  # it is gone
         return device.identity == record.identity and self._host.find_flavour(device) == record.flavour
 
-    def _tell_what_became(self, device: Device, outcome: Outcome) -> Device:
-        """It after its switch, as the worker has read it back."""
-        return replace(
-            device,
-            driver=outcome.driver,
-            driver_module=find_driver_module(self._host.sysfs, outcome.driver),
-            vfio_device=outcome.vfio_device,
-        )
+    def _tell_what_became(self, work: Work, outcome: Outcome) -> list[tuple[Device, Decision]]:
+        """The devices after their switch, as the workers have read them back, each with what the policy says
+        of it: by the driver that it had, which a rule may go by."""
+        return [
+            (
+                replace(
+                    member.device,
+                    driver=each.driver,
+                    driver_module=find_driver_module(self._host.sysfs, each.driver),
+                    vfio_device=each.vfio_device,
+                ),
+                self._reconciler.decide(member.device),
+            )
+            for member, each in zip(work.members, (outcome, *outcome.others), strict=True)
+        ]

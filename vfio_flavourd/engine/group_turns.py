@@ -23,11 +23,6 @@ class GroupTurns:
         """The names of those that somebody has."""
         return tuple(name for name, lock in self._locks.items() if lock.locked())
 
-    @property
-    def releases(self) -> frozenset[asyncio.Task[None]]:
-        """Those that wait for what outlasts a switch."""
-        return frozenset(self._releases)
-
     def find(self, address: PciAddress) -> asyncio.Lock:
         """Kept for good, so that it is for devices that there are.
 

@@ -27,6 +27,9 @@ _SAFE_NATIVE_BIND = (5, 19)
 _NOIOMMU_MODE = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
 
+# What the policy says of a device, by the rule that is in force.
+Decide = Callable[[Device], Decision]
+
 # The flavour that a device is to have by a wish or else by the policy; None where nobody says so.
 FindWanted = Callable[[Device], Flavour | None]
 
@@ -106,6 +109,7 @@ async def judge(
     device: Device,
     request: Request,
     settings: Settings,
+    decide: Decide,
     find_wanted: FindWanted,
     *,
     settled: bool = False,
@@ -138,7 +142,7 @@ async def judge(
     if policy is OthersInGroup.TOGETHER:
         others = _find_others(host, device, request.flavour, restores=restores)
     for other in others:
-        forced += await check_users(host, other, request, host.decide(other).settings)
+        forced += await check_users(host, other, request, decide(other).settings)
     return Verdict(forced, others, remark)
 
 

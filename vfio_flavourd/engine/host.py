@@ -50,10 +50,13 @@ class Host:
     def read_others_in_group(self, device: Device) -> tuple[Device, ...]:
         return read_others_in_group(self.sysfs, device, self.policy.policy.personalities)
 
-    def decide(self, device: Device, applied: str = "") -> Decision:
-        """What the policy says of a device; `applied` is the rule that was, if any."""
+    def decide(self, device: Device, applied: str = "", facts: Facts | None = None) -> Decision:
+        """What the policy says of a device; `applied` is the rule that was, if any, `facts` are the device's
+        where they have been read."""
         policy = self.policy.policy
-        return decide(self.read_facts(device), policy, applied) if policy.rules else decide_by_default(policy)
+        if not policy.rules:
+            return decide_by_default(policy)
+        return decide(facts or self.read_facts(device), policy, applied)
 
     def read_facts(self, device: Device) -> Facts:
         """What rules look at; a serial only where one asks for it."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from ..kernel.inventory import DEVICES, find_vfio_device
 from ..kernel.node_access import DIRECTORY, announce, write_node_files
 from ..model.address import PciAddress
 from ..model.device import Device
@@ -24,6 +25,12 @@ class Nodes:
         self._host = host
         self._decide = decide
         self._is_coming = is_coming
+
+    def take_back(self, address: PciAddress) -> None:
+        """Where VFIO has a device no more, so that the next one in its IOMMU group does not find its file."""
+        is_written = (self._host.state / DIRECTORY / str(address)).exists()
+        if is_written and find_vfio_device(self._host.sysfs, f"{DEVICES}/{address}") is None:
+            self.update()
 
     def update(self) -> None:
         """For what VFIO has, and for what it is about to get. Costs nothing where no rule says any."""

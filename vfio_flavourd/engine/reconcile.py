@@ -8,7 +8,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from ..kernel.claims import find_driverctl_override
@@ -18,15 +18,15 @@ from ..model.address import PciAddress, parse_address
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
-from ..model.flavour import Flavour, Outcome, Request, StepBegun, StepReport
+from ..model.flavour import Flavour, Outcome, Request
 from ..model.message_ids import MessageId, log_fields
-from ..model.policy import Decision
-from ..model.udev_header import Kept
+from ..model.policy import Decision, Facts
 from .agenda import Agenda
 from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, is_so, was_taken
 from .attempts import Report
 from .guards import check_still_wanted
 from .host import Host
+from .moves import StuckError
 from .nodes import Nodes
 from .recovery import forget_what_is_undone, is_still_kept
 from .tries import MOST_TRIES, Tries
@@ -45,36 +45,48 @@ REQUESTER = "policy"
 _Switch = Callable[[Request, Report], Coroutine[Any, Any, Outcome]]
 _IsSo = Callable[[PciAddress], bool]
 
+# Devices as they have become, each with what the policy says of it.
+Ends = Iterable[tuple[Device, Decision]]
+
 
 class Reconciler:
     """`switch` is the engine's, `is_in_work` whether a switch of the device is under way, `is_coming` whether
-    it is one to VFIO.
+    it is one to VFIO; `forgotten` is called when a device is, `held` where a look at one has not come back.
 
     `lasting_wishes_changed` has the next boot follow when what is to hold there is something else now.
     """
 
-    def __init__(self, host: Host, switch: _Switch, is_in_work: _IsSo, is_coming: _IsSo) -> None:
+    def __init__(
+        self,
+        host: Host,
+        switch: _Switch,
+        is_in_work: _IsSo,
+        is_coming: _IsSo,
+        forgotten: Callable[[PciAddress], None],
+        held: Callable[[PciAddress, StuckError], None],
+    ) -> None:
         self._host = host
         self._switch = switch
         self._is_in_work = is_in_work
-        self._wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
+        self._forgotten = forgotten
+        self.wishes = Wishes(host.state / "wishes.json", host.lasting_state / "wishes.json")
         self._applied = AppliedFile(host.state / "applied.json")
         self._tries = Tries()
         self._remarks: dict[PciAddress, str] = {}
         self._held_back: set[PciAddress] = set()
-        self._agenda = Agenda(self._look, is_in_work)
+        self._agenda = Agenda(self._look, is_in_work, held)
         self._places = Places(_WORKERS)
         self.nodes = Nodes(host, self.decide, is_coming)
         self.lasting_wishes_changed: Callable[[], Awaitable[None]] = _nobody_listens
 
     # wishes by hand
 
-    def keep_wish(self, device: Device, request: Request) -> None:
-        """A request by hand was granted; `device` is as it has become. Raises FlavourError (EIO) when it is
-        to last and can't be kept."""
-        self._note(device, str(request.flavour), self._host.decide(device), done=True)
+    def keep_wish(self, device: Device, decision: Decision, request: Request) -> None:
+        """A request by hand was granted; `device` is as it has become, `decision` what the policy says of it.
+        Raises FlavourError (EIO) when it is to last and can't be kept."""
+        self._note(device, str(request.flavour), decision, done=True, driver=device.driver)
         try:
-            self._wishes.keep(
+            self.wishes.keep(
                 device, request.flavour, request.drivers, request.others, persist=request.persist
             )
         except OSError as error:
@@ -85,29 +97,22 @@ class Reconciler:
                 hint=f"see whether {self._host.lasting_state} is full or read-only",
             ) from error
 
-    def drop_wishes(self, addresses: tuple[PciAddress, ...]) -> bool:
-        """Whether one was to last. Raises OSError when those can't be taken off the disk."""
+    def drop_wishes(self, addresses: tuple[PciAddress, ...], ends: Ends = ()) -> bool:
+        """Whether one was to last. Where a device has come to what the policy says, that is known to hold.
+        Raises OSError when those that last can't be taken off the disk."""
         for address in addresses:
             self._applied.devices.pop(str(address), None)
             self._remarks.pop(address, None)
             self._tries.forget(address)
-        return self._wishes.drop(addresses)
+        for device, decision in ends:
+            if decision.flavour == self._host.find_flavour(device):
+                self._note(device, describe(decision), decision, done=True, driver=device.driver)
+        return self.wishes.drop(addresses)
 
     def check_still_wanted(self, device: Device, request: Request, decision: Decision) -> None:
         """A request of the policy's own has its turn. Raises FlavourError, as the guard does."""
         wish = self._find_wish_in_force(device)
         check_still_wanted(request, None if wish is None else wish.flavour, decision)
-
-    def has_wish(self, address: PciAddress) -> bool:
-        """For whichever device there was at the address."""
-        return self._wishes.has(address)
-
-    def has_lasting_wish(self, address: PciAddress) -> bool:
-        return str(address) in self._wishes.lasting
-
-    def find_wish(self, device: Device) -> Flavour | None:
-        wish = self._wishes.find(device)
-        return None if wish is None else wish.flavour
 
     def find_wanted(self, device: Device) -> Flavour | None:
         """What it is to be by a wish, or else by the policy."""
@@ -115,26 +120,20 @@ class Reconciler:
         flavour = self.decide(device).flavour if wish is None else wish.flavour
         return None if flavour is None else Flavour(flavour)
 
-    def decide(self, device: Device) -> Decision:
-        """What the policy says of a device. A rule that goes by the driver holds also while it is applied and
-        when it was, and has changed that; where it says something else by now, it is a rule like any."""
+    def decide(self, device: Device, facts: Facts | None = None) -> Decision:
+        """What the policy says of a device, whose `facts` may have been read. A rule that goes by the driver
+        holds also while it is applied and when it was, and has changed that; where it says something else by
+        now, it is a rule like any."""
         address, applied = device.address, self._applied.devices.get(str(device.address))
         if (
             applied is not None
             and applied.inode == device.identity.inode
             and (applied.done or self._is_in_work(address) or is_so(self._host, device, applied.wanted))
         ):
-            decision = self._host.decide(device, applied.rule)
-            if describe(decision) == applied.wanted:
+            decision = self._host.decide(device, applied.rule, facts)
+            if (decision.flavour or NOTHING) == applied.flavour:
                 return decision
-        return self._host.decide(device)
-
-    def find_kept(self) -> tuple[Kept, ...]:
-        """The wishes that last, as the rules for early boot name them."""
-        return tuple(
-            Kept(parse_address(address), wish.ids, str(wish.flavour), wish.drivers)
-            for address, wish in self._wishes.lasting.items()
-        )
+        return self._host.decide(device, facts=facts)
 
     def find_remarks(self, device: Device) -> tuple[str, ...]:
         """What someone else did to the device, or has written down about it."""
@@ -234,7 +233,7 @@ class Reconciler:
         return applied is not None and applied.inode != inode
 
     def forget(self, address: PciAddress) -> None:
-        """The device is gone, and with it how often it failed and when it is to be tried again."""
+        """The device is gone, and with it what came of it and when it is to be tried again."""
         if self._applied.devices.pop(str(address), None) is not None:
             self._applied.save_soon()
         self._tries.forget(address)
@@ -242,6 +241,8 @@ class Reconciler:
         self._held_back.discard(address)
         self._host.policy.serials.pop(address, None)
         self._agenda.call_off(address)
+        self._forgotten(address)
+        self.nodes.take_back(address)
 
     def stop(self) -> None:
         """Begin nothing any more."""
@@ -254,10 +255,13 @@ class Reconciler:
                 self._host, self._host.read_device(address), lambda: self._is_in_work(address)
             )
             device = self._host.read_device(address)
+        except StuckError:
+            raise
         except FlavourError:
             return
         if self.has_lost(address):
             self.forget(address)
+        self.nodes.take_back(address)
         decision = self.decide(device)
         wanted = self._describe(device, decision)
         applied = self._applied.devices.get(str(address))
@@ -270,7 +274,9 @@ class Reconciler:
                 return
         elif applied is not None and self._tries.is_given_up(address):
             return
-        if wanted in (NOTHING, Flavour.NATIVE) and await self._is_kept_for_nothing(device, decision):
+        # A rule for early boot that holds no more may keep its native driver from it.
+        is_native = wanted in (NOTHING, Flavour.NATIVE)
+        if is_native and await is_still_kept(self._host, device, decision.settings.bind_timeout):
             await self._apply(device, str(Flavour.NATIVE), decision)
             return
         if wanted == NOTHING or is_so(self._host, device, wanted):
@@ -305,7 +311,7 @@ class Reconciler:
             # From the unbind on, a rule that goes by the driver would not be known to be the one.
             self._note(device, wanted, decision, done=False)
             try:
-                await self._switch(request, _unheard)
+                outcome = await self._switch(request, lambda _: None)  # nobody follows its steps
             except FlavourError as error:
                 if error.errno == errno.ENODEV:
                     return  # it is gone
@@ -317,7 +323,7 @@ class Reconciler:
                 self._note(device, wanted, decision, done=False)
                 self._try_again(address, error)
                 return
-        self._note(device, wanted, decision, done=True)
+        self._note(device, wanted, decision, done=True, driver=outcome.driver)
 
     def _try_again(self, address: PciAddress, error: FlavourError) -> None:
         """After a pause, or never: the engine has told the failure itself."""
@@ -334,14 +340,14 @@ class Reconciler:
     def _compare(self, device: Device, applied: Applied) -> None:
         """It was made what it should be once: is it still?"""
         address = device.address
-        if applied.wanted == NOTHING or is_so(self._host, device, applied.wanted):
+        if applied.wanted == NOTHING or is_so(self._host, device, applied.wanted, applied.driver):
             self._remarks.pop(address, None)
             return
         if find_driverctl_override(self._host.root, address):
             return  # left to that, and told as such
         remark = (
             f"someone else made it {self._host.find_flavour(device)} ({device.driver or 'no driver'}), "
-            f"it was {applied.wanted}"
+            f"it was {applied}"
         )
         if self._remarks.get(address) != remark:
             self._remarks[address] = remark
@@ -356,29 +362,30 @@ class Reconciler:
         if device.is_bridge:
             return NOTHING
         wish = self._find_wish_in_force(device)
-        return describe(decision) if wish is None else str(wish.flavour)
+        if wish is None:
+            return describe(decision)
+        # One of this boot has come true by whichever driver; one that lasts is to, by those it names.
+        return " ".join((wish.flavour, *(() if wish.inode else wish.drivers)))
 
     def _find_wish_in_force(self, device: Device) -> Wish | None:
-        wish = self._wishes.find(device)
+        wish = self.wishes.find(device)
         if wish is not None and wish.flavour not in self._host.policy.flavours:
             return None  # it was made under another policy
         return wish
 
-    async def _is_kept_for_nothing(self, device: Device, decision: Decision) -> bool:
-        """Whether a rule for early boot that holds no more keeps its native driver from it."""
-        if device.driver is not None or device.is_bridge:
-            return False
-        return await is_still_kept(self._host, device, decision.settings.bind_timeout)
-
-    def _note(self, device: Device, wanted: str, decision: Decision, *, done: bool) -> None:
+    def _note(
+        self, device: Device, wanted: str, decision: Decision, *, done: bool, driver: str | None = None
+    ) -> None:
+        """`driver` is the one that it came to have by a switch."""
         serials = self._host.policy.find_serials(device)
         rule = decision.rule
         name = rule.name if rule is not None and wanted != NOTHING else ""
         self._applied.devices[str(device.address)] = Applied(
-            device.identity.inode, wanted, done, serials, name
+            device.identity.inode, wanted, done, serials, name, driver or ""
         )
         if done:
             self._tries.forget(device.address)
+            self.nodes.take_back(device.address)
         self._held_back.discard(device.address)
         self._remarks.pop(device.address, None)
         self._applied.save_soon()
@@ -390,7 +397,3 @@ def _describe_claim(driver: str) -> str:
 
 async def _nobody_listens() -> None:
     """Nothing is made from the wishes."""
-
-
-def _unheard(_: StepBegun | StepReport) -> None:
-    """Nobody follows the steps of what the policy wants."""

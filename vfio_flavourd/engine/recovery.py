@@ -117,6 +117,8 @@ async def rebuild(host: Host, address: PciAddress) -> str:
 async def is_still_kept(host: Host, device: Device, timeout: float) -> bool:
     """Whether a rule for early boot keeps the native driver from a device without one; of one that is gone
     nothing does. Raises StuckError where the kernel holds it."""
+    if device.driver is not None or device.is_bridge:
+        return False
     try:
         return (await observe(host, device, timeout)).binding.override == PLACEHOLDER
     except StuckError:

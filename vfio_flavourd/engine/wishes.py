@@ -20,7 +20,7 @@ from ..model.errors import FlavourError
 from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import OthersInGroup
-from ..model.udev_header import Ids, find_ids
+from ..model.udev_header import Ids, Kept, find_ids
 from .whole_file import write_whole_file
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,15 @@ class Wishes:
         wish = None if address in self._on_disk_only else self._lasting.get(address)
         return wish if wish is not None and wish.ids == find_ids(device.identity) else None
 
+    def find_kept(self) -> tuple[Kept, ...]:
+        """Those that last, as the rules for early boot name them."""
+        return tuple(
+            Kept(parse_address(address), wish.ids, str(wish.flavour), wish.drivers)
+            for address, wish in self._lasting.items()
+        )
+
     def has(self, address: PciAddress) -> bool:
+        """For whichever device there was at the address."""
         return str(address) in self._boot or str(address) in self._lasting
 
     @property
