@@ -1553,6 +1553,38 @@ def test_a_device_that_driverctl_has_a_driver_for_is_left_to_it_and_told(
     run_at_once(run())
 
 
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted"])
+@pytest.mark.parametrize("driver", ["e1000e", "vfio-pci"])
+def test_a_device_that_driverctl_has_let_go_of_is_the_policys_at_the_next_reload(
+    kernel: FakeKernel, driver: str, restarted: bool
+) -> None:
+    device = add_with_native(kernel)
+    saved = kernel.root / f"etc/driverctl.d/pci-{device.address}"
+    saved.parent.mkdir(parents=True)
+    saved.write_text(f"{driver}\n", encoding="ascii")
+
+    async def run() -> None:
+        if driver == "vfio-pci":
+            kernel.load("vfio_pci")
+            bind_by_others(kernel, device, "vfio-pci", "vfio-pci")
+        engine = await start(kernel, TO_VFIO)
+        await event(engine, device)
+        # `driverctl unset-override`: the kernel's own choice again.
+        saved.unlink()
+        bind_by_others(kernel, device, "e1000e")
+        await event(engine, device)
+        if restarted:
+            await stop(engine)
+            engine = await start(kernel, TO_VFIO)
+        assert has(device) == NATIVE
+        assert remarks(engine, device) == ()  # nobody had made it anything else
+        engine.reconciler.reload()
+        await asyncio.sleep(LONG)
+        assert has(device) == VFIO
+
+    run_at_once(run())
+
+
 def test_a_replug_at_the_same_address_has_the_policy_applied_anew(kernel: FakeKernel) -> None:
     device = add_with_native(kernel)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +33,7 @@ class Applied:
     """What the policy wanted of a device when it was last looked at: `-` for nothing. `done` is false while
     it could not be had. `serials` are what the device told then, `rule` is the one that decided. `driver` is
     what the device came to have, be it that those which are named did not take it; empty where it is not
-    known."""
+    known. One that `is_left` is driverctl's, and was not made what is wanted."""
 
     inode: int
     wanted: str
@@ -40,6 +41,7 @@ class Applied:
     serials: tuple[str, ...] = ()
     rule: str = ""
     driver: str = ""
+    is_left: bool = False
 
     def __str__(self) -> str:
         """It as it was had."""
@@ -68,17 +70,7 @@ class AppliedFile:
             data = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return
-        self.devices = {
-            str(parse_address(address)): Applied(
-                _check(inode, int),
-                _check(wanted, str),
-                _check(done, bool),
-                tuple([_check(serial, str) for serial in _check(serials, list)]),
-                _check(rule, str),
-                *(_check(each, str) for each in driver),  # an earlier daemon kept none
-            )
-            for address, (inode, wanted, done, serials, rule, *driver) in data.items()
-        }
+        self.devices = {str(parse_address(address)): _parse(entry) for address, entry in data.items()}
 
     def save_soon(self) -> None:
         if self._is_closed:
@@ -97,7 +89,15 @@ class AppliedFile:
         if not self._is_loaded:
             return
         data = {
-            address: [each.inode, each.wanted, each.done, each.serials, each.rule, each.driver]
+            address: [
+                each.inode,
+                each.wanted,
+                each.done,
+                each.serials,
+                each.rule,
+                each.driver,
+                each.is_left,
+            ]
             for address, each in self.devices.items()
         }
         aside = self.path.with_suffix(".new")
@@ -112,9 +112,34 @@ class AppliedFile:
             )
 
 
+def _parse(entry: list[object]) -> Applied:
+    inode, wanted, done, serials, rule, driver, is_left = (*entry, "", False)[
+        :7
+    ]  # an earlier daemon kept five
+    return Applied(
+        _check(inode, int),
+        _check(wanted, str),
+        _check(done, bool),
+        tuple([_check(serial, str) for serial in _check(serials, list)]),
+        _check(rule, str),
+        _check(driver, str),
+        _check(is_left, bool),
+    )
+
+
 def describe(decision: Decision) -> str:
     """What the policy wants of a device, as it is kept and compared."""
     return NOTHING if decision.flavour is None else " ".join((decision.flavour, *decision.drivers))
+
+
+def find_same(applied: Applied | None, rules: Container[str]) -> tuple[str, ...]:
+    """What a device may be wanted to be, by a policy with these rules that is read again, without a look.
+    One that was left to driverctl is: that may have let go of it."""
+    if applied is None or not applied.done or applied.is_left:
+        return ()
+    # Nothing wanted is no difference while the rule is still there: one that goes by the driver matches no
+    # more when it was applied.
+    return (NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
 
 
 def is_so(host: Host, device: Device, wanted: str, had: str = "") -> bool:

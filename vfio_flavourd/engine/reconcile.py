@@ -22,7 +22,7 @@ from ..model.flavour import Flavour, Outcome, Request
 from ..model.message_ids import MessageId, log_fields
 from ..model.policy import Decision, Facts
 from .agenda import Agenda
-from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, is_so, was_taken
+from .applied import NOTHING, SPOILT, Applied, AppliedFile, describe, find_same, is_so, was_taken
 from .attempts import Report
 from .guards import check_still_wanted
 from .host import Host
@@ -197,12 +197,7 @@ class Reconciler:
         self.nodes.update()
         rules = {rule.name for rule in self._host.policy.policy.rules}
         for device in self._host.read_devices():
-            applied = self._applied.devices.get(str(device.address))
-            same: tuple[str, ...] = ()
-            if applied is not None and applied.done:
-                # Nothing wanted is no difference while the rule is still there: one that goes by the driver
-                # matches no more when it was applied.
-                same = (NOTHING, applied.wanted) if applied.rule in rules else (applied.wanted,)
+            same = find_same(self._applied.devices.get(str(device.address)), rules)
             if self._describe(device, self.decide(device)) not in same:
                 self._applied.devices.pop(str(device.address), None)
                 self._agenda.call_off(device.address)
@@ -279,17 +274,18 @@ class Reconciler:
         if is_native and await is_still_kept(self._host, device, decision.settings.bind_timeout):
             await self._apply(device, str(Flavour.NATIVE), decision)
             return
+        claim = find_driverctl_override(self._host.root, address)
         if wanted == NOTHING or is_so(self._host, device, wanted):
-            self._note(device, wanted, decision, done=True)
+            self._note(device, wanted, decision, done=True, is_left=claim is not None)
             if device.vfio_device is not None:
                 self.nodes.update()  # udev itself may have had it bound
             return
-        if claim := find_driverctl_override(self._host.root, address):
+        if claim is not None:
             _log.warning(
                 "%s: the policy says %s, but %s: it is left alone", address, wanted, _describe_claim(claim),
                 extra=log_fields(MessageId.LEFT_TO_DRIVERCTL, address),
             )  # fmt: skip
-            self._note(device, wanted, decision, done=True)
+            self._note(device, wanted, decision, done=True, is_left=True)
             return
         await self._apply(device, wanted, decision)
 
@@ -343,7 +339,7 @@ class Reconciler:
         if applied.wanted == NOTHING or is_so(self._host, device, applied.wanted, applied.driver):
             self._remarks.pop(address, None)
             return
-        if find_driverctl_override(self._host.root, address):
+        if applied.is_left or find_driverctl_override(self._host.root, address):
             return  # left to that, and told as such
         remark = (
             f"someone else made it {self._host.find_flavour(device)} ({device.driver or 'no driver'}), "
@@ -374,14 +370,21 @@ class Reconciler:
         return wish
 
     def _note(
-        self, device: Device, wanted: str, decision: Decision, *, done: bool, driver: str | None = None
+        self,
+        device: Device,
+        wanted: str,
+        decision: Decision,
+        *,
+        done: bool,
+        driver: str | None = None,
+        is_left: bool = False,
     ) -> None:
-        """`driver` is the one that it came to have by a switch."""
+        """`driver` is the one that it came to have by a switch; one that `is_left` is driverctl's."""
         serials = self._host.policy.find_serials(device)
         rule = decision.rule
         name = rule.name if rule is not None and wanted != NOTHING else ""
         self._applied.devices[str(device.address)] = Applied(
-            device.identity.inode, wanted, done, serials, name, driver or ""
+            device.identity.inode, wanted, done, serials, name, driver or "", is_left
         )
         if done:
             self._tries.forget(device.address)
