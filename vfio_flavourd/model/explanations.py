@@ -305,8 +305,9 @@ EXPLANATIONS: dict[Code, Explanation] = {
         "no error: the device has the flavour, but by the generic driver instead of a better one",
         ("Every better candidate is rejected, could not be loaded, or refused the device.",),
         (
-            "flavourctl show DEV says why.",
-            "Without --strict this is a success.",
+            "flavourctl show DEV says why; without --strict this is a success.",
+            "When the cause is mended: flavourctl set DEV native, then flavourctl set DEV vfio. What the device"
+            " has already is not tried again.",
         ),
     ),
     Code.FAILED: Explanation(
