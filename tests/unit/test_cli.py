@@ -281,6 +281,12 @@ def test_a_directory_for_resolve_that_is_not_there_is_an_error(host: Host, optio
     )
 
 
+def test_a_file_for_the_modules_of_resolve_is_an_error_not_an_empty_index(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "modules").write_text("", encoding="ascii")
+    said = host.say_alone("resolve", MODALIAS, "--modules-dir", str(tmp_path / "modules"))
+    check_error(said, 2, f"'{tmp_path / 'modules'}' is not a directory")
+
+
 def test_resolve_with_another_modprobe_d_is_still_for_the_running_kernel(host: Host, tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir(exist_ok=True)
     (tmp_path / "proc/cmdline").write_text("quiet module_blacklist=vfio_pci\n", encoding="ascii")

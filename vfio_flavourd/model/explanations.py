@@ -306,8 +306,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ("Every better candidate is rejected, could not be loaded, or refused the device.",),
         (
             "flavourctl show DEV says why; without --strict this is a success.",
-            "When the cause is mended: flavourctl set DEV native, then flavourctl set DEV vfio. What the device"
-            " has already is not tried again.",
+            "When the cause is mended: flavourctl set DEV native, then flavourctl set DEV vfio.",
         ),
     ),
     Code.FAILED: Explanation(
