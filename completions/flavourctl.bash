@@ -48,13 +48,15 @@ _flavourctl_files() { _filedir; }
 _flavourctl_directories() { _filedir -d; }
 
 _flavourctl_takes_value() {
-    [[ $1 == @(--columns|--output|--number|--modules-dir|--modprobe-d|--driver|--group|--timeout) ]]
+    [[ $1 == @(--columns|-o|--output|-n|--number|--modules-dir|--modprobe-d|--driver|--group|--timeout) ]]
 }
 
 _flavourctl_value() {
     case $1 in
         --columns) _flavourctl_columns ;;
+        -o) _flavourctl_files ;;
         --output) _flavourctl_files ;;
+        -n) _flavourctl_nothing ;;
         --number) _flavourctl_nothing ;;
         --modules-dir) _flavourctl_directories ;;
         --modprobe-d) _flavourctl_directories ;;
@@ -66,22 +68,22 @@ _flavourctl_value() {
 
 _flavourctl_options() {
     case $1 in
-        list) _flavourctl_words --help --json --no-color --columns --noheadings ;;
-        show) _flavourctl_words --help --json --no-color ;;
-        monitor) _flavourctl_words --help --json --no-color ;;
-        groups) _flavourctl_words --help --json --no-color --tree --dot --svg ;;
-        plot) _flavourctl_words --help --json --no-color --output ;;
-        history) _flavourctl_words --help --json --no-color --number ;;
-        resolve) _flavourctl_words --help --json --no-color --modules-dir --modprobe-d ;;
-        set) _flavourctl_words --help --json --no-color --driver --dry-run --strict --persist --force --group --timeout --no-wait ;;
-        reset) _flavourctl_words --help --json --no-color --force --group --timeout --no-wait ;;
-        check) _flavourctl_words --help --json --no-color ;;
-        cat-config) _flavourctl_words --help --json --no-color ;;
-        reload) _flavourctl_words --help --json --no-color ;;
-        doctor) _flavourctl_words --help --json --no-color ;;
-        import) _flavourctl_words --help --json --no-color ;;
-        explain) _flavourctl_words --help --json --no-color ;;
-        *) _flavourctl_words --help --json --no-color --version ;;
+        list) _flavourctl_words -h --help --json --no-color --columns --noheadings ;;
+        show) _flavourctl_words -h --help --json --no-color ;;
+        monitor) _flavourctl_words -h --help --json --no-color ;;
+        groups) _flavourctl_words -h --help --json --no-color --tree --dot --svg ;;
+        plot) _flavourctl_words -h --help --json --no-color -o --output ;;
+        history) _flavourctl_words -h --help --json --no-color -n --number ;;
+        resolve) _flavourctl_words -h --help --json --no-color --modules-dir --modprobe-d ;;
+        set) _flavourctl_words -h --help --json --no-color --driver --dry-run --strict --persist --force --group --timeout --no-wait ;;
+        reset) _flavourctl_words -h --help --json --no-color --force --group --timeout --no-wait ;;
+        check) _flavourctl_words -h --help --json --no-color ;;
+        cat-config) _flavourctl_words -h --help --json --no-color ;;
+        reload) _flavourctl_words -h --help --json --no-color ;;
+        doctor) _flavourctl_words -h --help --json --no-color ;;
+        import) _flavourctl_words -h --help --json --no-color ;;
+        explain) _flavourctl_words -h --help --json --no-color ;;
+        *) _flavourctl_words -h --help --json --no-color --version ;;
     esac
 }
 

@@ -75,9 +75,9 @@ end
 
 complete -c flavourctl -f
 
-set -g __flavourctl_valued --columns --output --number --modules-dir --modprobe-d --driver --group --timeout
+set -g __flavourctl_valued --columns -o --output -n --number --modules-dir --modprobe-d --driver --group --timeout
 
-complete -c flavourctl -n "__flavourctl_at '' 1" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_at '' 1" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_at '' 1" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_at '' 1" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_at '' 1" -l version -d 'show program\'s version number and exit'
@@ -97,48 +97,48 @@ complete -c flavourctl -n "__flavourctl_at '' 1" -a doctor -d 'is this host read
 complete -c flavourctl -n "__flavourctl_at '' 1" -a import -d 'print a policy made of what driverctl or modprobe.d say; needs no daemon'
 complete -c flavourctl -n "__flavourctl_at '' 1" -a explain -d 'what an error code means, and what to do; needs no daemon'
 
-complete -c flavourctl -n "__flavourctl_in list" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in list" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in list" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in list" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in list" -l columns -xa '(__flavourctl_columns)' -d 'these columns, in this order'
 complete -c flavourctl -n "__flavourctl_in list" -l noheadings -d 'no line with the columns\' names'
 
-complete -c flavourctl -n "__flavourctl_in show" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in show" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in show" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in show" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n '__flavourctl_at show 1' -xa '(__flavourctl_devices)'
 
-complete -c flavourctl -n "__flavourctl_in monitor" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in monitor" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in monitor" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in monitor" -l no-color -d 'no colours (as NO_COLOR)'
 
-complete -c flavourctl -n "__flavourctl_in groups" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in groups" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in groups" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in groups" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in groups" -l tree -d 'as text (the default)'
 complete -c flavourctl -n "__flavourctl_in groups" -l dot -d 'for Graphviz'
 complete -c flavourctl -n "__flavourctl_in groups" -l svg -d 'as a picture'
 
-complete -c flavourctl -n "__flavourctl_in plot" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in plot" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in plot" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in plot" -l no-color -d 'no colours (as NO_COLOR)'
-complete -c flavourctl -n "__flavourctl_in plot" -l output -rF -d 'write it there instead of to stdout'
+complete -c flavourctl -n "__flavourctl_in plot" -s o -l output -rF -d 'write it there instead of to stdout'
 complete -c flavourctl -n '__flavourctl_in plot' -xa '(__flavourctl_attempts)'
 
-complete -c flavourctl -n "__flavourctl_in history" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in history" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in history" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in history" -l no-color -d 'no colours (as NO_COLOR)'
-complete -c flavourctl -n "__flavourctl_in history" -l number -x -d 'show the last N attempts only'
+complete -c flavourctl -n "__flavourctl_in history" -s n -l number -x -d 'show the last N attempts only'
 complete -c flavourctl -n '__flavourctl_at history 1' -xa '(__flavourctl_devices)'
 
-complete -c flavourctl -n "__flavourctl_in resolve" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in resolve" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in resolve" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in resolve" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in resolve" -l modules-dir -rF -d 'read this instead of /lib/modules/RELEASE'
 complete -c flavourctl -n "__flavourctl_in resolve" -l modprobe-d -rF -d 'read this instead of the system\'s modprobe.d'
 complete -c flavourctl -n '__flavourctl_at resolve 1' -xa '(__flavourctl_devices)'
 
-complete -c flavourctl -n "__flavourctl_in set" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in set" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in set" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in set" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in set" -l driver -xa '(__flavourctl_drivers)' -d 'this driver or module instead of the best; repeat it to name the next to try'
@@ -152,7 +152,7 @@ complete -c flavourctl -n "__flavourctl_in set" -l no-wait -d 'return once the d
 complete -c flavourctl -n '__flavourctl_at set 1' -xa '(__flavourctl_devices)'
 complete -c flavourctl -n '__flavourctl_at set 2' -xa '(__flavourctl_flavours)'
 
-complete -c flavourctl -n "__flavourctl_in reset" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in reset" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in reset" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in reset" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n "__flavourctl_in reset" -l force -d 'take it even though it is in use (root)'
@@ -161,29 +161,29 @@ complete -c flavourctl -n "__flavourctl_in reset" -l timeout -x -d 'give up afte
 complete -c flavourctl -n "__flavourctl_in reset" -l no-wait -d 'return once the device is being changed'
 complete -c flavourctl -n '__flavourctl_at reset 1' -xa '(__flavourctl_devices)'
 
-complete -c flavourctl -n "__flavourctl_in check" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in check" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in check" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in check" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n '__flavourctl_in check' -rF
 
-complete -c flavourctl -n "__flavourctl_in cat-config" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in cat-config" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in cat-config" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in cat-config" -l no-color -d 'no colours (as NO_COLOR)'
 
-complete -c flavourctl -n "__flavourctl_in reload" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in reload" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in reload" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in reload" -l no-color -d 'no colours (as NO_COLOR)'
 
-complete -c flavourctl -n "__flavourctl_in doctor" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in doctor" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in doctor" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in doctor" -l no-color -d 'no colours (as NO_COLOR)'
 
-complete -c flavourctl -n "__flavourctl_in import" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in import" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in import" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in import" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n '__flavourctl_at import 1' -xa 'driverctl modprobe'
 
-complete -c flavourctl -n "__flavourctl_in explain" -l help -d 'show this help message and exit'
+complete -c flavourctl -n "__flavourctl_in explain" -s h -l help -d 'show this help message and exit'
 complete -c flavourctl -n "__flavourctl_in explain" -l json -d 'print one JSON object'
 complete -c flavourctl -n "__flavourctl_in explain" -l no-color -d 'no colours (as NO_COLOR)'
 complete -c flavourctl -n '__flavourctl_at explain 1' -xa 'no-such-device device-gone not-an-address no-such-flavour invalid-argument nothing-found driver-stays-bound in-use needed-by-host users-unknown is-a-bridge group-not-viable group-busy too-many-requests no-iommu stuck timed-out no-candidate module-not-loaded no-driver-took-it write-refused still-not-native changed-by-someone-else not-put-back not-saved not-permitted daemon-not-running daemon-went-away invalid-policy interrupted fell-back failed'

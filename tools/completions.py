@@ -42,7 +42,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    flag: str
+    flags: tuple[str, ...]
     help: str
     value: Value | None
 
@@ -87,7 +87,7 @@ def _read_verbs(parser: argparse.ArgumentParser) -> list[Verb]:
 
 def _read_option(action: argparse.Action) -> Option:
     value = None if action.nargs == 0 else _read_value(action)
-    return Option(action.option_strings[-1], _plain(action.help), value)
+    return Option(tuple(action.option_strings), _plain(action.help), value)
 
 
 def _read_value(action: argparse.Action) -> Value:
@@ -109,7 +109,8 @@ def _valued(verbs: list[Verb]) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for option in (option for verb in verbs for option in verb.options if option.value):
         assert option.value is not None
-        assert found.setdefault(option.flag, option.value) == option.value, option.flag
+        for flag in option.flags:
+            assert found.setdefault(flag, option.value) == option.value, flag
     return found
 
 
@@ -125,7 +126,7 @@ def _bash(verbs: list[Verb], options: tuple[Option, ...]) -> str:
     lines += [f"        {flag}) _flavourctl_{source(value)} ;;" for flag, value in valued.items()]
     lines += ["    esac", "}", "", "_flavourctl_options() {", "    case $1 in"]
     for name, of_verb in [(verb.name, verb.options) for verb in verbs] + [("*", options)]:
-        flags = " ".join(option.flag for option in of_verb)
+        flags = " ".join(flag for option in of_verb for flag in option.flags)
         lines += [f"        {name}) _flavourctl_words {flags} ;;"]
     lines += ["    esac", "}", "", "_flavourctl_argument() {", "    case $1:$2 in"]
     lines += [f"        :1) _flavourctl_words {' '.join(verb.name for verb in verbs)} ;;"]
@@ -143,7 +144,8 @@ def _zsh(verbs: list[Verb], options: tuple[Option, ...]) -> str:
 
     def spec(option: Option) -> str:
         text = re.sub(r"[][:]", r"\\\g<0>", option.help).replace("'", r"'\''")
-        return f"'*{option.flag}[{text}]{action(option.value) if option.value else ''}'"
+        value = action(option.value) if option.value else ""
+        return " ".join(f"'*{flag}[{text}]{value}'" for flag in option.flags)
 
     lines = ["_flavourctl_verbs() {", "    local -a verbs=("]
     lines += [f"        {shlex.quote(f'{verb.name}:{verb.help}')}" for verb in verbs]
@@ -166,9 +168,12 @@ def _fish(verbs: list[Verb], options: tuple[Option, ...]) -> str:
         return f"-xa '(__flavourctl_{value.source})'" if value.source else "-x"
 
     def render(condition: str, option: Option) -> str:
-        name = f"-l {option.flag.removeprefix('--')}"
+        names = " ".join(
+            f"-l {flag.removeprefix('--')}" if flag.startswith("--") else f"-s {flag.removeprefix('-')}"
+            for flag in option.flags
+        )
         value = f" {source(option.value)}" if option.value else ""
-        return f'complete -c flavourctl -n "{condition}" {name}{value} -d {_fish_quote(option.help)}'
+        return f'complete -c flavourctl -n "{condition}" {names}{value} -d {_fish_quote(option.help)}'
 
     lines = [f"set -g __flavourctl_valued {' '.join(_valued(verbs))}", ""]
     lines += [render("__flavourctl_at '' 1", option) for option in options]

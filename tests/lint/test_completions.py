@@ -137,6 +137,8 @@ def test_a_verb_is_completed(shell: Terminal) -> None:
         ("list --columns dri", ["list", "--columns", "driver"]),
         ("list --columns device,dri", ["list", "--columns", "device,driver"]),
         ("plot 27 0000:01", ["plot", "27", "0000:01:00.0"]),
+        ("history -n 5 0000:01", ["history", "-n", "5", "0000:01:00.0"]),
+        ("plot -o /etc/os-rel", ["plot", "-o", "/etc/os-release"]),
         ("explain in-u", ["explain", "in-use"]),
         ("set 01:00.0 vfio --driver nv", ["set", "01:00.0", "vfio", "--driver", "nvme"]),
     ],

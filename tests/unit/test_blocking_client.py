@@ -11,6 +11,7 @@ import pytest
 
 from vfio_flavourd.doors import blocking_client
 from vfio_flavourd.doors.blocking_client import Connection
+from vfio_flavourd.doors.replies import NO_PLACE
 from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 
@@ -79,6 +80,16 @@ def test_one_that_hangs_up_has_gone(parts: Sequence[bytes]) -> None:
     with answering(*parts) as daemon, pytest.raises(FlavourError) as caught:
         list(daemon.follow("Monitor"))
     assert caught.value.code == Code.DAEMON_WENT_AWAY
+
+
+def test_what_was_said_before_a_call_could_be_sent_is_the_answer_to_it() -> None:
+    for said, code in ((NO_PLACE, Code.TOO_MANY_REQUESTS), (b"", Code.DAEMON_WENT_AWAY)):
+        ours, theirs = socket.socketpair()
+        theirs.sendall(said)
+        theirs.close()
+        with Connection(ours) as daemon, pytest.raises(FlavourError) as caught:
+            daemon.call("List")
+        assert caught.value.code == code
 
 
 def test_an_error_has_its_code_its_errno_and_its_hint() -> None:

@@ -1,6 +1,7 @@
 """What one user may have of the daemon, and what is left to others: places, threads, time and memory."""
 
 import asyncio
+import errno
 import gc
 import json
 import socket
@@ -69,6 +70,16 @@ class Host:
         """Empty where it is hung up on."""
         with await self.connect(uid, name, say) as sock:
             return await receive(sock)
+
+    async def find_no_place(self, uid: int, name: str = "control") -> None:
+        """It is told so, and then hung up on."""
+        with await self.connect(uid, name, GET) as sock:
+            *replies, rest = (await receive_all(sock)).split(b"\0")
+        assert rest == b""
+        (told,) = map(json.loads, replies)
+        assert told["error"] == f"{NAME}.TryAgain"
+        assert told["parameters"]["code"] == "too-many-requests"
+        assert told["parameters"]["errno"] == errno.EAGAIN
 
     def close(self) -> None:
         for sock in self._clients:
@@ -156,7 +167,7 @@ def test_other_users_together_can_not_keep_root_out(run: Callable[[Talk], None])
             for uid, count in enumerate(counts, MEMBER):
                 for _ in range(count):
                     await host.connect(uid, name, MONITOR)
-            assert await host.answer(2000, name) == b""
+            await host.find_no_place(2000, name)
             assert b'"e1000e"' in await host.answer(0, name)
 
     run(talk)
@@ -166,7 +177,7 @@ def test_one_user_can_not_keep_another_out(run: Callable[[Talk], None]) -> None:
     async def talk(host: Host) -> None:
         for _ in range(60):
             await host.connect(MEMBER, "control", MONITOR)
-        assert await host.answer(MEMBER) == b""
+        await host.find_no_place(MEMBER)
         assert b'"e1000e"' in await host.answer(OTHER)
 
     run(talk)
@@ -212,7 +223,7 @@ def test_one_who_has_too_many_connections_is_on_record(
         for _ in range(50):
             await host.connect(MEMBER, "control", MONITOR)
         for _ in range(3):
-            assert await host.answer(MEMBER) == b""
+            await host.find_no_place(MEMBER)
 
     run(talk)
     first, often = caplog.records
@@ -227,7 +238,7 @@ def test_of_root_s_own_connections_there_is_a_bounded_number_too(run: Callable[[
     async def talk(host: Host) -> None:
         for _ in range(100):
             await host.connect(0, "control", MONITOR)
-        assert await host.answer(0) == b""
+        await host.find_no_place(0)
         assert b'"e1000e"' in await host.answer(MEMBER)
 
     run(talk)
@@ -243,7 +254,7 @@ def test_switches_that_nobody_waits_for_have_their_places_until_they_end(
         await until(lambda: any("unbind" in write for write in kernel.writes))
         for _ in range(200):
             (await host.connect(MEMBER, "control", SWITCH)).close()
-        assert await host.answer(MEMBER) == b""
+        await host.find_no_place(MEMBER)
         assert b'"e1000e"' in await host.answer(OTHER)
         lets_go.set()
         asked = host.engine.attempts.history
@@ -273,6 +284,39 @@ def test_what_is_asked_for_its_answer_is_not_done_for_one_who_wants_none(
     run(talk)
 
 
+def test_who_gives_way_to_another_is_told_so_before_he_asks(run: Callable[[Talk], None]) -> None:
+    """The one that is idle may be about to ask; nothing is done for him."""
+
+    async def talk(host: Host) -> None:
+        for _ in range(49):
+            await host.connect(MEMBER, "control", MONITOR)
+        idle = await host.connect(MEMBER)
+        assert b'"e1000e"' in await host.answer(MEMBER)
+        with suppress(BrokenPipeError):
+            idle.send(frame("SetFlavour", device=DEVICE, flavour="vfio"))
+        assert b'"too-many-requests"' in await receive_all(idle)
+        assert host.kernel.writes == []
+
+    run(talk)
+
+
+def test_one_who_finds_no_place_and_takes_no_word_of_it_holds_nobody_up(
+    run: Callable[[Talk], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that takes nothing is only hung up on."""
+
+    async def talk(host: Host) -> None:
+        for _ in range(100):
+            await host.connect(0, "control", MONITOR)
+        monkeypatch.setattr(connections, "NO_PLACE", b"x" * 10_000_000)
+        async with asyncio.timeout(10):
+            said = await receive_all(await host.connect(0))
+            assert len(said) < 10_000_000
+            assert b'"e1000e"' in await host.answer(MEMBER)
+
+    run(talk)
+
+
 # hanging up
 
 
@@ -287,7 +331,7 @@ def test_one_who_hangs_up_is_noticed_also_where_he_has_said_more(
         await until(lambda: len(listeners) == before + 128)
         for client in clients:
             client.send(rest)
-        assert await host.answer(MEMBER, "readonly") == b""
+        await host.find_no_place(MEMBER, "readonly")
         assert len(listeners) == before + 128
         for client in clients:
             client.close()

@@ -19,7 +19,7 @@ from served import Said, serve
 
 from vfio_flavourd.cli import resolve
 from vfio_flavourd.cli.main import main
-from vfio_flavourd.doors import blocking_client
+from vfio_flavourd.doors import blocking_client, connections
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.sysfs import Sysfs
@@ -281,6 +281,12 @@ def test_a_directory_for_resolve_that_is_not_there_is_an_error(host: Host, optio
     )
 
 
+def test_a_file_for_the_modules_of_resolve_is_an_error_not_an_empty_index(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "modules").write_text("", encoding="ascii")
+    said = host.say_alone("resolve", MODALIAS, "--modules-dir", str(tmp_path / "modules"))
+    check_error(said, 2, f"'{tmp_path / 'modules'}' is not a directory")
+
+
 def test_resolve_with_another_modprobe_d_is_still_for_the_running_kernel(host: Host, tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir(exist_ok=True)
     (tmp_path / "proc/cmdline").write_text("quiet module_blacklist=vfio_pci\n", encoding="ascii")
@@ -533,6 +539,16 @@ def test_a_daemon_that_hangs_up_is_69(host: Host, tmp_path: Path) -> None:
 
         said = host._caught(asyncio.run(run()))
     check_error(said, 69, "the daemon went away")
+
+
+@pytest.mark.parametrize("argv", [["list"], ["show", DEVICE], ["set", DEVICE, "vfio"], ["reset", DEVICE]])
+def test_one_who_finds_no_place_is_to_try_again(host: Host, argv: list[str]) -> None:
+    for limits in ("_LOOKING", "_SWITCHING"):
+        host.monkeypatch.setattr(connections, limits, connections.Limits(0, 0, 0))
+    said = host.say(*argv)
+    check_error(said, 75, "no connection is free")
+    assert "flavourctl explain too-many-requests" in said.err
+    assert host.kernel.writes == []
 
 
 def test_one_who_may_only_look_gets_77(host: Host) -> None:

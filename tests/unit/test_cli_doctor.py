@@ -11,7 +11,7 @@ import pytest
 from fake_kernel import RELEASE, FakeKernel
 from policies import write
 from served import Said
-from test_doctor import host, put, rule, switch_off
+from test_doctor import apply, host, put, rule, switch_off
 
 from vfio_flavourd.cli import doctor
 from vfio_flavourd.cli.main import main
@@ -178,6 +178,37 @@ def test_a_policy_that_the_daemon_has_not_read_yet_is_a_warning(
     )
     device["policy_reason"] = f"rule 'mine' ({path}:3)"
     assert say().out.startswith("ready: nothing stands in the way\n")
+
+
+BY_WHAT_WAS = [
+    "serial: S4EWNX0R",  # that VFIO does not let anybody read
+    "driver: nvme",  # that the device had before
+]
+
+
+@pytest.mark.parametrize("match", BY_WHAT_WAS)
+def test_a_rule_by_what_a_device_on_vfio_does_not_show_any_more_is_in_force_all_the_same(
+    say: Say, host: FakeKernel, monkeypatch: pytest.MonkeyPatch, match: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    path = apply(host, rule("mine", match))
+    device = {"device": "0000:01:00.0", "stuck": "", "policy_reason": f"rule 'mine' ({path}:3)"}
+    answers(monkeypatch, FakeDaemon(devices=[device]))
+    assert say().out.startswith("ready: nothing stands in the way\n")
+    below = "  - {name: all others, match: {vendor: 8086}, flavour: native}\n"
+    apply(host, rule("mine", match) + below)
+    assert say().out.startswith("ready: nothing stands in the way\n")
+
+
+@pytest.mark.parametrize("match", BY_WHAT_WAS)
+def test_another_rule_above_the_one_that_the_daemon_goes_by_is_not_in_force(
+    say: Say, host: FakeKernel, monkeypatch: pytest.MonkeyPatch, match: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    path = apply(host, rule("first", "vendor: 8086", "native") + rule("mine", match).splitlines()[2] + "\n")
+    device = {"device": "0000:01:00.0", "stuck": "", "policy_reason": f"rule 'mine' ({path}:4)"}
+    answers(monkeypatch, FakeDaemon(devices=[device]))
+    assert f"is not in force yet: of 0000:01:00.0 it says rule 'first' ({path}:3)" in say().out
 
 
 @pytest.mark.parametrize("why", ["invalid", "switched off"])

@@ -129,11 +129,21 @@ def test_files_that_are_given_are_checked_instead_of_the_installed_ones(say: Say
     said = say("check", str(draft))
     assert said.status == 78
     assert said.err.startswith(f"{draft}:3:10: ")
-    said = say("check", str(tmp_path / "nowhere"))
-    assert (said.status, said.err) == (
-        78,
-        f"{tmp_path / 'nowhere'}: can't be read: No such file or directory\n",
-    )
+
+
+@pytest.mark.parametrize("what", ["there is no '{}'", "'{}' is a directory"])
+def test_a_file_that_is_not_there_is_a_mistyped_argument_and_no_invalid_policy(
+    say: Say, tmp_path: Path, what: str
+) -> None:
+    named = tmp_path / "10.yaml"
+    if "directory" in what:
+        named.mkdir()
+    hint = "check takes files, or none for what is installed (flavourctl explain invalid-argument)"
+    for others in ([], [str(write(tmp_path, BAD))]):
+        said = say("check", *others, str(named))
+        assert (said.status, said.out) == (2, "")
+        assert said.err.splitlines() == [f"flavourctl: {what.format(named)}", f"  {hint}"]
+    assert json.loads(say("check", "--json", str(named)).out)["error"]["code"] == "invalid-argument"
 
 
 SERIAL = "version: 1\nrules:\n  - {name: drive, match: {serial: S4EWNX0R}, flavour: vfio}\n"

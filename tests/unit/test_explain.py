@@ -10,6 +10,8 @@ import pytest
 
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.cli.manual import DESCRIPTIONS
+from vfio_flavourd.doors import connections
+from vfio_flavourd.doors.fs.asking import WAITING_OF_ROOT, WRITES_OF_ALL, WRITES_OF_ONE
 from vfio_flavourd.doors.interface import render_error
 from vfio_flavourd.doors.protocol import parse_error
 from vfio_flavourd.model.codes import ERRNOS, Code, find_exit_status, find_exit_statuses
@@ -50,6 +52,15 @@ def test_every_code_is_explained_with_cause_remedy_and_numbers(say: Say, code: C
     assert f"exit status {find_exit_statuses(code)[0]}" in out[scripts:]
     for number in ERRNOS[code]:
         assert errno.errorcode[number] in out[scripts:]
+
+
+def test_what_is_said_of_too_many_are_the_numbers_that_there_may_be() -> None:
+    said = " ".join(EXPLANATIONS[Code.TOO_MANY_REQUESTS].causes)
+    assert f"{WRITES_OF_ONE} writes wait at most, {WRITES_OF_ALL} of all users but root" in said
+    assert f"and {WAITING_OF_ROOT} of root" in said
+    switching, looking = connections._SWITCHING, connections._LOOKING
+    assert f"one user has {switching.user}, all but root {switching.total}, and root {switching.root}" in said
+    assert f"to look {looking.user}, {looking.total} and {looking.root}." in said
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import resource
+import select
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -149,12 +150,9 @@ def connections(path: str, count: int) -> Iterator[list[socket.socket]]:
 
 
 def is_open(sock: socket.socket) -> bool:
-    try:
-        return sock.recv(1, socket.MSG_PEEK) != b""
-    except BlockingIOError:
-        return True
-    except ConnectionResetError:
-        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return not poll.poll(0)
 
 
 # what is said

@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_kernel import FakeDevice, FakeDriver, FakeKernel, make_engine
+from fake_kernel import FakeDevice, FakeDriver, FakeKernel, has, make_engine
 from virtual_time import run_at_once
 
 from vfio_flavourd.engine import history
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.engine.history import MOST, History
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Attempt, Ending, Flavour, Outcome, Request, StepAction, StepReport
 from vfio_flavourd.model.occupancy import Use, User
@@ -166,10 +167,47 @@ def test_what_no_driver_takes_has_failed(kernel: FakeKernel, device: FakeDevice)
     assert "vfio_pci refused" in attempt.error
 
 
-def test_a_device_that_is_not_there_is_no_refusal(kernel: FakeKernel) -> None:
+def test_a_device_that_is_not_there_is_refused_and_no_failed_switch(kernel: FakeKernel) -> None:
     attempt = only_attempt(kernel)
-    assert attempt.ending is Ending.FAILED
+    assert (attempt.ending, attempt.code) == (Ending.REFUSED, Code.NO_SUCH_DEVICE)
     assert (attempt.driver, attempt.previous_driver, attempt.steps) == (None, None, ())
+
+
+def test_a_device_that_goes_away_in_the_middle_is_a_failed_switch(
+    kernel: FakeKernel, device: FakeDevice
+) -> None:
+    kernel.modules["vfio_pci"].hang = hang = asyncio.Event()
+    engine = make_engine(kernel)
+
+    def pull_out() -> None:
+        kernel.remove_device(device)
+        hang.set()
+
+    async def run() -> None:
+        asyncio.get_running_loop().call_later(0.2, pull_out)
+        with pytest.raises(FlavourError):
+            await ask(engine)
+
+    run_at_once(run())
+    (attempt,) = engine.attempts.history
+    assert (attempt.ending, attempt.code) == (Ending.FAILED, Code.DEVICE_GONE)
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a" * 65, "vfio pci", "-C/tmp/evil"])
+def test_what_can_not_be_the_name_of_a_driver_makes_no_attempt(
+    kernel: FakeKernel, device: FakeDevice, name: str
+) -> None:
+    engine = make_engine(kernel)
+    request = Request(ADDRESS, Flavour.VFIO, ("vfio-pci", name), requester="uid 0 pid 1")
+
+    async def run() -> None:
+        with pytest.raises(FlavourError, match="can't be the name of a driver") as caught:
+            await engine.set_flavour(request, lambda _: None)
+        assert caught.value.code == Code.INVALID_ARGUMENT
+
+    run_at_once(run())
+    assert list(engine.attempts.history) == []
+    assert has(device) == ("e1000e", None)
 
 
 def test_of_an_address_that_was_made_up_nothing_stays_beyond_the_history(

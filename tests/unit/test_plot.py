@@ -345,7 +345,7 @@ def test_a_switch_that_is_not_known_is_an_error_of_one_line(
 
 def test_a_file_that_can_not_be_written_is_an_error_of_one_line(host: Host) -> None:
     said = say(host, ["set", DEVICE, "vfio"], ["plot", "1", "-o", "/nowhere/plot.svg"])
-    check_error(said, 1, "the picture can't be written to '/nowhere/plot.svg': No such file or directory")
+    check_error(said, 2, "the picture can't be written to '/nowhere/plot.svg': No such file or directory")
 
 
 def test_a_plot_is_not_written_to_a_terminal(host: Host) -> None:

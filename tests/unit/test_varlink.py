@@ -13,6 +13,7 @@ import varlink
 from fake_kernel import FakeDriver, FakeKernel, ended, make_engine, no_reload
 
 from vfio_flavourd.doors import blocking_client, client, interface, protocol
+from vfio_flavourd.doors.replies import NO_PLACE
 from vfio_flavourd.doors.varlink import ManagerService, VarlinkDoor
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.errors import FlavourError
@@ -348,3 +349,32 @@ def test_a_daemon_that_ends_before_its_answer_does_or_talks_nonsense_went_away(
     with pytest.raises(FlavourError, match="went away before it answered") as caught:
         answered_with(tmp_path, monkeypatch, *pieces)
     assert caught.value.code == "daemon-went-away"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "told"),
+    [
+        (NO_PLACE, "too-many-requests", "no connection is free"),
+        (b"", "daemon-went-away", r"went away before it answered: Broken pipe \(EPIPE\)"),
+    ],
+)
+def test_what_was_said_before_a_call_could_be_sent_is_the_answer_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes, code: str, told: str
+) -> None:
+    monkeypatch.setattr(client, "CONTROL_SOCKET", str(tmp_path / "control"))
+
+    async def call(sock: socket.socket) -> None:
+        caller = await client.connect(writes=True)
+        daemon, _ = sock.accept()
+        daemon.send(said)
+        daemon.close()
+        with pytest.raises(FlavourError, match=told) as caught:
+            await caller.call("Get", device=DEVICE)
+        assert caught.value.code == code
+        assert caught.value.errno == (errno.EAGAIN if said else errno.EIO)
+        await ended()
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "control"))
+        sock.listen()
+        asyncio.run(call(sock))

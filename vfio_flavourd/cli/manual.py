@@ -14,7 +14,7 @@ DEVICE = "DEV is a PCI address, with its domain (0000:01:00.0) or without (01:00
 EXIT_STATUS = (
     (0, "done"),
     (1, "failed"),
-    (2, "usage, or no such flavour or driver name"),
+    (2, "usage, no such flavour, or what can't be a driver's name"),
     (3, "no such device"),
     (4, "fell back to the generic driver, with --strict"),
     (69, "the daemon is not running"),

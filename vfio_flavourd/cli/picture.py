@@ -30,6 +30,6 @@ def write_picture(picture: str, file: Path | None = None) -> None:
     except OSError as error:
         raise FlavourError(
             f"the picture can't be written to {str(file)!r}: {error.strerror}",
-            code=Code.NOT_SAVED,
+            code=Code.INVALID_ARGUMENT,
             hint="name another file, or see whether the disk is full",
         ) from error

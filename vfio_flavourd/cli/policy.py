@@ -36,6 +36,7 @@ def check(arguments: argparse.Namespace) -> int:
                 Path("/"),
                 [str(path.absolute()) for path in arguments.files],
             )
+            _check_there(arguments.files)
             loaded = load_files(arguments.files)
         else:
             _check_readable("check", Path(ROOT), DIRECTORIES)
@@ -62,6 +63,16 @@ def _check_readable(command: str, root: Path, paths: Sequence[str]) -> None:
             code=Code.NOT_PERMITTED,
             hint=f"sudo flavourctl {command}",
         )
+
+
+def _check_there(files: Sequence[Path]) -> None:
+    """Raises FlavourError: a mistyped name is no mistake in a policy."""
+    for path in files:
+        if not path.exists() or path.is_dir():
+            what = f"{str(path)!r} is a directory" if path.is_dir() else f"there is no {str(path)!r}"
+            raise FlavourError(
+                what, code=Code.INVALID_ARGUMENT, hint="check takes files, or none for what is installed"
+            )
 
 
 def _find_remarks(root: Path, policy: Policy, *, installed: bool) -> list[str]:

@@ -20,9 +20,14 @@ def resolve(arguments: argparse.Namespace) -> int:
         modalias = read_device(sysfs, parse_address(modalias)).modalias
     modules_dir, modprobe_d = arguments.modules_dir, arguments.modprobe_d or ()
     for path in (modules_dir, *modprobe_d):
+        trouble = ""
         if path is not None and not path.exists():
+            trouble = f"there is no {str(path)!r}"
+        elif path is modules_dir is not None and not path.is_dir():
+            trouble = f"{str(path)!r} is not a directory"
+        if trouble:
             raise FlavourError(
-                f"there is no {str(path)!r}",
+                trouble,
                 code=Code.INVALID_ARGUMENT,
                 hint="--modules-dir takes one like /lib/modules/6.12.1, --modprobe-d like /etc/modprobe.d",
             )

@@ -82,6 +82,8 @@ class Connection:
         call = {"method": f"{NAME}.{method}", "parameters": given, **flags}
         try:
             self._socket.sendall(json.dumps(call).encode() + b"\0")
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # who finds no place is told so before he has asked
         except OSError as error:
             raise lost(error) from error
 

@@ -5,10 +5,15 @@ several turns of the loop for each, and megabytes of memory.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 from typing import Any
 
 from .protocol import CONTROL_SOCKET, NAME, READ_ONLY_SOCKET, lost, no_connection, parse_error
+
+# More than an error takes.
+_CHUNK = 65536
 
 
 class Client(asyncio.Protocol):
@@ -55,7 +60,13 @@ class Client(asyncio.Protocol):
             self._frame.set_result(frame)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._frame is not None and not self._frame.done():
+        if self._frame is None or self._frame.done():
+            return
+        if exc is not None:
+            # A call that could not be sent: who finds no place is told so before he has asked.
+            with contextlib.suppress(OSError):
+                self.data_received(os.read(self._transport.get_extra_info("socket").fileno(), _CHUNK))
+        if not self._frame.done():
             self._frame.set_exception(exc or ConnectionResetError("it hung up"))
 
 

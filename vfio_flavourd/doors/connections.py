@@ -20,7 +20,7 @@ from .hang_ups import HangUps
 from .peer import Peer, current_peer, find_peer, wants_steps
 from .protocol import NAME
 from .refusals import Refusals
-from .replies import encode, encode_result
+from .replies import NO_PLACE, encode, encode_result
 from .turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -136,12 +136,14 @@ class Listener:
                 self._pause = loop.call_later(_PAUSE, self._resume)
                 return
             self._warned = False
+            conn.setblocking(False)
             peer = find_peer(conn, writes=self._writes)
             if not self._make_room(peer.uid):
                 self.refuse(peer, "too many connections, none of them idle", Code.TOO_MANY_REQUESTS)
+                with contextlib.suppress(OSError):  # whether he takes it or not
+                    conn.send(NO_PLACE)
                 return
             undo.pop_all()
-            conn.setblocking(False)
             self._connections[_Connection(self._registry, peer, conn, self)] = None
 
     def _make_room(self, uid: int) -> bool:
@@ -156,7 +158,7 @@ class Listener:
             return True
         for each in candidates:
             if each.idle:
-                each.hang_up("too many connections", Code.TOO_MANY_REQUESTS)
+                each.hang_up("too many connections", Code.TOO_MANY_REQUESTS, NO_PLACE)
                 return True
         return False
 
@@ -192,10 +194,11 @@ class _Connection:
     def idle(self) -> bool:
         return self._task is None and not self._calls and not self._gone
 
-    def hang_up(self, why: str, code: Code = Code.INVALID_ARGUMENT) -> None:
+    def hang_up(self, why: str, code: Code = Code.INVALID_ARGUMENT, last: bytes = b"") -> None:
         if self._gone:
             return
         self._listener.refuse(self.peer, why, code)
+        self._send_some(memoryview(last))
         self._end()
 
     def finish(self) -> None:

@@ -252,7 +252,7 @@ class Busy(TypedVarlinkErrorReply, interface=NAME):
 
 
 class TryAgain(TypedVarlinkErrorReply, interface=NAME):
-    """Its IOMMU group stayed busy with another switch for too long (EAGAIN)."""
+    """Its IOMMU group stayed busy with another switch for too long, or no connection is free (EAGAIN)."""
 
     Parameters = _Told
 

@@ -47,6 +47,8 @@ def no_connection(path: str, error: OSError, *, writes: bool, only_root: str = "
 
 def lost(why: object) -> FlavourError:
     """In the middle of a call."""
+    if isinstance(why, OSError) and why.errno is not None:
+        why = f"{why.strerror} ({errno.errorcode.get(why.errno, why.errno)})"
     return FlavourError(
         f"the daemon went away before it answered: {why}",
         code=Code.DAEMON_WENT_AWAY,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from ..model.aliases import parse_driver_name
 from ..model.codes import Code
 from ..model.device import Device
 from ..model.errors import FlavourError
@@ -61,6 +62,8 @@ def check_request(request: Request, flavours: tuple[Flavour, ...]) -> Request:
         hint = "the device gets the driver that it had before, or that the kernel chooses"
     if trouble:
         raise FlavourError(f"{request.address}: {trouble}", code=Code.INVALID_ARGUMENT, hint=hint)
+    for name in request.drivers:
+        parse_driver_name(name)
     return request
 
 

@@ -58,7 +58,7 @@ def examine(root: Path, release: str, daemon: Daemon, *, owner: int = 0) -> tupl
         findings += _examine_missing(root, policy, table)
         findings += judge_groups(platform, index.conf, devices)
         if not _hides_serials(policy):
-            findings += judge_in_force(daemon, devices)
+            findings += judge_in_force(daemon, policy.rules, devices)
     findings += judge_daemon(daemon)
     return worst_first(findings)
 

@@ -202,6 +202,6 @@ class Work:
             return Ending.DONE if outcome.changed else Ending.UNCHANGED
         if switch is not None and switch.steps.phase is Phase.STUCK:
             return Ending.STUCK
-        if not self.is_begun and error is not None and error.errno != errno.ENODEV:
+        if not self.is_begun and error is not None:
             return Ending.REFUSED
         return Ending.FAILED

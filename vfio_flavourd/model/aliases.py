@@ -129,8 +129,8 @@ class AliasTable:
 
     def _match(self, modalias: str, prefix: str, fallback: str, named: tuple[str, ...]) -> _Matched:
         text = flavoured(modalias, prefix) if prefix else parse_modalias(modalias).text
-        generic = Match(Source.FALLBACK, AliasLine("", _parse_named(fallback), ""))
-        found = [Match(Source.NAMED, AliasLine("", _parse_named(name), "")) for name in named]
+        generic = Match(Source.FALLBACK, AliasLine("", parse_driver_name(fallback), ""))
+        found = [Match(Source.NAMED, AliasLine("", parse_driver_name(name), "")) for name in named]
         warnings = list(self.warnings)
         if prefix and not named:
             found = list(self._find_matches(text, prefix))
@@ -220,7 +220,8 @@ def _has_lower_case_digits(fields: str) -> bool:
     return digits != digits.upper()
 
 
-def _parse_named(name: str) -> str:
+def parse_driver_name(name: str) -> str:
+    """The module that is called like a driver or a module. Raises FlavourError (EINVAL)."""
     module = find_module_name(name)
     if module is None:
         raise FlavourError(

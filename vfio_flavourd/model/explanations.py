@@ -137,14 +137,16 @@ EXPLANATIONS: dict[Code, Explanation] = {
         ("flavourctl list shows which device that is.", "Try again when it is done."),
     ),
     Code.TOO_MANY_REQUESTS: Explanation(
-        "too many writes of yours, or of all users, wait for their devices",
+        "too many writes or connections of yours, or of all users, are in use",
         (
             "A write to driver_flavour or use_vfio waits until the device has the flavour.",
-            "Of one user 16 wait at most, 32 of all users but root, and 500 of root.",
+            "Of one user 16 writes wait at most, 32 of all users but root, and 500 of root.",
+            "flavourctl, as any client, has a connection to the daemon until its call has ended.",
+            "To switch one user has 50, all but root 100, and root 100 more; to look 128, 300 and 100.",
         ),
         (
             "Try again when some have returned; flavourctl list shows which devices they wait for.",
-            "flavourctl set does not count among them.",
+            "What watches without end, as flavourctl monitor does, keeps its connection: see ss -xp.",
         ),
     ),
     Code.NO_IOMMU: Explanation(
@@ -305,8 +307,8 @@ EXPLANATIONS: dict[Code, Explanation] = {
         "no error: the device has the flavour, but by the generic driver instead of a better one",
         ("Every better candidate is rejected, could not be loaded, or refused the device.",),
         (
-            "flavourctl show DEV says why.",
-            "Without --strict this is a success.",
+            "flavourctl show DEV says why; without --strict this is a success.",
+            "When the cause is mended: flavourctl set DEV native, then flavourctl set DEV vfio.",
         ),
     ),
     Code.FAILED: Explanation(

@@ -154,7 +154,7 @@ class Ending(StrEnum):
 
     DONE = "done"
     UNCHANGED = "unchanged"  # it had the flavour already
-    REFUSED = "refused"  # by a guard, or its turn did not come; nothing was begun
+    REFUSED = "refused"  # no such device, a guard's word, or its turn did not come; nothing was begun
     FAILED = "failed"
     STUCK = "stuck"  # the kernel has not come back; recovery brings the device to an end
     GIVEN_UP = "given-up"  # by the one who asked, before anything was touched

@@ -141,6 +141,11 @@ class Rule:
     nodes: NodeAccess | None
     origin: str
 
+    @property
+    def reason(self) -> str:
+        """Why something was decided, where this rule did."""
+        return f"rule {self.name!r} ({self.origin})"
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -176,8 +181,7 @@ def decide(facts: Facts, policy: Policy, applied: str = "") -> Decision:
     for rule in policy.rules:
         match = replace(rule.match, driver=()) if rule.name == applied else rule.match
         if fits(match, facts):
-            reason = f"rule {rule.name!r} ({rule.origin})"
-            return Decision(rule, rule.flavour, rule.drivers, rule.settings, rule.nodes, reason)
+            return Decision(rule, rule.flavour, rule.drivers, rule.settings, rule.nodes, rule.reason)
     return decide_by_default(policy)
 
 

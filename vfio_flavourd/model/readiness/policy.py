@@ -7,7 +7,7 @@ from ..device import Device
 from ..flavour import Flavour
 from ..iommu_group import GroupMember, GroupState, Standing, find_groups, find_standing, tell_unbinding
 from ..modprobe_conf import ModprobeConf
-from ..policy import NoIommu, OthersInGroup
+from ..policy import Decision, NoIommu, OthersInGroup, Rule
 from .facts import Applied, Daemon, Platform, Present
 from .finding import Finding, State, name_some
 
@@ -55,12 +55,12 @@ def judge_daemon(daemon: Daemon) -> list[Finding]:
     return findings
 
 
-def judge_in_force(daemon: Daemon, devices: Sequence[Present]) -> list[Finding]:
-    """Whether the daemon goes by what is on disk."""
+def judge_in_force(daemon: Daemon, rules: Sequence[Rule], devices: Sequence[Present]) -> list[Finding]:
+    """Whether the daemon goes by what is on disk, which has these rules."""
     other = [
         present
         for present in devices
-        if daemon.decisions.get(str(present.address), present.decision.reason) != present.decision.reason
+        if not _is_gone_by(daemon.decisions.get(str(present.address)), rules, present.decision)
     ]
     if not other or daemon.policy_trouble:
         return []
@@ -70,6 +70,19 @@ def judge_in_force(daemon: Daemon, devices: Sequence[Present]) -> list[Finding]:
         f"{first.decision.reason}, and the daemon goes by: {daemon.decisions[str(first.address)]}"
     )
     return [Finding("policy", State.WARNING, what, "flavourctl reload")]
+
+
+def _is_gone_by(reason: str | None, rules: Sequence[Rule], decision: Decision) -> bool:
+    """The daemon, whose reason is given, knows serials that a device told before VFIO had it, and what was
+    applied by the driver that it had then: a rule by these may decide that does not match any more."""
+    if reason in (None, decision.reason):
+        return True
+    for rule in rules:
+        if rule is decision.rule:
+            return False
+        if rule.reason == reason:
+            return bool(rule.match.serial or rule.match.driver)
+    return False
 
 
 def judge_groups(platform: Platform, conf: ModprobeConf, devices: Sequence[Present]) -> list[Finding]:
