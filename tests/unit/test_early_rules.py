@@ -12,6 +12,7 @@ from udev_interpreter import FakeUdevDevice, apply, parse
 
 from vfio_flavourd import early, journal
 from vfio_flavourd.engine.early_rules import Update, find_notes, update_rules
+from vfio_flavourd.engine.policy import is_switched_off
 from vfio_flavourd.kernel.early_rules import (
     RULES,
     find_rebuild_command,
@@ -384,6 +385,30 @@ def test_rules_that_cannot_be_written_are_told(host: FakeHost, caplog: pytest.Lo
     host.write(host.rules.parent, "not a directory\n")
     assert early.main(host.root, owner=os.getuid()) == 1
     assert "Not a directory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "off"),
+    [
+        ("ro vfio_flavourd.policy=0", True),
+        ("vfio-flavourd.policy=no quiet", True),
+        ('vfio_flavourd.policy="off"', True),
+        ("vfio_flavourd.policy='0'", True),
+        ('"vfio_flavourd.policy=0"', True),
+        ("vfio_flavourd.policy=1 vfio_flavourd.policy=0", True),
+        ("vfio_flavourd.policy=0 vfio-flavourd.policy=1", False),
+        ("vfio_flavourd.policy", False),
+        ("rd.vfio_flavourd.policy=0", False),
+        ('say="a vfio_flavourd.policy=0 b"', False),
+        ("ro quiet", False),
+    ],
+)
+def test_the_switch_on_the_kernel_command_line_is_read_as_udev_reads_it(
+    tmp_path: Path, cmdline: str, off: bool
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cmdline").write_text(f"{cmdline}\n", encoding="ascii")
+    assert is_switched_off(tmp_path) is off
 
 
 def test_an_older_initramfs_is_found_the_running_kernels_first(host: FakeHost) -> None:
