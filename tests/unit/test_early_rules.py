@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -103,11 +104,20 @@ class FakeHost:
             carry=carry,
         )
 
+    def renumber(self, address: str) -> None:
+        """A card more is in the host, and the NIC's bus has another number."""
+        moved = self.nic.with_name(address)
+        self.nic.rename(moved)
+        devices = self.root / "sys/bus/pci/devices"
+        (devices / self.nic.name).unlink()
+        (devices / address).symlink_to(moved)
+        self.nic = moved
+
     def override(self) -> str | None:
         """What the rules on disk do with the NIC when it is found."""
         device = FakeUdevDevice(
-            "0000:01:00.0",
-            "/devices/pci0000:00/0000:00:1c.0/0000:01:00.0",
+            self.nic.name,
+            f"/devices/pci0000:00/0000:00:1c.0/{self.nic.name}",
             {
                 "vendor": "0x8086",
                 "device": "0x10d3",
@@ -244,6 +254,51 @@ def test_another_device_at_the_address_is_not_spared(host: FakeHost) -> None:
     text = read_rules(host.root)
     assert text is not None
     assert parse_header(text).spared == ()
+
+
+@pytest.mark.parametrize(("use", "in_use"), [(Use.ROOT, InUse.FORCE), (Use.ROUTE, InUse.REFUSE)])
+def test_what_the_host_uses_is_spared_where_a_card_more_gives_its_bus_another_number(
+    host: FakeHost, use: Use, in_use: InUse
+) -> None:
+    rule = make_rule(Match(device_class=("02",)), settings=Settings(in_use=in_use))
+    host.update(rule, find_users=used_by(use))
+    host.renumber("0000:02:00.0")
+    assert host.override() is None, "as made before, in an initramfs too"
+    host.update(rule, carry=True)
+    assert host.override() is None, "as made anew before anything is in use"
+    (spared,) = parse_header(read_rules(host.root) or "").spared
+    assert (str(spared.address), spared.slot) == ("0000:02:00.0", "0000:00:1c.0/00.0")
+
+
+def test_an_identical_device_in_another_slot_is_not_spared(host: FakeHost) -> None:
+    host.update(make_rule(), find_users=used_by(Use.ROOT))
+    other = host.root / "sys/devices/pci0000:00/0000:00:1d.0"
+    other.mkdir()
+    shutil.copytree(host.nic, other / "0000:03:00.0")
+    (host.root / "sys/bus/pci/devices/0000:03:00.0").symlink_to(other / "0000:03:00.0")
+    host.update(make_rule(), carry=True)
+    (spared,) = parse_header(read_rules(host.root) or "").spared
+    assert spared.address == NIC
+    text = read_rules(host.root) or ""
+    ids = {"vendor": "0x8086", "device": "0x10d3", "subsystem_vendor": "0x8086", "subsystem_device": "0xa01f"}
+    device = FakeUdevDevice(
+        "0000:03:00.0",
+        "/devices/pci0000:00/0000:00:1d.0/0000:03:00.0",
+        {**ids, "class": "0x020000", "modalias": "pci:v00008086d000010D3", "driver_override": "(null)"},
+        {"iommu_group"},
+    )
+    assert dict(apply(parse(text), device).written)["driver_override"] == GENERIC
+
+
+def test_a_spared_device_of_rules_without_slots_is_still_spared(host: FakeHost) -> None:
+    host.update(make_rule(), find_users=used_by(Use.ROUTE, "default route via eth0"))
+    text = host.rules.read_text(encoding="ascii")
+    host.write(host.rules, text.replace("used 0000:00:1c.0/00.0 ", "used "))
+    (spared,) = parse_header(host.rules.read_text(encoding="ascii")).spared
+    assert (spared.slot, spared.why) == ("", "default route via eth0")
+    host.update(make_rule(), carry=True)
+    assert host.override() is None
+    assert "0000:00:1c.0/00.0 default route" in host.rules.read_text(encoding="ascii")
 
 
 def test_wishes_that_last_are_kept_where_nobody_can_tell_them_yet(host: FakeHost) -> None:

@@ -6,15 +6,16 @@ is no route yet, and a device that is given away then can't be found in use any 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import __version__
 from ..kernel.claims import find_driverctl_override
 from ..kernel.early_rules import read_rules, write_rules
-from ..kernel.facts import read_facts
+from ..kernel.facts import find_pf, find_slot, read_facts
 from ..kernel.inventory import read_devices
 from ..kernel.sysfs import Sysfs
+from ..model.address import PciAddress
 from ..model.aliases import AliasTable
 from ..model.device import Device
 from ..model.errors import FlavourError
@@ -61,7 +62,7 @@ def update_rules(
     header = Header(
         version=__version__,
         sources=sources,
-        spared=_find_spared(devices, find_users, before.spared if carry else ()),
+        spared=_find_spared(sysfs, devices, find_users, before.spared if carry else ()),
         kept=before.kept if kept is None else kept,
     )
     compiled = _compile(root, policy, header, devices, sysfs=sysfs, table=table, host_name=host_name)
@@ -119,18 +120,32 @@ def _compile(
 
 
 def _find_spared(
-    devices: Iterable[Device], find_users: Callable[[Device], tuple[User, ...]], before: tuple[Spared, ...]
+    sysfs: Sysfs,
+    devices: Iterable[Device],
+    find_users: Callable[[Device], tuple[User, ...]],
+    before: tuple[Spared, ...],
 ) -> tuple[Spared, ...]:
-    found = {each.address: each for each in before}
+    devices = tuple(devices)
+    slots = {device.address: find_slot(device, find_pf(sysfs, device)) for device in devices}
+    at_address = {device.address: device for device in devices}
+    at_slot = {slots[device.address]: device for device in devices}
+    absent: list[Spared] = []
+    found: dict[PciAddress, Spared] = {}
+    for each in before:
+        # Where the buses are numbered anew another device may have its address.
+        there = at_slot.get(each.slot) if each.slot else at_address.get(each.address)
+        if there is None:
+            absent.append(each)
+        elif find_ids(there.identity) == each.ids and there.vfio_device is None:
+            found[there.address] = replace(each, address=there.address, slot=slots[there.address])
     for device in devices:
-        ids = find_ids(device.identity)
-        earlier = found.get(device.address)
-        if earlier is not None and (earlier.ids != ids or device.vfio_device is not None):
-            del found[device.address]
         users = [user for user in find_users(device) if user.use in _NEEDED | _USED]
         if users:
-            needed = any(user.use in _NEEDED for user in users)
             found[device.address] = Spared(
-                device.address, ids, needed, "; ".join(user.what for user in users)
+                address=device.address,
+                ids=find_ids(device.identity),
+                needed=any(user.use in _NEEDED for user in users),
+                why="; ".join(user.what for user in users),
+                slot=slots[device.address],
             )
-    return tuple(sorted(found.values(), key=lambda each: each.address))
+    return tuple(sorted((*absent, *found.values()), key=lambda each: each.address))

@@ -13,7 +13,7 @@ from .address import PciAddress
 from .modprobe_conf import AliasLine
 from .policy import VFIO, Facts, InUse, Match, NoIommu, Policy, Rule, decide
 from .udev_header import Header, Ids, Kept, comment, find_ids, render_header
-from .udev_match import any_of, hex_id, translate, widened
+from .udev_match import any_of, find_places, hex_id, translate, widened
 
 RULES_NAME = "79-vfio-flavourd-policy.rules"
 
@@ -230,8 +230,11 @@ def _spared_lines(header: Header, claimed: Iterable[PciAddress]) -> Iterator[str
     yield from (f'{key}, GOTO="vfio_flavour_end"' for key in claims)
     for each in sorted(header.spared, key=lambda spared: not spared.needed):
         yield comment(each.why)
-        keys = ", ".join((f'KERNEL=="{each.address}"', *_id_keys(each.ids)))
-        yield f'{keys}, GOTO="vfio_flavour_end"' if each.needed else f'{keys}, {_IN_USE}="1"'
+        then = 'GOTO="vfio_flavour_end"' if each.needed else f'{_IN_USE}="1"'
+        # On a root bus its address is its slot.
+        places = find_places(each.slot) if "/" in each.slot else ()
+        for key in (f'KERNEL=="{each.address}"', *any_of("DEVPATH", places)):
+            yield ", ".join((key, *_id_keys(each.ids), then))
 
 
 def _id_keys(ids: Ids) -> tuple[str, ...]:
