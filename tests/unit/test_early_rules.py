@@ -12,7 +12,7 @@ from test_udev_rules import EVIL, FLAVOURS, NIC, make_rule
 from udev_interpreter import FakeUdevDevice, apply, parse
 
 from vfio_flavourd import early, journal
-from vfio_flavourd.engine.early_rules import Update, find_notes, update_rules
+from vfio_flavourd.engine.early_rules import Occasion, Update, find_notes, update_rules
 from vfio_flavourd.engine.policy import is_switched_off
 from vfio_flavourd.kernel.early_rules import (
     RULES,
@@ -89,7 +89,7 @@ class FakeHost:
         *rules: Rule,
         find_users: FindUsers = unused,
         kept: tuple[Kept, ...] | None = None,
-        carry: bool = False,
+        occasion: Occasion = Occasion.ASKED,
         personalities: tuple[Personality, ...] = (),
     ) -> Update:
         return update_rules(
@@ -101,7 +101,7 @@ class FakeHost:
             find_users=find_users,
             host_name="virt1",
             kept=kept,
-            carry=carry,
+            occasion=occasion,
         )
 
     def renumber(self, address: str) -> None:
@@ -115,6 +115,8 @@ class FakeHost:
 
     def override(self) -> str | None:
         """What the rules on disk do with the NIC when it is found."""
+        if not self.rules.exists():
+            return None
         device = FakeUdevDevice(
             self.nic.name,
             f"/devices/pci0000:00/0000:00:1c.0/{self.nic.name}",
@@ -234,7 +236,7 @@ def test_a_use_that_ends_with_the_boot_spares_nothing(host: FakeHost, use: Use) 
 
 def test_what_was_seen_in_use_is_spared_until_a_person_asks_anew(host: FakeHost) -> None:
     host.update(make_rule(), find_users=used_by(Use.ROUTE))
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     assert host.override() is None
     host.update(make_rule())
     assert host.override() == GENERIC
@@ -243,14 +245,14 @@ def test_what_was_seen_in_use_is_spared_until_a_person_asks_anew(host: FakeHost)
 def test_what_vfio_has_by_now_is_not_spared_any_more(host: FakeHost) -> None:
     host.update(make_rule(), find_users=used_by(Use.ROUTE))
     (host.nic / "vfio-dev/vfio0").mkdir(parents=True)
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     assert host.override() == GENERIC
 
 
 def test_another_device_at_the_address_is_not_spared(host: FakeHost) -> None:
     host.update(make_rule(), find_users=used_by(Use.ROOT))
     host.write(host.nic / "modalias", "pci:v000010DEd00002230sv000010DEsd00000001bc03sc00i00\n")
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     text = read_rules(host.root)
     assert text is not None
     assert parse_header(text).spared == ()
@@ -264,7 +266,7 @@ def test_what_the_host_uses_is_spared_where_a_card_more_gives_its_bus_another_nu
     host.update(rule, find_users=used_by(use))
     host.renumber("0000:02:00.0")
     assert host.override() is None, "as made before, in an initramfs too"
-    host.update(rule, carry=True)
+    host.update(rule, occasion=Occasion.START)
     assert host.override() is None, "as made anew before anything is in use"
     (spared,) = parse_header(read_rules(host.root) or "").spared
     assert (str(spared.address), spared.slot) == ("0000:02:00.0", "0000:00:1c.0/00.0")
@@ -276,7 +278,7 @@ def test_an_identical_device_in_another_slot_is_not_spared(host: FakeHost) -> No
     other.mkdir()
     shutil.copytree(host.nic, other / "0000:03:00.0")
     (host.root / "sys/bus/pci/devices/0000:03:00.0").symlink_to(other / "0000:03:00.0")
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     (spared,) = parse_header(read_rules(host.root) or "").spared
     assert spared.address == NIC
     text = read_rules(host.root) or ""
@@ -296,7 +298,7 @@ def test_a_spared_device_of_rules_without_slots_is_still_spared(host: FakeHost) 
     host.write(host.rules, text.replace("used 0000:00:1c.0/00.0 ", "used "))
     (spared,) = parse_header(host.rules.read_text(encoding="ascii")).spared
     assert (spared.slot, spared.why) == ("", "default route via eth0")
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     assert host.override() is None
     assert "0000:00:1c.0/00.0 default route" in host.rules.read_text(encoding="ascii")
 
@@ -305,7 +307,7 @@ def test_wishes_that_last_are_kept_where_nobody_can_tell_them_yet(host: FakeHost
     wish = Kept(NIC, (0x8086, 0x10D3, 0x8086, 0xA01F), "native")
     host.update(make_rule(), kept=(wish,))
     assert host.override() is None
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     assert host.override() is None
     host.update(make_rule(), kept=())
     assert host.override() == GENERIC
@@ -412,11 +414,87 @@ def write_policy(host: FakeHost, flavour: str = "vfio") -> None:
         directory.chmod(0o755)
 
 
-def test_the_early_unit_compiles_what_is_installed(host: FakeHost) -> None:
-    write_policy(host)
+OTHER = make_rule(Match(vendor=(0x10DE,)))
+
+
+def boot(host: FakeHost) -> str | None:
+    """What the NIC gets, before anybody could use it."""
     assert early.main(host.root, owner=os.getuid()) == 0
-    assert host.override() == GENERIC
+    return host.override()
+
+
+def test_a_policy_that_was_edited_after_a_reload_holds_at_the_next_boot(host: FakeHost) -> None:
+    host.update(OTHER)
+    write_policy(host)
+    assert boot(host) == GENERIC
     assert not is_out_of_date(host)
+
+
+def test_a_first_policy_takes_nothing_before_a_daemon_has_had_it_in_force(
+    host: FakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in an image: next to nothing is in use yet, and nobody has ever looked."""
+    host.update()
+    write_policy(host)
+    for _ in range(2):
+        caplog.clear()
+        assert boot(host) is None
+        assert not host.rules.exists()
+        assert "no daemon has had this policy in force yet" in caplog.text
+    host.update(make_rule(), find_users=used_by(Use.ROUTE), occasion=Occasion.START)
+    caplog.clear()
+    assert boot(host) is None
+    assert "no daemon" not in caplog.text
+    host.update(make_rule())
+    assert boot(host) == GENERIC
+
+
+def test_rules_from_before_anything_was_in_use_say_nothing_of_what_is_free(host: FakeHost) -> None:
+    """A daemon starts before the address is there, and the policy is edited without a reload."""
+    host.update(OTHER)
+    host.update(OTHER, occasion=Occasion.START)
+    write_policy(host)
+    assert boot(host) is None
+    assert boot(host) is None, "no daemon was there in between"
+    host.update(make_rule(), occasion=Occasion.START)
+    assert boot(host) == GENERIC, "it has had its chance to refuse"
+
+
+def test_what_is_used_after_a_reload_is_not_free_any_more(host: FakeHost) -> None:
+    host.update(OTHER)
+    host.update(OTHER, occasion=Occasion.WISH)
+    text = host.rules.read_bytes()
+    write_policy(host)
+    assert boot(host) == GENERIC
+    host.rules.write_bytes(text)
+    host.update(OTHER, occasion=Occasion.WISH, find_users=used_by(Use.ADDRESS))
+    assert boot(host) is None
+
+
+def test_what_vfio_had_it_keeps_under_an_edited_policy(host: FakeHost) -> None:
+    (host.nic / "vfio-dev/vfio0").mkdir(parents=True)
+    host.update(make_rule(), occasion=Occasion.START)
+    shutil.rmtree(host.nic / "vfio-dev")
+    write_policy(host)
+    assert boot(host) == GENERIC
+    host.write(host.nic / "modalias", "pci:v00008086d00001533sv00008086sd0000A01Fbc02sc00i00\n")
+    host.write(host.policy / "20.yaml", "version: 1\n")
+    assert boot(host) is None, "it is another device"
+
+
+def test_another_kernels_variants_make_no_policy_that_is_new(host: FakeHost) -> None:
+    write_policy(host)
+    host.update(make_rule(), occasion=Occasion.START)
+    host.write(host.index, "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n")
+    assert is_out_of_date(host)
+    assert boot(host) == GENERIC
+    assert not is_out_of_date(host)
+
+
+def test_a_wish_that_lasts_holds_beside_a_new_policy(host: FakeHost) -> None:
+    host.update(kept=(Kept(NIC, (0x8086, 0x10D3, 0x8086, 0xA01F), "vfio"),), occasion=Occasion.WISH)
+    write_policy(host, flavour="native")
+    assert boot(host) == GENERIC
 
 
 def test_an_invalid_policy_leaves_the_rules_as_they_are(

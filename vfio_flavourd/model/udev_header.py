@@ -22,6 +22,7 @@ _SLOT = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7](?:/[0-9a-f+:.
 # A name's other bytes are written as they are: the shell script compares them with what stat(1) prints.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _NEEDED, _USED = "needed", "used"
+_FREE, _UNUSED = "free", "unused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,26 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Free:
+    """A device that the running host was seen to do without."""
+
+    address: PciAddress
+    ids: Ids
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """`sources` are the files it was made from, as `path size mtime`, with the bytes of a name that are no
-    text as `os.fsdecode()` has them; `host` is the host's name where a rule asks for it."""
+    text as `os.fsdecode()` has them; `host` is the host's name where a rule asks for it. `only_free` says
+    that no daemon has had the policy in force yet: its rules are for the devices in `free` alone."""
 
     version: str = ""
     sources: tuple[str, ...] = ()
     host: str = ""
     spared: tuple[Spared, ...] = ()
     kept: tuple[Kept, ...] = ()
+    free: tuple[Free, ...] = ()
+    only_free: bool = False
 
 
 def find_ids(identity: Identity) -> Ids:
@@ -78,6 +90,9 @@ def render_header(header: Header) -> list[str]:
         comment(f"kept: {' '.join((str(each.address), _ids(each.ids), each.flavour, *each.drivers))}")
         for each in header.kept
     ]
+    if header.only_free:
+        lines.append(f"# only: {_FREE}")
+    lines += [f"# {_FREE}: {each.address} {_ids(each.ids)} {_UNUSED}" for each in header.free]
     return lines
 
 
@@ -103,6 +118,10 @@ def parse_header(text: str) -> Header:
         host="".join(values.get("host", ())),
         spared=tuple(spared),
         kept=tuple(kept),
+        free=tuple(
+            Free(address, ids) for address, ids, word, _ in _devices(values.get(_FREE, ())) if word == _UNUSED
+        ),
+        only_free=_FREE in values.get("only", ()),
     )
 
 

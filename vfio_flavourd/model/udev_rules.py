@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from .address import PciAddress
 from .modprobe_conf import AliasLine
 from .policy import VFIO, Facts, InUse, Match, NoIommu, Policy, Rule, decide
-from .udev_header import Header, Ids, Kept, comment, find_ids, render_header
+from .udev_header import Free, Header, Ids, Kept, comment, find_ids, render_header
 from .udev_match import any_of, find_places, hex_id, translate, widened
 
 RULES_NAME = "79-vfio-flavourd-policy.rules"
@@ -71,6 +71,11 @@ RUN{{builtin}}+="kmod load vfio_pci"
 TEST=="/sys/bus/pci/drivers/{GENERIC}", ATTR{{[subsystem/pci]drivers_probe}}="$kernel"
 """
 
+_ONLY_FREE = (
+    "no daemon has had this policy in force yet: before their native drivers it gets only devices that VFIO "
+    "had or that a reload saw unused since the last boot; the daemon decides on the others"
+)
+
 _END = '\nLABEL="vfio_flavour_end"'
 
 
@@ -102,15 +107,22 @@ def compile_rules(
     the notes.
     """
     compiler = _Compiler(policy, tuple(variants), tuple(personal), host_name)
-    rules = [*(_as_rule(kept, policy) for kept in header.kept), *policy.rules]
+    rules = [_as_rule(kept, policy) for kept in header.kept]
+    first = len(rules) + 1
+    if header.free or not header.only_free:
+        rules += policy.rules
     body = [*_spared_lines(header, claimed)]
     for number, rule in enumerate(rules, 1):
+        if number == first and header.only_free:
+            body += _only_free_lines(header.free)
         body += ["", comment(f"{_shown(rule)} ({rule.origin}): {rule.flavour or 'says no flavour'}")]
         body += compiler.render(number, rule)
         if compiler.finished:
             break
     if any(rule.match.host for rule in policy.rules):
         header = replace(header, host=host_name)
+    if header.only_free and any(rule.flavour in policy.flavours for rule in policy.rules):
+        compiler.notes.append(_ONLY_FREE)
     notes = (*compiler.notes, *_notes_on_spared(policy, header, tuple(present)))
     lines = render_header(header)
     if not compiler.used:
@@ -235,6 +247,13 @@ def _spared_lines(header: Header, claimed: Iterable[PciAddress]) -> Iterator[str
         places = find_places(each.slot) if "/" in each.slot else ()
         for key in (f'KERNEL=="{each.address}"', *any_of("DEVPATH", places)):
             yield ", ".join((key, *_id_keys(each.ids), then))
+
+
+def _only_free_lines(free: Iterable[Free]) -> Iterator[str]:
+    yield from ("", "# The policy is new: what was not seen to be free is left to the daemon.")
+    for each in free:
+        yield _line((f'KERNEL=="{each.address}"', *_id_keys(each.ids)), "vfio_flavour_free")
+    yield from ('GOTO="vfio_flavour_end"', 'LABEL="vfio_flavour_free"')
 
 
 def _id_keys(ids: Ids) -> tuple[str, ...]:
