@@ -21,6 +21,7 @@ from vfio_flavourd.model.policy import (
     Match,
     NodeAccess,
     NoIommu,
+    OthersInGroup,
     Policy,
     Rule,
     Settings,
@@ -187,6 +188,13 @@ def test_a_named_driver_is_waited_for_unless_it_is_the_generic_one(
 ) -> None:
     facts = make_facts(ids=(0x15B3, 0x101E, 0x15B3, 0x0001))
     assert override_of(compiled(make_policy(make_rule(drivers=drivers))), facts) == override
+
+
+@pytest.mark.parametrize("drivers", [(), ("vfio-pci",)])
+def test_a_device_that_its_group_goes_with_waits_for_the_daemon(drivers: tuple[str, ...]) -> None:
+    together = Settings(group=OthersInGroup.TOGETHER)
+    rules = compiled(make_policy(make_rule(settings=together, drivers=drivers)))
+    assert override_of(rules, make_facts()) == PLACEHOLDER
 
 
 def test_a_flavour_of_ones_own_waits_for_the_daemon() -> None:

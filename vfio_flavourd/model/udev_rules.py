@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from .address import PciAddress
 from .modprobe_conf import AliasLine
-from .policy import VFIO, Facts, InUse, Match, NoIommu, Policy, Rule, decide
+from .policy import VFIO, Facts, InUse, Match, NoIommu, OthersInGroup, Policy, Rule, decide
 from .udev_header import Free, Header, Ids, Kept, comment, find_ids, render_header
 from .udev_match import any_of, find_places, hex_id, translate, widened
 
@@ -209,7 +209,9 @@ class _Compiler:
             prefix = VFIO.alias_prefix or ""
             for key in any_of("ATTR{modalias}", _widened(allowed, prefix, rule.match)):
                 yield f"{key}, {self._goto('vfio_flavour_placeholder')}"
-        yield self._goto("vfio_flavour_generic" if self._takes_generic(rule) else "vfio_flavour_placeholder")
+        # The daemon switches a group as a whole, and is done with a device that udev has had bound.
+        waits = rule.settings.group is OthersInGroup.TOGETHER or not self._takes_generic(rule)
+        yield self._goto("vfio_flavour_placeholder" if waits else "vfio_flavour_generic")
 
     def _goto(self, label: str) -> str:
         self.used.add(label)
