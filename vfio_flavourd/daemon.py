@@ -20,7 +20,7 @@ from .doors.protocol import CONTROL_SOCKET
 from .doors.uevents import UeventDoor
 from .doors.varlink import LOOKS, ManagerService, VarlinkDoor
 from .engine.changes import Changes
-from .engine.early_rules import update_rules
+from .engine.early_rules import Occasion, update_rules
 from .engine.engine import Engine
 from .engine.host import Host
 from .engine.ledger import Ledger
@@ -136,7 +136,7 @@ class Daemon:
                 self._hands.prepare()
             self._looker.prepare()
         self._engine.reconciler.lasting_wishes_changed = self._compile_wishes
-        self._spawn(self._compile(asked=False))
+        self._spawn(self._compile(Occasion.START))
         await stopped
         journal.notify("STOPPING=1")
         first_round.cancel()
@@ -180,7 +180,7 @@ class Daemon:
         finally:
             self._engine.metrics.refresh()
             journal.notify("READY=1")
-        await self._compile(asked=True)
+        await self._compile(Occasion.ASKED)
 
     def _reload_on_signal(self) -> None:
         self._spawn(self._reload_unheard())
@@ -190,9 +190,9 @@ class Daemon:
             await self._reload()
 
     async def _compile_wishes(self) -> None:
-        await self._compile(asked=False)
+        await self._compile(Occasion.WISH)
 
-    async def _compile(self, *, asked: bool) -> None:
+    async def _compile(self, occasion: Occasion) -> None:
         """Have the rules for early boot say what the policy says. It takes its time, since it looks who uses
         what, so it is done beside the rest; a device that was in use before counts as in use unless a person
         asks for a reload, who is told of a failure too: raises FlavourError (EIO)."""
@@ -210,7 +210,7 @@ class Daemon:
                     find_users=self._host.occupancy.find_users,
                     host_name=os.uname().nodename,
                     kept=self._engine.reconciler.wishes.find_kept(),
-                    carry=not asked,
+                    occasion=occasion,
                 )
             for note in update.notes:
                 _log.warning("%s", note)
@@ -222,7 +222,7 @@ class Daemon:
                 error,
                 extra=log_fields(MessageId.EARLY_RULES_OLD),
             )
-            if asked:
+            if occasion is Occasion.ASKED:
                 told = f"the policy is in force, but the rules for early boot stay as they are: {error}"
                 raise FlavourError(told, code=error.code, hint=error.hint) from error
         except Blocked:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import journal
 from .config.load import load_policy
-from .engine.early_rules import update_rules
+from .engine.early_rules import Occasion, update_rules
 from .kernel.early_rules import read_sources
 from .kernel.index import ModuleIndex
 from .kernel.occupancy import Occupancy
@@ -38,7 +38,7 @@ def main(root: Path = Path("/"), *, owner: int = 0) -> int:
             table=ModuleIndex(root, release).table(),
             find_users=Occupancy(below).find_users,
             host_name=host_name,
-            carry=True,
+            occasion=Occasion.BEFORE_UDEV,
         )
     except InvalidPolicyError as error:
         _log.error(

@@ -162,6 +162,7 @@ def test_a_policy_that_was_edited_without_a_reload_holds_at_the_next_boot(
     boots: Boots, host_after_boot: Host
 ) -> None:
     host = host_after_boot
+    reload(host)  # which sees that the device is in nobody's use
     write(host, POLICY + rule("more", f"address: {ROLES['hang'].bdf}", more="    driver: vfio-pci\n"))
     host.guest.reboot()
     boot = look_at_boot(host)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from test_udev_rules import EVIL, FLAVOURS, NIC, make_rule
 from udev_interpreter import FakeUdevDevice, apply, parse
 
 from vfio_flavourd import early, journal
-from vfio_flavourd.engine.early_rules import Update, find_notes, update_rules
+from vfio_flavourd.engine.early_rules import Occasion, Update, find_notes, update_rules
+from vfio_flavourd.engine.policy import is_switched_off
 from vfio_flavourd.kernel.early_rules import (
     RULES,
     find_rebuild_command,
@@ -87,7 +89,7 @@ class FakeHost:
         *rules: Rule,
         find_users: FindUsers = unused,
         kept: tuple[Kept, ...] | None = None,
-        carry: bool = False,
+        occasion: Occasion = Occasion.ASKED,
         personalities: tuple[Personality, ...] = (),
     ) -> Update:
         return update_rules(
@@ -99,14 +101,25 @@ class FakeHost:
             find_users=find_users,
             host_name="virt1",
             kept=kept,
-            carry=carry,
+            occasion=occasion,
         )
+
+    def renumber(self, address: str) -> None:
+        """A card more is in the host, and the NIC's bus has another number."""
+        moved = self.nic.with_name(address)
+        self.nic.rename(moved)
+        devices = self.root / "sys/bus/pci/devices"
+        (devices / self.nic.name).unlink()
+        (devices / address).symlink_to(moved)
+        self.nic = moved
 
     def override(self) -> str | None:
         """What the rules on disk do with the NIC when it is found."""
+        if not self.rules.exists():
+            return None
         device = FakeUdevDevice(
-            "0000:01:00.0",
-            "/devices/pci0000:00/0000:00:1c.0/0000:01:00.0",
+            self.nic.name,
+            f"/devices/pci0000:00/0000:00:1c.0/{self.nic.name}",
             {
                 "vendor": "0x8086",
                 "device": "0x10d3",
@@ -223,7 +236,7 @@ def test_a_use_that_ends_with_the_boot_spares_nothing(host: FakeHost, use: Use) 
 
 def test_what_was_seen_in_use_is_spared_until_a_person_asks_anew(host: FakeHost) -> None:
     host.update(make_rule(), find_users=used_by(Use.ROUTE))
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     assert host.override() is None
     host.update(make_rule())
     assert host.override() == GENERIC
@@ -232,24 +245,69 @@ def test_what_was_seen_in_use_is_spared_until_a_person_asks_anew(host: FakeHost)
 def test_what_vfio_has_by_now_is_not_spared_any_more(host: FakeHost) -> None:
     host.update(make_rule(), find_users=used_by(Use.ROUTE))
     (host.nic / "vfio-dev/vfio0").mkdir(parents=True)
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     assert host.override() == GENERIC
 
 
 def test_another_device_at_the_address_is_not_spared(host: FakeHost) -> None:
     host.update(make_rule(), find_users=used_by(Use.ROOT))
     host.write(host.nic / "modalias", "pci:v000010DEd00002230sv000010DEsd00000001bc03sc00i00\n")
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     text = read_rules(host.root)
     assert text is not None
     assert parse_header(text).spared == ()
+
+
+@pytest.mark.parametrize(("use", "in_use"), [(Use.ROOT, InUse.FORCE), (Use.ROUTE, InUse.REFUSE)])
+def test_what_the_host_uses_is_spared_where_a_card_more_gives_its_bus_another_number(
+    host: FakeHost, use: Use, in_use: InUse
+) -> None:
+    rule = make_rule(Match(device_class=("02",)), settings=Settings(in_use=in_use))
+    host.update(rule, find_users=used_by(use))
+    host.renumber("0000:02:00.0")
+    assert host.override() is None, "as made before, in an initramfs too"
+    host.update(rule, occasion=Occasion.START)
+    assert host.override() is None, "as made anew before anything is in use"
+    (spared,) = parse_header(read_rules(host.root) or "").spared
+    assert (str(spared.address), spared.slot) == ("0000:02:00.0", "0000:00:1c.0/00.0")
+
+
+def test_an_identical_device_in_another_slot_is_not_spared(host: FakeHost) -> None:
+    host.update(make_rule(), find_users=used_by(Use.ROOT))
+    other = host.root / "sys/devices/pci0000:00/0000:00:1d.0"
+    other.mkdir()
+    shutil.copytree(host.nic, other / "0000:03:00.0")
+    (host.root / "sys/bus/pci/devices/0000:03:00.0").symlink_to(other / "0000:03:00.0")
+    host.update(make_rule(), occasion=Occasion.START)
+    (spared,) = parse_header(read_rules(host.root) or "").spared
+    assert spared.address == NIC
+    text = read_rules(host.root) or ""
+    ids = {"vendor": "0x8086", "device": "0x10d3", "subsystem_vendor": "0x8086", "subsystem_device": "0xa01f"}
+    device = FakeUdevDevice(
+        "0000:03:00.0",
+        "/devices/pci0000:00/0000:00:1d.0/0000:03:00.0",
+        {**ids, "class": "0x020000", "modalias": "pci:v00008086d000010D3", "driver_override": "(null)"},
+        {"iommu_group"},
+    )
+    assert dict(apply(parse(text), device).written)["driver_override"] == GENERIC
+
+
+def test_a_spared_device_of_rules_without_slots_is_still_spared(host: FakeHost) -> None:
+    host.update(make_rule(), find_users=used_by(Use.ROUTE, "default route via eth0"))
+    text = host.rules.read_text(encoding="ascii")
+    host.write(host.rules, text.replace("used 0000:00:1c.0/00.0 ", "used "))
+    (spared,) = parse_header(host.rules.read_text(encoding="ascii")).spared
+    assert (spared.slot, spared.why) == ("", "default route via eth0")
+    host.update(make_rule(), occasion=Occasion.START)
+    assert host.override() is None
+    assert "0000:00:1c.0/00.0 default route" in host.rules.read_text(encoding="ascii")
 
 
 def test_wishes_that_last_are_kept_where_nobody_can_tell_them_yet(host: FakeHost) -> None:
     wish = Kept(NIC, (0x8086, 0x10D3, 0x8086, 0xA01F), "native")
     host.update(make_rule(), kept=(wish,))
     assert host.override() is None
-    host.update(make_rule(), carry=True)
+    host.update(make_rule(), occasion=Occasion.START)
     assert host.override() is None
     host.update(make_rule(), kept=())
     assert host.override() == GENERIC
@@ -356,11 +414,87 @@ def write_policy(host: FakeHost, flavour: str = "vfio") -> None:
         directory.chmod(0o755)
 
 
-def test_the_early_unit_compiles_what_is_installed(host: FakeHost) -> None:
-    write_policy(host)
+OTHER = make_rule(Match(vendor=(0x10DE,)))
+
+
+def boot(host: FakeHost) -> str | None:
+    """What the NIC gets, before anybody could use it."""
     assert early.main(host.root, owner=os.getuid()) == 0
-    assert host.override() == GENERIC
+    return host.override()
+
+
+def test_a_policy_that_was_edited_after_a_reload_holds_at_the_next_boot(host: FakeHost) -> None:
+    host.update(OTHER)
+    write_policy(host)
+    assert boot(host) == GENERIC
     assert not is_out_of_date(host)
+
+
+def test_a_first_policy_takes_nothing_before_a_daemon_has_had_it_in_force(
+    host: FakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in an image: next to nothing is in use yet, and nobody has ever looked."""
+    host.update()
+    write_policy(host)
+    for _ in range(2):
+        caplog.clear()
+        assert boot(host) is None
+        assert not host.rules.exists()
+        assert "no daemon has had this policy in force yet" in caplog.text
+    host.update(make_rule(), find_users=used_by(Use.ROUTE), occasion=Occasion.START)
+    caplog.clear()
+    assert boot(host) is None
+    assert "no daemon" not in caplog.text
+    host.update(make_rule())
+    assert boot(host) == GENERIC
+
+
+def test_rules_from_before_anything_was_in_use_say_nothing_of_what_is_free(host: FakeHost) -> None:
+    """A daemon starts before the address is there, and the policy is edited without a reload."""
+    host.update(OTHER)
+    host.update(OTHER, occasion=Occasion.START)
+    write_policy(host)
+    assert boot(host) is None
+    assert boot(host) is None, "no daemon was there in between"
+    host.update(make_rule(), occasion=Occasion.START)
+    assert boot(host) == GENERIC, "it has had its chance to refuse"
+
+
+def test_what_is_used_after_a_reload_is_not_free_any_more(host: FakeHost) -> None:
+    host.update(OTHER)
+    host.update(OTHER, occasion=Occasion.WISH)
+    text = host.rules.read_bytes()
+    write_policy(host)
+    assert boot(host) == GENERIC
+    host.rules.write_bytes(text)
+    host.update(OTHER, occasion=Occasion.WISH, find_users=used_by(Use.ADDRESS))
+    assert boot(host) is None
+
+
+def test_what_vfio_had_it_keeps_under_an_edited_policy(host: FakeHost) -> None:
+    (host.nic / "vfio-dev/vfio0").mkdir(parents=True)
+    host.update(make_rule(), occasion=Occasion.START)
+    shutil.rmtree(host.nic / "vfio-dev")
+    write_policy(host)
+    assert boot(host) == GENERIC
+    host.write(host.nic / "modalias", "pci:v00008086d00001533sv00008086sd0000A01Fbc02sc00i00\n")
+    host.write(host.policy / "20.yaml", "version: 1\n")
+    assert boot(host) is None, "it is another device"
+
+
+def test_another_kernels_variants_make_no_policy_that_is_new(host: FakeHost) -> None:
+    write_policy(host)
+    host.update(make_rule(), occasion=Occasion.START)
+    host.write(host.index, "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n")
+    assert is_out_of_date(host)
+    assert boot(host) == GENERIC
+    assert not is_out_of_date(host)
+
+
+def test_a_wish_that_lasts_holds_beside_a_new_policy(host: FakeHost) -> None:
+    host.update(kept=(Kept(NIC, (0x8086, 0x10D3, 0x8086, 0xA01F), "vfio"),), occasion=Occasion.WISH)
+    write_policy(host, flavour="native")
+    assert boot(host) == GENERIC
 
 
 def test_an_invalid_policy_leaves_the_rules_as_they_are(
@@ -384,6 +518,30 @@ def test_rules_that_cannot_be_written_are_told(host: FakeHost, caplog: pytest.Lo
     host.write(host.rules.parent, "not a directory\n")
     assert early.main(host.root, owner=os.getuid()) == 1
     assert "Not a directory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "off"),
+    [
+        ("ro vfio_flavourd.policy=0", True),
+        ("vfio-flavourd.policy=no quiet", True),
+        ('vfio_flavourd.policy="off"', True),
+        ("vfio_flavourd.policy='0'", True),
+        ('"vfio_flavourd.policy=0"', True),
+        ("vfio_flavourd.policy=1 vfio_flavourd.policy=0", True),
+        ("vfio_flavourd.policy=0 vfio-flavourd.policy=1", False),
+        ("vfio_flavourd.policy", False),
+        ("rd.vfio_flavourd.policy=0", False),
+        ('say="a vfio_flavourd.policy=0 b"', False),
+        ("ro quiet", False),
+    ],
+)
+def test_the_switch_on_the_kernel_command_line_is_read_as_udev_reads_it(
+    tmp_path: Path, cmdline: str, off: bool
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cmdline").write_text(f"{cmdline}\n", encoding="ascii")
+    assert is_switched_off(tmp_path) is off
 
 
 def test_an_older_initramfs_is_found_the_running_kernels_first(host: FakeHost) -> None:

@@ -1841,6 +1841,19 @@ def test_a_device_that_the_early_rules_kept_goes_to_vfio_and_home_to_the_kernels
     run_at_once(run())
 
 
+def test_a_device_that_the_early_rules_kept_takes_its_group_along(kernel: FakeKernel) -> None:
+    device = kept_from_its_driver(kernel)
+    audio = kernel.add_device("0000:01:00.1", 0x1234, 0x5678)
+    kernel.add_native(audio, "other")
+
+    async def run() -> None:
+        together = replace(QUICK, group=OthersInGroup.TOGETHER)
+        await start(kernel, policy(rule("vfio", settings=together, device=(0x10D3,))))
+        assert (has(device), has(audio)) == (VFIO, VFIO)
+
+    run_at_once(run())
+
+
 def test_a_device_that_the_early_rules_kept_can_be_made_native_where_vfio_can_not_be_had(
     kernel: FakeKernel,
 ) -> None:

@@ -21,12 +21,13 @@ from vfio_flavourd.model.policy import (
     Match,
     NodeAccess,
     NoIommu,
+    OthersInGroup,
     Policy,
     Rule,
     Settings,
     decide,
 )
-from vfio_flavourd.model.udev_header import Header, Kept, Spared, find_ids, parse_header
+from vfio_flavourd.model.udev_header import Free, Header, Kept, Spared, find_ids, parse_header
 from vfio_flavourd.model.udev_match import translate, widened
 from vfio_flavourd.model.udev_rules import GENERIC, PLACEHOLDER, Compiled, compile_rules
 
@@ -189,6 +190,13 @@ def test_a_named_driver_is_waited_for_unless_it_is_the_generic_one(
     assert override_of(compiled(make_policy(make_rule(drivers=drivers))), facts) == override
 
 
+@pytest.mark.parametrize("drivers", [(), ("vfio-pci",)])
+def test_a_device_that_its_group_goes_with_waits_for_the_daemon(drivers: tuple[str, ...]) -> None:
+    together = Settings(group=OthersInGroup.TOGETHER)
+    rules = compiled(make_policy(make_rule(settings=together, drivers=drivers)))
+    assert override_of(rules, make_facts()) == PLACEHOLDER
+
+
 def test_a_flavour_of_ones_own_waits_for_the_daemon() -> None:
     rules = compiled(make_policy(make_rule(flavour="uio")))
     assert override_of(rules, make_facts(group=None)) == PLACEHOLDER
@@ -287,6 +295,20 @@ def test_no_rule_takes_what_the_host_needs_and_only_force_what_it_uses(needed: b
     assert compiled(make_policy(make_rule()), head, present=(another,)).notes == ()
 
 
+def test_rules_for_what_is_free_alone_take_that_and_nothing_else() -> None:
+    facts, other = make_facts(), make_facts("0000:02:00.0")
+    another = make_facts(ids=(0x8086, 0x1533, 0x8086, 0xA01F))
+    free = (Free(NIC, find_ids(facts.device.identity)),)
+    rules = compiled(make_policy(make_rule()), Header(free=free, only_free=True))
+    assert [override_of(rules, each) for each in (facts, other, another)] == [GENERIC, None, None]
+    assert rules.notes[0].startswith("no daemon has had this policy in force yet")
+    everything = compiled(make_policy(make_rule()), Header(free=free))
+    assert [override_of(everything, each) for each in (facts, other, another)] == [GENERIC] * 3
+    nothing = compiled(make_policy(make_rule()), Header(only_free=True))
+    assert not nothing.acts
+    assert compiled(make_policy(make_rule(flavour="native")), Header(only_free=True)).notes == ()
+
+
 def test_a_wish_by_hand_stands_above_the_rules() -> None:
     facts, other = make_facts(), make_facts("0000:02:00.0")
     ids = find_ids(facts.device.identity)
@@ -382,8 +404,13 @@ def test_the_header_is_read_back() -> None:
         "0.1.0",
         ("/etc/vfio-flavourd/policy.d/10.yaml 12 1700000000.000000001",),
         "",
-        (Spared(NIC, (1, 2, 3, 4), True, "root on nvme0n1"), Spared(NIC, (1, 2, 3, 5), False, "")),
+        (
+            Spared(NIC, (1, 2, 3, 4), True, "root on nvme0n1", "0000:00:1c.0/+1:00.0"),
+            Spared(NIC, (1, 2, 3, 5), False, ""),
+        ),
         (Kept(NIC, (1, 2, 3, 4), "vfio", ("a", "b")),),
+        (Free(NIC, (1, 2, 3, 4)), Free(NIC, (1, 2, 3, 5))),
+        only_free=True,
     )
     assert parse_header(compiled(make_policy(make_rule()), head).text) == head
     assert parse_header("garbage\n# spared: x\n# kept: 0000:01:00.0 1:2 vfio\n") == Header()

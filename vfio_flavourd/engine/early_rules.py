@@ -2,32 +2,46 @@
 
 What the daemon would refuse to take from the running host, the rules leave to it at the next boot. What was
 seen in use once counts until it is seen free: when the system comes up next to nothing is mounted and there
-is no route yet, and a device that is given away then can't be found in use any more.
+is no route yet, and a device that is given away then can't be found in use any more. So for a policy that no
+daemon has had in force yet only devices are taken then that were seen free before.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from .. import __version__
 from ..kernel.claims import find_driverctl_override
-from ..kernel.early_rules import read_rules, write_rules
-from ..kernel.facts import read_facts
+from ..kernel.early_rules import find_policy, read_rules, write_rules
+from ..kernel.facts import find_pf, find_slot, read_facts
 from ..kernel.inventory import read_devices
 from ..kernel.sysfs import Sysfs
+from ..model.address import PciAddress
 from ..model.aliases import AliasTable
 from ..model.device import Device
 from ..model.errors import FlavourError
+from ..model.flavour import Flavour, find_flavour
 from ..model.occupancy import Use, User
 from ..model.policy import VFIO, Policy
-from ..model.udev_header import Header, Kept, Spared, find_ids, parse_header
+from ..model.udev_header import Free, Header, Kept, Spared, find_ids, parse_header
 from ..model.udev_rules import Compiled, compile_rules
+from .policy import PolicyInForce
 
 # Without these the host stops on its way up, in an emergency shell at best.
 _NEEDED = frozenset({Use.ROOT, Use.MOUNT, Use.SWAP, Use.HOLDER})
 
 # Uses that come back with each boot, where the native driver does.
 _USED = frozenset({Use.ROUTE, Use.ADDRESS, Use.PORT, Use.NETWORK_STORAGE, Use.DISPLAY})
+
+
+class Occasion(StrEnum):
+    """When the rules are made: until a person says so, what will be in use may not be yet."""
+
+    BEFORE_UDEV = "before udev"
+    START = "a daemon has started"
+    WISH = "a lasting wish"
+    ASKED = "a reload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +62,37 @@ def update_rules(
     find_users: Callable[[Device], tuple[User, ...]],
     host_name: str,
     kept: tuple[Kept, ...] | None = None,
-    carry: bool,
+    occasion: Occasion,
 ) -> Update:
     """Write them where they differ. May take its time: it looks who uses each device. Raises FlavourError.
 
     `sources` are those of `read_sources()`, from before the policy was read. `kept` are wishes by hand, None
-    for those that the rules name already. `carry` also keeps what they spare already, unless VFIO has it by
-    now; without it only what is in use at this moment counts, as when a person asks.
+    for those that the rules name already. What they spare already stays so, unless VFIO has it by now or a
+    person asks. What was seen free counts until the next daemon starts.
     """
     before = parse_header(read_rules(root) or "")
     devices = read_devices(sysfs, policy.personalities)
+    pfs = {device.address: find_pf(sysfs, device) for device in devices}
+    slots = {device.address: find_slot(device, pfs[device.address]) for device in devices}
+    asked = occasion is Occasion.ASKED
+    spared = _find_spared(devices, slots, find_users, () if asked else before.spared)
+    # A card has its VFs made long after.
+    endpoints = [device for device in devices if not (device.is_bridge or pfs[device.address])]
+    modules = PolicyInForce(policy).find_modules(table)
+    given = [
+        device
+        for device in endpoints
+        if asked or find_flavour(device.vfio_device, device.driver_module, modules) != Flavour.NATIVE
+    ]
+    remembered = before.free if occasion in (Occasion.BEFORE_UDEV, Occasion.WISH) else ()
+    is_known = find_policy(before.sources) == find_policy(sources) and before.host in ("", host_name)
     header = Header(
         version=__version__,
         sources=sources,
-        spared=_find_spared(devices, find_users, before.spared if carry else ()),
+        spared=spared,
         kept=before.kept if kept is None else kept,
+        free=_find_free(endpoints, given, spared, remembered),
+        only_free=occasion is Occasion.BEFORE_UDEV and (before.only_free or not is_known),
     )
     compiled = _compile(root, policy, header, devices, sysfs=sysfs, table=table, host_name=host_name)
     return Update(write_rules(root, compiled), compiled.notes)
@@ -119,18 +149,41 @@ def _compile(
 
 
 def _find_spared(
-    devices: Iterable[Device], find_users: Callable[[Device], tuple[User, ...]], before: tuple[Spared, ...]
+    devices: Iterable[Device],
+    slots: Mapping[PciAddress, str],
+    find_users: Callable[[Device], tuple[User, ...]],
+    before: tuple[Spared, ...],
 ) -> tuple[Spared, ...]:
-    found = {each.address: each for each in before}
+    at_address = {device.address: device for device in devices}
+    at_slot = {slots[device.address]: device for device in devices}
+    absent: list[Spared] = []
+    found: dict[PciAddress, Spared] = {}
+    for each in before:
+        # Where the buses are numbered anew another device may have its address.
+        there = at_slot.get(each.slot) if each.slot else at_address.get(each.address)
+        if there is None:
+            absent.append(each)
+        elif find_ids(there.identity) == each.ids and there.vfio_device is None:
+            found[there.address] = replace(each, address=there.address, slot=slots[there.address])
     for device in devices:
-        ids = find_ids(device.identity)
-        earlier = found.get(device.address)
-        if earlier is not None and (earlier.ids != ids or device.vfio_device is not None):
-            del found[device.address]
         users = [user for user in find_users(device) if user.use in _NEEDED | _USED]
         if users:
-            needed = any(user.use in _NEEDED for user in users)
             found[device.address] = Spared(
-                device.address, ids, needed, "; ".join(user.what for user in users)
+                address=device.address,
+                ids=find_ids(device.identity),
+                needed=any(user.use in _NEEDED for user in users),
+                why="; ".join(user.what for user in users),
+                slot=slots[device.address],
             )
-    return tuple(sorted(found.values(), key=lambda each: each.address))
+    return tuple(sorted((*absent, *found.values()), key=lambda each: each.address))
+
+
+def _find_free(
+    devices: Iterable[Device], given: Iterable[Device], spared: Iterable[Spared], before: Iterable[Free]
+) -> tuple[Free, ...]:
+    """`given` are those that the host does without now, unless they are spared; `before` are from earlier."""
+    now = {device.address: Free(device.address, find_ids(device.identity)) for device in devices}
+    used = {each.address for each in spared}
+    found = {each for each in before if now.get(each.address, each) == each}
+    found |= {now[device.address] for device in given}
+    return tuple(sorted((each for each in found if each.address not in used), key=lambda each: each.address))

@@ -1,6 +1,7 @@
 """The policy that is in force: the last good set of files."""
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..model.aliases import AliasTable
 from ..model.device import Device
 from ..model.flavour import Flavour
 from ..model.message_ids import MessageId, log_fields
+from ..model.modprobe_conf import split_parameters
 from ..model.policy import Policy
 from ..model.udev_rules import SWITCH
 from .whole_file import write_whole_file
@@ -22,12 +24,21 @@ ModulesOfFlavours = Mapping[Flavour, frozenset[str]]
 
 
 def is_switched_off(root: Path) -> bool:
-    """For a host that its policy keeps from coming up; the rules for early boot look at the same."""
+    """For a host that its policy keeps from coming up; the rules for early boot look at the same.
+
+    As udev reads it: without quotes, `-` in the name is `_`, and the last one counts (proc_cmdline_get_key()
+    in systemd's proc-cmdline.c).
+    """
     try:
-        words = (root / "proc/cmdline").read_text(encoding="ascii", errors="replace").split()
+        text = (root / "proc/cmdline").read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
-    return any(f"{SWITCH}={no}" in words for no in ("0", "no", "off"))
+    said = ""
+    for word in split_parameters(text):
+        key, equals, value = re.sub("[\"']", "", word).partition("=")
+        if equals and key.replace("-", "_") == SWITCH:
+            said = value
+    return said in ("0", "no", "off")
 
 
 def has_files(root: Path) -> bool:

@@ -62,6 +62,11 @@ def read_sources(root: Path, release: str) -> tuple[str, ...]:
     return tuple(sorted(lines, key=os.fsencode))
 
 
+def find_policy(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that are files of the policy."""
+    return tuple(source for source in sources if "/vfio-flavourd/policy.d/" in source)
+
+
 def read_rules(root: Path) -> str | None:
     """Raises FlavourError where they are there but can't be read."""
     try:

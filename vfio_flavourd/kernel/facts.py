@@ -31,7 +31,7 @@ def read_facts(
     where a rule asks for a serial and none is known: a driver that has come since may tell another one, its
     configuration space does not. Raises nothing for a device that goes away: it has fewer facts then.
     """
-    pf = _find_pf(sysfs, device)
+    pf = find_pf(sysfs, device)
     facts = Facts(
         device=device,
         slot=find_slot(device, pf),
@@ -95,7 +95,7 @@ def _read_all(sysfs: Sysfs, device: Device, paths: Iterable[str]) -> tuple[str, 
     return tuple(serial for serial in found if serial)
 
 
-def _find_pf(sysfs: Sysfs, device: Device) -> PciAddress | None:
+def find_pf(sysfs: Sysfs, device: Device) -> PciAddress | None:
     name = sysfs.find_link(f"{device.path}/physfn")
     return None if name is None else parse_address(name)
 

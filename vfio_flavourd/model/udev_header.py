@@ -18,14 +18,17 @@ _MADE_BY = (
     "# Made by vfio-flavourd of its policy, do not edit: change the policy, then run `flavourctl reload`."
 )
 _DEVICE = re.compile(r"(\S+) ((?:[0-9a-f]{4,5}:?){4}) (\S+) ?(.*)", re.ASCII)
+_SLOT = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7](?:/[0-9a-f+:.]+)*", re.ASCII)
 # A name's other bytes are written as they are: the shell script compares them with what stat(1) prints.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _NEEDED, _USED = "needed", "used"
+_FREE, _UNUSED = "free", "unused"
 
 
 @dataclass(frozen=True, slots=True)
 class Spared:
     """A device that the host uses. `ids` are vendor, device and those of its subsystem, `why` is for people.
+    Its address is another one once a card more has the buses numbered anew; its `slot` (see `Facts`) stays.
 
     `needed` is what the host can't come up without (root, what is mounted, swap): no rule gets it. Anything
     else is spared by rules that would not take it away from a running host either (`in_use: refuse`).
@@ -35,6 +38,7 @@ class Spared:
     ids: Ids
     needed: bool
     why: str
+    slot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +52,26 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Free:
+    """A device that the running host was seen to do without."""
+
+    address: PciAddress
+    ids: Ids
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """`sources` are the files it was made from, as `path size mtime`, with the bytes of a name that are no
-    text as `os.fsdecode()` has them; `host` is the host's name where a rule asks for it."""
+    text as `os.fsdecode()` has them; `host` is the host's name where a rule asks for it. `only_free` says
+    that no daemon has had the policy in force yet: its rules are for the devices in `free` alone."""
 
     version: str = ""
     sources: tuple[str, ...] = ()
     host: str = ""
     spared: tuple[Spared, ...] = ()
     kept: tuple[Kept, ...] = ()
+    free: tuple[Free, ...] = ()
+    only_free: bool = False
 
 
 def find_ids(identity: Identity) -> Ids:
@@ -68,14 +83,16 @@ def render_header(header: Header) -> list[str]:
     lines += [f"# source: {_CONTROLS.sub('?', source)}" for source in header.sources]
     if header.host:
         lines.append(comment(f"host: {header.host}"))
-    lines += [
-        comment(f"spared: {each.address} {_ids(each.ids)} {_NEEDED if each.needed else _USED} {each.why}")
-        for each in header.spared
-    ]
+    for each in header.spared:
+        word, slot = _NEEDED if each.needed else _USED, f"{each.slot} " if each.slot else ""
+        lines.append(comment(f"spared: {each.address} {_ids(each.ids)} {word} {slot}{each.why}"))
     lines += [
         comment(f"kept: {' '.join((str(each.address), _ids(each.ids), each.flavour, *each.drivers))}")
         for each in header.kept
     ]
+    if header.only_free:
+        lines.append(f"# only: {_FREE}")
+    lines += [f"# {_FREE}: {each.address} {_ids(each.ids)} {_UNUSED}" for each in header.free]
     return lines
 
 
@@ -89,7 +106,10 @@ def parse_header(text: str) -> Header:
     spared, kept = [], []
     for address, ids, word, rest in _devices(values.get("spared", ())):
         if word in (_NEEDED, _USED):
-            spared.append(Spared(address, ids, word == _NEEDED, rest))
+            slot, _, why = rest.partition(" ")
+            if not _SLOT.fullmatch(slot):
+                slot, why = "", rest
+            spared.append(Spared(address, ids, word == _NEEDED, why, slot))
     for address, ids, word, rest in _devices(values.get("kept", ())):
         kept.append(Kept(address, ids, word, tuple(rest.split())))
     return Header(
@@ -98,6 +118,10 @@ def parse_header(text: str) -> Header:
         host="".join(values.get("host", ())),
         spared=tuple(spared),
         kept=tuple(kept),
+        free=tuple(
+            Free(address, ids) for address, ids, word, _ in _devices(values.get(_FREE, ())) if word == _UNUSED
+        ),
+        only_free=_FREE in values.get("only", ()),
     )
 
 

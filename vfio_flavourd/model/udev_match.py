@@ -137,6 +137,12 @@ def _places(slot: re.Match[str]) -> tuple[str, ...]:
     return (root + in_domain, f"{root}/pci?????:??{behind_vmd}")
 
 
+def find_places(slot: str) -> tuple[str, ...]:
+    """The DEVPATH of what is in a slot, whatever the buses are numbered; none where udev can't compare it."""
+    found = _SLOT.fullmatch(slot)
+    return () if found is None or "+" in slot else _places(found)
+
+
 def any_of(key: str, values: Iterable[str]) -> tuple[str, ...]:
     """One `key=="a|b"`, or several where that would be too long; none for no values."""
     keys: list[str] = []

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from .address import PciAddress
 from .modprobe_conf import AliasLine
-from .policy import VFIO, Facts, InUse, Match, NoIommu, Policy, Rule, decide
-from .udev_header import Header, Ids, Kept, comment, find_ids, render_header
-from .udev_match import any_of, hex_id, translate, widened
+from .policy import VFIO, Facts, InUse, Match, NoIommu, OthersInGroup, Policy, Rule, decide
+from .udev_header import Free, Header, Ids, Kept, comment, find_ids, render_header
+from .udev_match import any_of, find_places, hex_id, translate, widened
 
 RULES_NAME = "79-vfio-flavourd-policy.rules"
 
@@ -71,6 +71,11 @@ RUN{{builtin}}+="kmod load vfio_pci"
 TEST=="/sys/bus/pci/drivers/{GENERIC}", ATTR{{[subsystem/pci]drivers_probe}}="$kernel"
 """
 
+_ONLY_FREE = (
+    "no daemon has had this policy in force yet: before their native drivers it gets only devices that VFIO "
+    "had or that a reload saw unused since the last boot; the daemon decides on the others"
+)
+
 _END = '\nLABEL="vfio_flavour_end"'
 
 
@@ -102,15 +107,22 @@ def compile_rules(
     the notes.
     """
     compiler = _Compiler(policy, tuple(variants), tuple(personal), host_name)
-    rules = [*(_as_rule(kept, policy) for kept in header.kept), *policy.rules]
+    rules = [_as_rule(kept, policy) for kept in header.kept]
+    first = len(rules) + 1
+    if header.free or not header.only_free:
+        rules += policy.rules
     body = [*_spared_lines(header, claimed)]
     for number, rule in enumerate(rules, 1):
+        if number == first and header.only_free:
+            body += _only_free_lines(header.free)
         body += ["", comment(f"{_shown(rule)} ({rule.origin}): {rule.flavour or 'says no flavour'}")]
         body += compiler.render(number, rule)
         if compiler.finished:
             break
     if any(rule.match.host for rule in policy.rules):
         header = replace(header, host=host_name)
+    if header.only_free and any(rule.flavour in policy.flavours for rule in policy.rules):
+        compiler.notes.append(_ONLY_FREE)
     notes = (*compiler.notes, *_notes_on_spared(policy, header, tuple(present)))
     lines = render_header(header)
     if not compiler.used:
@@ -197,7 +209,9 @@ class _Compiler:
             prefix = VFIO.alias_prefix or ""
             for key in any_of("ATTR{modalias}", _widened(allowed, prefix, rule.match)):
                 yield f"{key}, {self._goto('vfio_flavour_placeholder')}"
-        yield self._goto("vfio_flavour_generic" if self._takes_generic(rule) else "vfio_flavour_placeholder")
+        # The daemon switches a group as a whole, and is done with a device that udev has had bound.
+        waits = rule.settings.group is OthersInGroup.TOGETHER or not self._takes_generic(rule)
+        yield self._goto("vfio_flavour_placeholder" if waits else "vfio_flavour_generic")
 
     def _goto(self, label: str) -> str:
         self.used.add(label)
@@ -230,8 +244,18 @@ def _spared_lines(header: Header, claimed: Iterable[PciAddress]) -> Iterator[str
     yield from (f'{key}, GOTO="vfio_flavour_end"' for key in claims)
     for each in sorted(header.spared, key=lambda spared: not spared.needed):
         yield comment(each.why)
-        keys = ", ".join((f'KERNEL=="{each.address}"', *_id_keys(each.ids)))
-        yield f'{keys}, GOTO="vfio_flavour_end"' if each.needed else f'{keys}, {_IN_USE}="1"'
+        then = 'GOTO="vfio_flavour_end"' if each.needed else f'{_IN_USE}="1"'
+        # On a root bus its address is its slot.
+        places = find_places(each.slot) if "/" in each.slot else ()
+        for key in (f'KERNEL=="{each.address}"', *any_of("DEVPATH", places)):
+            yield ", ".join((key, *_id_keys(each.ids), then))
+
+
+def _only_free_lines(free: Iterable[Free]) -> Iterator[str]:
+    yield from ("", "# The policy is new: what was not seen to be free is left to the daemon.")
+    for each in free:
+        yield _line((f'KERNEL=="{each.address}"', *_id_keys(each.ids)), "vfio_flavour_free")
+    yield from ('GOTO="vfio_flavour_end"', 'LABEL="vfio_flavour_free"')
 
 
 def _id_keys(ids: Ids) -> tuple[str, ...]:
