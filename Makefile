@@ -82,13 +82,15 @@ reference: $(build)/dev.stamp
 
 # One file for Python 3.11 to 3.13, by markers.
 lock: $(build)/venv.stamp
-	@$(venv)/bin/python -m pip install --quiet uv
+	@$(venv)/bin/python -m pip install --quiet --require-hashes -r requirements-lock.txt
 	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --upgrade --extra test --extra lint pyproject.toml --output-file requirements-dev.txt
 	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --upgrade --group fuzz --output-file requirements-fuzz.txt
 	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --upgrade --group mutation --constraint requirements-dev.txt --output-file requirements-mutation.txt
+	@$(venv)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --upgrade --group lock --output-file requirements-lock.txt
 
 $(build):
 	@mkdir -p $@

@@ -71,7 +71,37 @@ def test_the_package_carries_its_bill_and_who_may_do_what(unpacked: Path) -> Non
     assert {"SECURITY.md", "sbom.cdx.json"} <= set(shipped)
 
 
-@pytest.mark.parametrize("tool", ["fuzz", "mutation"])
+@pytest.mark.parametrize("there", ["as it is named", "another one", "one beside it"])
+def test_nothing_is_unpacked_into_the_package_but_what_is_pinned(tmp_path: Path, there: str) -> None:
+    pinned = b"a wheel"
+    (tmp_path / "debian/vendored").mkdir(parents=True)
+    (tmp_path / "debian/vendored/a-1-py3-none-any.whl").write_bytes(
+        pinned if there != "another one" else b"another"
+    )
+    if there == "one beside it":
+        (tmp_path / "debian/vendored/b-1-py3-none-any.whl").write_bytes(b"another")
+    (tmp_path / "debian/vendored-requirements.txt").write_text(
+        f"a==1 \\\n    --hash=sha256:{hashlib.sha256(pinned).hexdigest()}\n", encoding="ascii"
+    )
+    done = subprocess.run(
+        ["make", "-C", tmp_path, "-f", ROOT / "debian/rules", "check-vendored"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) is (there == "as it is named")
+    assert ("not in debian/vendored-requirements.txt" in done.stderr) is (done.returncode != 0)
+    rules = (ROOT / "debian/rules").read_text(encoding="utf-8")
+    assert "\noverride_dh_auto_install: check-vendored\n" in rules
+
+
+def test_make_installs_only_what_is_pinned_by_hash() -> None:
+    installs = re.findall(r"pip (?:install|download) .*", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(installs) >= 4
+    assert [line for line in installs if "--require-hashes" not in line] == []
+
+
+@pytest.mark.parametrize("tool", ["fuzz", "lock", "mutation"])
 def test_what_only_a_long_run_needs_is_pinned_by_hash_too(tool: str) -> None:
     text = (ROOT / f"requirements-{tool}.txt").read_text(encoding="ascii").replace("\\\n", " ")
     assert text.splitlines()

@@ -151,6 +151,23 @@ def test_a_unit_has_the_capabilities_that_it_needs_and_all_that_costs_nothing(un
 
 
 @pytest.mark.parametrize("name", ["modprobe", "users"])
+def test_the_daemon_starts_whatever_is_still_being_done_for_the_one_before_it(name: str) -> None:
+    """A oneshot's start lasts until it ends, and a module's init may hang."""
+    lines = (ROOT / f"systemd/vfio-flavour-{name}@.service").read_text(encoding="utf-8").splitlines()
+    # The order is for the shutdown, where it is the other way round.
+    assert "Before=vfio-flavourd.service" in lines
+    assert {line for line in lines if line.startswith("Type=")} <= {"Type=simple"}
+
+
+def test_a_module_whose_init_hangs_is_given_up_by_the_unit_too() -> None:
+    """TimeoutStartSec= limits the run of a oneshot only."""
+    lines = (ROOT / "systemd/vfio-flavour-modprobe@.service").read_text(encoding="utf-8").splitlines()
+    assert {line for line in lines if re.match(r"(RuntimeMax|Timeout\w*)Sec=", line)} == {
+        "RuntimeMaxSec=3min"
+    }
+
+
+@pytest.mark.parametrize("name", ["modprobe", "users"])
 def test_a_socket_that_starts_a_process_for_each_connection_is_never_left_failed(name: str) -> None:
     lines = (ROOT / f"systemd/vfio-flavour-{name}.socket").read_text(encoding="utf-8").splitlines()
     assert {"Accept=yes", "SocketMode=0600", "TriggerLimitIntervalSec=0"} <= set(lines)

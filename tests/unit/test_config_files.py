@@ -149,6 +149,37 @@ def test_a_directory_that_is_a_link_is_refused(tmp_path: Path, part: str) -> Non
     assert problem.message == "is a symbolic link, which is not followed"
 
 
+@pytest.mark.parametrize("part", ["usr", "usr/local", "usr/local/lib"])
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_link_with_no_policy_behind_it_keeps_no_other_policy_back(
+    tmp_path: Path, part: str, target: str
+) -> None:
+    """As /usr/local is one with ostree."""
+    write(tmp_path, rule("a"))
+    (tmp_path / "elsewhere/lib").mkdir(parents=True)
+    (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / part).symlink_to(tmp_path / target)
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_link_with_a_policy_behind_it_is_refused_beside_another_policy(tmp_path: Path) -> None:
+    write(tmp_path, rule("a"))
+    write(tmp_path, rule("b"), "20.yaml", LOCAL)
+    (tmp_path / "usr/local").rename(tmp_path / "elsewhere")
+    (tmp_path / "usr/local").symlink_to("../elsewhere")
+    problem = problem_of(tmp_path)
+    assert problem.file == str(tmp_path / "usr/local")
+    assert problem.message == "is a symbolic link, which is not followed"
+
+
+@pytest.mark.parametrize("place", [ETC, LOCAL])
+def test_a_policy_directory_that_is_a_link_to_nothing_is_refused(tmp_path: Path, place: str) -> None:
+    """Somebody meant a policy to be there."""
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).symlink_to("nowhere")
+    assert problem_of(tmp_path).file == str(tmp_path / place)
+
+
 def test_a_file_where_a_directory_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "etc/vfio-flavourd").mkdir(parents=True)
     (tmp_path / ETC).write_text("", encoding="ascii")

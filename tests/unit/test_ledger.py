@@ -96,6 +96,25 @@ def test_a_record_is_found_again_by_the_next_daemon(directory: Path) -> None:
     assert files(directory) == ["0000:01:00.0.json"]
 
 
+# What 0.1.0 wrote, byte for byte.
+OF_0_1_0 = Path(__file__).parents[1] / "fuzz/corpus/ledger/of-0.1.0"
+
+
+def test_an_upgrade_from_0_1_0_keeps_what_each_device_was(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    (directory / f"{ADDRESS}.json").write_bytes(OF_0_1_0.read_bytes())
+    asked = replace(RECORD, written=(), binding=Binding("e1000e", None), personality=ENABLE_VFIO)
+    assert load(directory).all() == (asked,)
+
+
+def test_an_upgrade_from_0_1_0_keeps_what_a_device_was_whose_driver_was_not_asked(directory: Path) -> None:
+    old = json.loads(OF_0_1_0.read_bytes()) | {"personality": None}
+    directory.mkdir(parents=True)
+    (directory / f"{ADDRESS}.json").write_text(json.dumps(old), encoding="ascii")
+    [record] = load(directory).all()
+    assert (record.origin, record.personality, record.together) == (RECORD.origin, None, ())
+
+
 @settings(max_examples=40)
 @given(record=records)
 def test_every_record_comes_back_as_it_was_written(
@@ -168,7 +187,9 @@ def written() -> bytes:
         spoil_with(origin={"driver": "e1000e", "override": None, "more": 1}),
         spoil_with(flavour=5),
         spoil_with(together=["../../x"]),
-        spoil_with(personality="enable_vfio"),
+        spoil_with(personality="../enable_vfio"),
+        spoil_with(personality=""),
+        spoil_with(together=None),
         spoil_with(worker=5),
         spoil_with(worker={"pid": "self", "started": 1}),
         spoil_with(written="vfio-pci"),

@@ -200,7 +200,27 @@ def test_a_unit_that_is_killed_is_no_success(tmp_path: Path) -> None:
         (
             "modprobe: ERROR: could not insert 'x': Operation not permitted",
             ModuleLock(lockdown="none"),
-            "its init failed: ",
+            "refused by a security module, or by module_blacklist= for it or one that it needs: ",
+        ),
+        (
+            "modprobe: ERROR: could not insert 'x': Permission denied",
+            ModuleLock(lockdown="integrity"),
+            "refused by a security module, or by module_blacklist= for it or one that it needs: ",
+        ),
+        (
+            "modprobe: ERROR: could not insert 'x': Unknown symbol in module, or unknown parameter",
+            ModuleLock(),
+            "a symbol or parameter of it is not known to the kernel: ",
+        ),
+        (
+            "modprobe: ERROR: could not insert 'x': Invalid argument",
+            ModuleLock(),
+            "its init failed, or a parameter or symbol does not fit: ",
+        ),
+        (
+            "modprobe: ERROR: could not insert 'x': Cannot allocate memory",
+            ModuleLock(),
+            "out of memory: ",
         ),
         (
             "modprobe: ERROR: could not insert 'x': Exec format error",
@@ -210,7 +230,7 @@ def test_a_unit_that_is_killed_is_no_success(tmp_path: Path) -> None:
         (
             "modprobe: ERROR: could not insert 'x': No such device",
             ModuleLock(lockdown="integrity"),
-            "its init failed",
+            "its init failed: ",
         ),
         ("modprobe: ERROR: something else", ModuleLock(), "something else"),
     ],

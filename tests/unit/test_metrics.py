@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -270,16 +271,42 @@ def test_many_switches_are_one_write(
     assert value(read(file), "vfio_flavour_switches_total", flavour="vfio", outcome="done") == 20
 
 
-def test_what_was_counted_last_is_written_at_the_end(
-    kernel: FakeKernel, device: FakeDevice, file: Path
+@pytest.mark.parametrize("pause", [0.0, LONG], ids=["before the first write", "after it"])
+def test_a_daemon_that_ends_leaves_no_numbers_behind_that_look_alive(
+    kernel: FakeKernel, device: FakeDevice, file: Path, pause: float
 ) -> None:
     async def run() -> None:
         engine = begin(kernel, file)
+        await asyncio.sleep(pause)
+        assert file.exists() is (pause > 0)
         await ask(engine)
         await engine.settle(1.0)
+        engine.metrics.touch()
+        await asyncio.sleep(LONG)
 
     run_at_once(run())
-    assert value(read(file), "vfio_flavour_switches_total", flavour="vfio", outcome="done") == 1
+    assert list(file.parent.iterdir()) == []
+
+
+def test_a_write_that_is_under_way_when_the_daemon_ends_puts_no_file_back(
+    kernel: FakeKernel, device: FakeDevice, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = metrics.write_aside
+
+    def write_slowly(path: Path, data: bytes) -> None:
+        time.sleep(0.2)
+        write(path, data)
+
+    monkeypatch.setattr(metrics, "write_aside", write_slowly)
+
+    async def run() -> None:
+        engine = begin(kernel, file)
+        engine.metrics._begin()
+        await asyncio.sleep(0.1)
+        await engine.settle(1.0)
+
+    asyncio.run(run())
+    assert list(file.parent.iterdir()) == []
 
 
 def test_everyone_may_read_it_and_nothing_else_is_left_beside_it(file: Path) -> None:

@@ -1,5 +1,6 @@
-"""What a purge does with the overrides of devices that are still there, in a root of its own."""
+"""What a removal and a purge do with what is still there, in a root of its own."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,10 +40,7 @@ def purge(tmp_path: Path) -> Purge:
         vfio = Binding(DRIVER, DRIVER)
         ledger.write(replace(RECORD, origin=Binding(None, before), binding=vfio, switching=False))
         ledger.close()
-        for action in ("remove", "purge"):
-            subprocess.run(
-                ["sh", POSTRM, action], env={"PATH": "/usr/bin:/bin", "DPKG_ROOT": str(tmp_path)}, check=True
-            )
+        assert run_postrm(tmp_path, "remove", "purge") == ""
         assert not (tmp_path / "run/vfio-flavourd").exists()
         assert (device / "driver").readlink() == driver
         return (device / "driver_override").read_text(encoding="ascii").rstrip("\n")
@@ -72,6 +70,67 @@ def test_a_purge_gives_back_what_somebody_set_over_that_of_the_rules(purge: Purg
     assert purge(GENERIC, PLACEHOLDER) == GENERIC
 
 
+def run_postrm(root: Path, *actions: str, path: str = "/usr/bin:/bin") -> str:
+    """What it says, both ways."""
+    said = ""
+    for action in actions:
+        done = subprocess.run(
+            ["sh", POSTRM, action],
+            env={"PATH": path, "DPKG_ROOT": str(root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        said += done.stdout
+    return said
+
+
+def get_stuck(root: Path, driver: str | None) -> Path:
+    """A device whose override nobody can read, since a worker sleeps in the kernel with it locked."""
+    device = root / "sys/bus/pci/devices" / str(ADDRESS)
+    device.mkdir(parents=True)
+    os.mkfifo(device / "driver_override")
+    if driver is not None:
+        (device / "driver").symlink_to(root / "sys/bus/pci/drivers" / driver)
+        (root / "sys/bus/pci/drivers" / driver).mkdir(parents=True)
+    udev = root / "run/udev/data"
+    udev.mkdir(parents=True)
+    (udev / f"+pci:{ADDRESS}").write_text(f"I:1\nE:{PROPERTY}={PLACEHOLDER}\n", encoding="ascii")
+    ledger = Ledger(root / "run/vfio-flavourd/devices")
+    ledger.load()
+    ledger.write(RECORD)
+    ledger.close()
+    assert RECORD.switching
+    assert RECORD.worker is not None
+    (root / "proc" / str(RECORD.worker.pid)).mkdir(parents=True)
+    return device
+
+
+@pytest.mark.parametrize("driver", [None, DRIVER], ids=["in an unbind", "in a probe"])
+def test_a_removal_and_a_purge_do_not_wait_for_a_device_that_is_stuck(
+    tmp_path: Path, driver: str | None
+) -> None:
+    get_stuck(tmp_path, driver)
+    said = run_postrm(tmp_path, "remove", "purge")
+    assert said == f"vfio-flavourd: {ADDRESS} is stuck in a switch, its driver_override stays\n"
+    assert not (tmp_path / "run/vfio-flavourd").exists()
+
+
+def test_a_device_whose_switch_was_cut_off_is_let_go_by_a_removal(tmp_path: Path) -> None:
+    """There is a record of it, but no worker any more."""
+    device = get_stuck(tmp_path, None)
+    (device / "driver_override").unlink()
+    (device / "driver_override").write_text(f"{PLACEHOLDER}\n", encoding="ascii")
+    for process in (tmp_path / "proc").iterdir():
+        process.rmdir()
+    assert run_postrm(tmp_path, "remove") == ""
+    assert (device / "driver_override").read_text(encoding="ascii") == "\n"
+    probe = tmp_path / "sys/bus/pci/drivers_probe"
+    assert probe.read_text(encoding="ascii") == f"{ADDRESS}\n"
+
+
 @pytest.mark.parametrize("action", ["remove", "purge"])
 @pytest.mark.parametrize("written", [True, False])
 def test_nothing_stays_of_the_rules_nor_of_some_that_were_cut_off(
@@ -82,16 +141,37 @@ def test_nothing_stays_of_the_rules_nor_of_some_that_were_cut_off(
     others = rules.with_name("79-others.rules")
     for path in (others, rules.with_name(f".{rules.name}.new"), *([rules] if written else [])):
         path.touch()
+    run_postrm(tmp_path, action)
+    assert list(rules.parent.iterdir()) == [others]
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> str:
+    """A PATH with an `update-initramfs` that says what it is told."""
     rebuild = tmp_path / "bin/update-initramfs"
     rebuild.parent.mkdir()
     rebuild.write_text('#!/bin/sh\necho "$@"\n', encoding="ascii")
     rebuild.chmod(0o755)
-    done = subprocess.run(
-        ["sh", POSTRM, action],
-        env={"PATH": f"{rebuild.parent}:/usr/bin:/bin", "DPKG_ROOT": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    assert list(rules.parent.iterdir()) == [others]
-    assert done.stdout == ("-u -k all\n" if written else "")
+    return f"{rebuild.parent}:/usr/bin:/bin"
+
+
+@pytest.mark.parametrize("action", ["remove", "purge"])
+@pytest.mark.parametrize("written", [True, False])
+def test_with_another_root_the_initramfs_of_the_host_is_left_alone(
+    tmp_path: Path, programs: str, action: str, written: bool
+) -> None:
+    rules = tmp_path / RULES
+    rules.parent.mkdir(parents=True)
+    if written:
+        rules.touch()
+    said = run_postrm(tmp_path, action, path=programs)
+    assert said == ("vfio-flavourd: an initramfs may still have rules of the policy\n" if written else "")
+
+
+def test_on_the_host_itself_every_initramfs_is_made_anew(programs: str) -> None:
+    """By that function alone: all else would be done to the host that runs this."""
+    _, name, rest = POSTRM.read_text(encoding="utf-8").partition("rebuild_initramfs() {\n")
+    function, end, _ = rest.partition("\n}\n")
+    script = f"root=\n{name}{function}{end}rebuild_initramfs"
+    done = subprocess.run(["sh", "-euc", script], env={"PATH": programs}, stdout=subprocess.PIPE, check=True)
+    assert done.stdout == b"-u -k all\n"

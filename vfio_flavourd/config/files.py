@@ -103,7 +103,9 @@ def _open_directory(root: Path, directory: str, owner: int, report: Report) -> i
     except OSError as error:
         # O_NOFOLLOW with O_DIRECTORY says of a link that it is no directory.
         what = _A_LINK if at.is_symlink() else f"can't be read: {error.strerror}"
-        trouble = at, what, ""
+        # Some systems have /usr/local as a link. With no such directory behind it there is nothing to refuse.
+        is_absent = isinstance(error, NotADirectoryError) and not os.path.lexists(root / directory)
+        trouble = None if is_absent else (at, what, "")
     os.close(opened)
     if trouble is not None:
         path, message, hint = trouble

@@ -363,7 +363,7 @@ class Engine:
             if left:
                 await asyncio.wait(left)
         self.attempts.log()
-        await self.metrics.settle()
+        await self.metrics.withdraw()
 
     def recover(self) -> None:
         """Take up what an earlier daemon of this boot left."""

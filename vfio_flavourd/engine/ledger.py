@@ -221,8 +221,9 @@ def _parse_flavour(name: object) -> Flavour:
 
 
 def _parse_personality(data: object) -> Personality:
-    """Its paths stay below the device's directory."""
-    personality = Personality(**_fields(data, str))
+    """Its paths stay below the device's directory. 0.1.0 wrote its attribute alone, and had no others."""
+    fields = {"driver": "", "attribute": data} if isinstance(data, str) else _fields(data, str)
+    personality = Personality(**fields)
     for path in (personality.attribute, personality.ready):
         if not path or not {"", ".", ".."}.isdisjoint(path.split("/")):
             raise ValueError(f"{path!r} is no path below a device's directory")
@@ -292,6 +293,7 @@ def _parse(data: dict[str, Any]) -> Record:
         personality=None if data["personality"] is None else _parse_personality(data["personality"]),
         switching=_check(data["switching"], bool),
         worker=None if data["worker"] is None else Worker(**_fields(data["worker"], int)),
-        together=tuple(parse_address(address) for address in _check(data["together"], list)),
+        # 0.1.0 had neither.
+        together=tuple(parse_address(address) for address in _check(data.get("together", []), list)),
         asked=None if data.get("asked") is None else _parse_asked(data["asked"]),
     )

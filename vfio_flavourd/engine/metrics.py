@@ -97,8 +97,7 @@ class Metrics:
         given = self._host.policy.policy.metrics
         path = None if given is None else Path(given)
         if self._path is not None and self._path != path:
-            with suppress(OSError):
-                self._path.unlink()
+            _take_away(self._path)
         self._path = path
         self._is_in_trouble = False
         self.touch()
@@ -108,13 +107,18 @@ class Metrics:
         if self._path is not None and self._due is None:
             self._due = asyncio.get_running_loop().call_later(PAUSE, self._begin)
 
-    async def settle(self) -> None:
-        """What has been counted last is still written."""
+    async def withdraw(self) -> None:
+        """The daemon ends, and its file would go on showing what was as what is. Takes a second at most."""
+        path, self._path = self._path, None
         if self._due is not None:
             self._due.cancel()
-            self._begin()
+        if path is not None:
+            await asyncio.wait([asyncio.create_task(self._remove(path))], timeout=1)
+
+    async def _remove(self, path: Path) -> None:
         if self._writing is not None:
-            await asyncio.wait([self._writing], timeout=1)
+            await asyncio.wait([self._writing])
+        await asyncio.to_thread(_take_away, path)
 
     def _begin(self) -> None:
         self._due = None
@@ -188,6 +192,11 @@ def find_reason(attempt: Attempt) -> str:
             return "refused"
     tries = sum(step.action is StepAction.BIND for step in attempt.steps)
     return "no-vfio-device" if tries > 1 else "rejected"
+
+
+def _take_away(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_aside(path: Path, data: bytes) -> None:

@@ -14,7 +14,15 @@ _SIGNATURE = (
     "Bad message",
 )
 _NOT_PERMITTED = "Operation not permitted"
+# EPERM is of blacklisted() in kernel/module/main.c too. modprobe tells the errno of a module that is needed
+# by the one asked for as that one's own.
+_REFUSED = (_NOT_PERMITTED, "Permission denied")
 _OF_ANOTHER_KERNEL = ("Exec format error", "Invalid module format")
+# modprobe's own words for ENOENT.
+_UNRESOLVED = "Unknown symbol in module"
+# Without an init having run also for the value of an option, and for a symbol whose CRC or name space is
+# another one (resolve_symbol() in kernel/module/main.c).
+_INVALID = "Invalid argument"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +61,12 @@ def _find_cause(said: str, lock: ModuleLock) -> str:
         return f"the kernel is locked down ({lock.lockdown}), and the module not signed"
     if error.startswith(_OF_ANOTHER_KERNEL):
         return "built for another kernel"
+    if error.startswith(_REFUSED):
+        return "refused by a security module, or by module_blacklist= for it or one that it needs"
+    if error.startswith(_UNRESOLVED):
+        return "a symbol or parameter of it is not known to the kernel"
+    if error.startswith(_INVALID):
+        return "its init failed, or a parameter or symbol does not fit"
+    if error.startswith("Cannot allocate memory"):
+        return "out of memory"
     return "its init failed"
