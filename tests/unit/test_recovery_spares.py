@@ -26,10 +26,10 @@ async def ask(engine: Engine, flavour: Flavour, **more: object) -> Outcome:
     return await engine.set_flavour(Request(ADDRESS, flavour, **more), lambda _: None)  # type: ignore[arg-type]
 
 
-async def restart(kernel: FakeKernel, **options: object) -> Engine:
+async def restart(kernel: FakeKernel, release: str = "6.12.0") -> Engine:
     kernel.crash_after = None
     kernel.writes.clear()
-    engine = make_engine(kernel, **options)
+    engine = make_engine(kernel, release=release)
     engine.recover()
     while tasks := pending(engine):
         await asyncio.gather(*tasks)
@@ -161,7 +161,7 @@ def test_no_native_driver_is_bound_beside_a_guest_where_that_crashes_the_kernel(
         with pytest.raises(Crash):
             await ask(make_engine(kernel, release="5.10.0"), Flavour.NATIVE)
         assert has(device)[0] is None
-        kernel.group_holders[device.group] = (GUEST,)
+        kernel.group_holders[7] = (GUEST,)
         await restart(kernel, release="5.10.0")
         assert has(device)[0] is None
         assert kernel.writes == []
