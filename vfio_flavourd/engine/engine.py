@@ -136,9 +136,8 @@ class Engine:
         request = check_request(request, self.flavours)
         self._quarantine.check(request.address)
         device = self._host.read_device(request.address)
-        decide, wanted = self.reconciler.decide, self.reconciler.find_wanted
         try:
-            return await forecast(self._host, device, request, decide, wanted)
+            return await forecast(self._host, device, request, self.reconciler)
         except StuckError as error:
             self._hold(request.address, error)
             raise
@@ -280,13 +279,14 @@ class Engine:
 
     async def _prepare(self, work: Work, device: Device) -> list[Member]:
         """Who is switched, after all guards. Raises FlavourError."""
-        decision = self.reconciler.decide(device)
+        wanted = self.reconciler
+        decision = wanted.decide(device)
         if work.drops_wish:
             work.aim_reset(self._host, device, decision)
         request = work.request
         work.rule = decision.rule.name if decision.rule is not None else ""
         if not request.by_hand and not work.drops_wish:
-            self.reconciler.check_still_wanted(device, request, decision)
+            wanted.check_still_wanted(device, request, decision)
         if work.way is not restore:
             parse_flavour(request.flavour, self.flavours)  # the policy may have been read again
         settled = self._is_settled(device, work, decision)
@@ -294,18 +294,10 @@ class Engine:
         if not settled or request.others is OthersInGroup.TOGETHER:
             try:
                 with work.step(StepAction.GUARD, "see whether it may be taken", "refused"):
-                    host, settings, restores = self._host, decision.settings, work.way is restore
-                    decide, wanted = self.reconciler.decide, self.reconciler.find_wanted
+                    settings, restores = decision.settings, work.way is restore
                     async with in_time(request, work.began):
                         work.verdict = await judge(
-                            host,
-                            device,
-                            request,
-                            settings,
-                            decide,
-                            wanted,
-                            settled=settled,
-                            restores=restores,
+                            self._host, device, request, settings, wanted, settled=settled, restores=restores
                         )
                     if not request.by_hand and not work.drops_wish:
                         check_others_may_come(device, work.verdict.others, request.flavour, wanted)
@@ -320,7 +312,7 @@ class Engine:
         work.add(self._host, device, decision, request, together)
         for other in others:
             own = replace(request, address=other.address, drivers=(), by_hand=False)
-            work.add(self._host, other, self.reconciler.decide(other), own, together)
+            work.add(self._host, other, wanted.decide(other), own, together)
         return work.members
 
     def _is_settled(self, device: Device, work: Work, decision: Decision) -> bool:

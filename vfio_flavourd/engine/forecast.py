@@ -5,7 +5,7 @@ from ..model.flavour import Flavour, Request
 from ..model.plan import plan_move, plan_release
 from ..model.policy import Decision, OthersInGroup
 from ..model.udev_rules import PLACEHOLDER
-from .guards import Decide, FindWanted, Verdict, check_personality, has_it_already, judge
+from .guards import Verdict, Wanted, check_personality, has_it_already, judge
 from .host import Host
 from .ledger import find_record
 from .recovery import is_still_kept, was_kept_from_its_driver
@@ -15,21 +15,19 @@ from .to_native import did_it_itself, find_personality, is_to_be_asked_back
 _LOOK = 5.0
 
 
-async def forecast(
-    host: Host, device: Device, request: Request, decide: Decide, find_wanted: FindWanted
-) -> list[str]:
+async def forecast(host: Host, device: Device, request: Request, wanted: Wanted) -> list[str]:
     """The steps as far as they can be told beforehand; none when the device has the flavour already.
 
     Raises FlavourError where the switch itself would be refused. `driver_override` is taken to be what the
     record says, or empty, since reading it may block; a worker reads it of a device without a driver, that is
     to be native: then all hangs on it. Raises StuckError where the kernel holds it.
     """
-    decision = decide(device)
+    decision = wanted.decide(device)
     settled = has_it_already(host, device, request, decision.settings)
     verdict = Verdict()
     # Who asks for the whole group may have a part of it already.
     if not settled or request.others is OthersInGroup.TOGETHER:
-        verdict = await judge(host, device, request, decision.settings, decide, find_wanted, settled=settled)
+        verdict = await judge(host, device, request, decision.settings, wanted, settled=settled)
     lines = [f"take it by force from: {user.what}" for user in verdict.forced]
     if settled:
         lines += await _forecast_settled(host, device, request, decision)
@@ -37,7 +35,9 @@ async def forecast(
         lines += _forecast_one(host, device, request, decision)
     for other in verdict.others:
         own = Request(other.address, request.flavour)
-        lines += [f"{other.address}: {line}" for line in _forecast_one(host, other, own, decide(other))]
+        lines += [
+            f"{other.address}: {line}" for line in _forecast_one(host, other, own, wanted.decide(other))
+        ]
     if verdict.remark and (verdict.others or not settled):
         lines.append(verdict.remark)
     return lines

@@ -5,9 +5,10 @@ import errno
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ..model.aliases import parse_driver_name
 from ..model.codes import Code
@@ -28,11 +29,16 @@ _SAFE_NATIVE_BIND = (5, 19)
 _NOIOMMU_MODE = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
 
-# What the policy says of a device, by the rule that is in force.
-Decide = Callable[[Device], Decision]
+class Wanted(Protocol):
+    """What devices are to be: the reconciler knows."""
 
-# The flavour that a device is to have by a wish or else by the policy; None where nobody says so.
-FindWanted = Callable[[Device], Flavour | None]
+    def decide(self, device: Device) -> Decision:
+        """What the policy says of a device, by the rule that is in force."""
+        ...
+
+    def find_wanted(self, device: Device) -> Flavour | None:
+        """The flavour that it is to have by a wish or else by the policy; None where nobody says so."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +118,7 @@ async def judge(
     device: Device,
     request: Request,
     settings: Settings,
-    decide: Decide,
-    find_wanted: FindWanted,
+    wanted: Wanted,
     *,
     settled: bool = False,
     restores: bool = False,
@@ -133,7 +138,7 @@ async def judge(
         if not request.by_hand:
             # Those that are to be VFIO's too are on their way themselves.
             in_the_way = tuple(
-                each for each in in_the_way if each.is_bridge or find_wanted(each) != Flavour.VFIO
+                each for each in in_the_way if each.is_bridge or wanted.find_wanted(each) != Flavour.VFIO
             )
         if in_the_way and policy is OthersInGroup.REFUSE:
             raise _refuse_group(device, in_the_way)
@@ -145,21 +150,21 @@ async def judge(
     if policy is OthersInGroup.TOGETHER:
         others = _find_others(host, device, request.flavour, restores=restores)
     for other in others:
-        forced += await check_users(host, other, request, decide(other).settings)
+        forced += await check_users(host, other, request, wanted.decide(other).settings)
     return Verdict(forced, others, remark)
 
 
 def check_others_may_come(
-    device: Device, others: tuple[Device, ...], flavour: Flavour, find_wanted: FindWanted
+    device: Device, others: tuple[Device, ...], flavour: Flavour, wanted: Wanted
 ) -> None:
     """Raises FlavourError (EBUSY) where another one is to be something else: only who asks by hand takes it
     from a wish, or from its own rule."""
     for other in others:
-        if (wanted := find_wanted(other)) not in (None, flavour):
+        if (its_own := wanted.find_wanted(other)) not in (None, flavour):
             group = device.iommu_group
             raise FlavourError(
-                f"{device.address}: {other.address} in its IOMMU group {group} is to be {wanted}, so it does "
-                "not go with it",
+                f"{device.address}: {other.address} in its IOMMU group {group} is to be {its_own}, so it "
+                "does not go with it",
                 code=Code.GROUP_NOT_VIABLE,
                 hint=f"flavourctl show {other.address} says who wants that; flavourctl reset ends a wish",
             )
