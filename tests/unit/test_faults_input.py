@@ -20,7 +20,6 @@ from fake_kernel import (
 )
 
 from vfio_flavourd.engine.engine import Engine
-from vfio_flavourd.engine.forecast import forecast
 from vfio_flavourd.kernel.loading import Asked
 from vfio_flavourd.kernel.modules import Modules
 from vfio_flavourd.model.address import parse_address
@@ -89,10 +88,9 @@ def test_a_name_that_looks_like_an_option_never_is_one(kernel: FakeKernel, name:
 
 @pytest.mark.parametrize("name", ["-C/tmp/evil", "../../x", "x\ny"])
 def test_a_dry_run_refuses_a_name_that_the_switch_would_refuse(kernel: FakeKernel, name: str) -> None:
-    host = make_host(kernel)
-    request = Request(ADDRESS, Flavour.VFIO, (name,))
+    engine = make_engine(kernel)
     with pytest.raises(FlavourError) as caught:
-        asyncio.run(forecast(host, host.read_device(ADDRESS), request, host.decide, lambda _: None))
+        asyncio.run(engine.plan(Request(ADDRESS, Flavour.VFIO, (name,))))
     assert caught.value.errno == errno.EINVAL
 
 
