@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_address import addresses
 
-from vfio_flavourd.doors.connections import _SWITCHING
+from vfio_flavourd.doors.connection_places import SWITCHING
 from vfio_flavourd.doors.fs import asking, interrupts
 from vfio_flavourd.doors.fs.asking import WAITING_OF_ROOT, WRITES_OF_ALL, WRITES_OF_ONE, WRITES_OF_ROOT
 from vfio_flavourd.doors.fs.interrupts import Interrupts, has_signal
@@ -481,7 +481,7 @@ def test_root_s_writes_wait_for_one_another_before_he_has_no_place_left_at_the_d
 
 
 def test_what_waits_leaves_places_at_the_daemon_and_at_the_kernel() -> None:
-    assert _SWITCHING.total > WRITES_OF_ROOT + WRITES_OF_ALL
+    assert SWITCHING.total > WRITES_OF_ROOT + WRITES_OF_ALL
     assert WAITING_OF_ROOT + WRITES_OF_ALL < MOST_REQUESTS
 
 
