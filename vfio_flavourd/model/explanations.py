@@ -141,6 +141,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         (
             "A write to driver_flavour or use_vfio waits until the device has the flavour.",
             "Of one user 16 wait at most, 32 of all users but root, and 500 of root.",
+            "Of reads 32 of one user other than root are under way at most.",
         ),
         (
             "Try again when some have returned; flavourctl list shows which devices they wait for.",
