@@ -19,7 +19,9 @@ from vfio_flavourd.doors.refusals import Refusals
 from vfio_flavourd.doors.varlink import ManagerService
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
+from vfio_flavourd.model.codes import Code
 from vfio_flavourd.model.errors import FlavourError
+from vfio_flavourd.model.message_ids import MessageId
 from vfio_flavourd.model.requester import Requester, find_requester, name_requester, parse_unit
 
 ROOT, MEMBER, LOOKING = Peer(1, 0, True), Peer(7, 1000, True), Peer(8, 1001, False)
@@ -223,6 +225,83 @@ def test_many_users_can_not_fill_the_log_either(caplog: pytest.LogCaptureFixture
     assert told(caplog)[1001:] == [
         "refused to let other users do such things: 1999 times more within 10 s, not logged one by one"
     ]
+
+
+def test_whatever_one_user_is_refused_others_are_told_of_by_name(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask(service: ManagerService, peer: Peer, **parameters: Any) -> None:
+        current_peer.set(peer)
+        wants_steps.set(False)
+        with pytest.raises(Exception, match=r".*"):
+            await anext(aiter(service.SetFlavour(**{"device": DEVICE, "flavour": "vfio"} | parameters)))
+
+    async def run() -> None:
+        service = ManagerService(engine, lambda device: "", no_reload)
+        for number in range(2000):
+            await ask(service, LOOKING, device=f"{number:04x}:00:00.0")
+            await ask(service, MEMBER, device=f"{number:04x}:00:00.0", force=True)
+        caplog.clear()
+        await ask(service, Peer(77, 1002, True), force=True)
+        await ask(service, Peer(77, 1002, True), persist=True)
+        assert told(caplog) == [
+            f"{DEVICE}: refused to let uid 1002 pid 77 take a device by force",
+            f"{DEVICE}: refused to let uid 1002 pid 77 make a wish last beyond this boot",
+        ]
+        caplog.clear()
+        service.refusals.close()
+
+    asyncio.run(run())
+    more = "times more within 10 s, not logged one by one"
+    assert told(caplog) == [
+        f"refused to let uid 1001 switch a device by the read-only socket: 1999 {more}",
+        f"refused to let uid 1000 do such things: 1979 {more}",
+    ]
+    for record, unit in zip(caplog.records, ("asks-8.service", "asks-7.service"), strict=True):
+        assert vars(record)["REQUESTER_UNIT"] == unit
+
+
+def test_many_users_with_many_things_each_fill_no_log_and_each_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refusals = Refusals(lambda requester: "")
+
+    async def run() -> None:
+        for uid in range(1000):
+            for number in range(30):
+                refusals.tell(Requester(uid, 7), f"do {number}", MessageId.NOT_PERMITTED, Code.NOT_PERMITTED)
+        refusals.close()
+
+    asyncio.run(run())
+    assert len(told(caplog)) < 4000
+    users = {vars(record)["REQUESTER_UID"] for record in caplog.records}
+    assert users == {str(uid) for uid in range(1000)}
+
+
+def test_how_often_one_was_refused_is_told_with_his_unit_also_when_he_is_gone_and_read_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[str] = []
+    there = {"uid 1000 pid 7": "first.service", "uid 1000 pid 8": "last.service"}
+
+    def find_unit(requester: str) -> str:
+        asked.append(requester)
+        return there.get(requester, "")
+
+    async def run(*gone: str) -> str:
+        caplog.clear()
+        asked.clear()
+        refusals = Refusals(find_unit)
+        for pid in (7, *range(100, 200), 8):
+            refusals.tell(Requester(1000, pid), "x", MessageId.NOT_PERMITTED, Code.NOT_PERMITTED)
+        for each in gone:
+            there.pop(each)
+        refusals.close()
+        assert len(asked) == 2
+        return str(vars(caplog.records[-1])["REQUESTER_UNIT"])
+
+    assert asyncio.run(run()) == "last.service"
+    assert asyncio.run(run("uid 1000 pid 8")) == "first.service"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """What one user may have of the daemon, and what is left to others: places, threads, time and memory."""
 
+import array
 import asyncio
 import errno
 import gc
 import json
+import select
 import socket
+import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from served import serve
 from virtual_time import run_at_once
 
 from vfio_flavourd import daemon
-from vfio_flavourd.doors import connections
+from vfio_flavourd.doors import connections, stray_files
 from vfio_flavourd.doors.interface import DeviceInfo, StepInfo
 from vfio_flavourd.doors.peer import Peer, current_peer
 from vfio_flavourd.doors.protocol import NAME
@@ -317,6 +321,269 @@ def test_one_who_finds_no_place_and_takes_no_word_of_it_holds_nobody_up(
     run(talk)
 
 
+def test_a_queue_of_one_user_s_clients_holds_up_the_next_one_for_a_few_turns_of_the_loop_only(
+    run: Callable[[Talk], None],
+) -> None:
+    async def talk(host: Host) -> None:
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(120)]
+        for number, client in enumerate(clients):
+            client.bind(str(host.kernel.root / f"{0 if client is clients[-1] else MEMBER}-queued-{number}"))
+            client.setblocking(False)
+            client.connect(str(host.kernel.root / "control"))
+        turns = 0
+        clients[-1].send(GET)
+        while not select.select([clients[-1]], [], [], 0)[0]:
+            turns += 1
+            await asyncio.sleep(0)
+        assert b'"e1000e"' in await receive(clients[-1])
+        assert turns < 20
+        for client in clients:
+            client.close()
+
+    run(talk)
+
+
+# files that are sent along
+
+
+class Lingering:
+    """TCP sockets with bytes that nobody takes: each close of a last reference to one sleeps."""
+
+    def __init__(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._others: list[socket.socket] = []
+
+    def send(self, sock: socket.socket, data: bytes = b"x", flags: int = 0) -> None:
+        """The only reference to one more, behind those bytes."""
+        with socket.create_connection(self._server.getsockname()) as lingers:
+            self._others.append(self._server.accept()[0])
+            lingers.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    lingers.send(b"x" * 65536)
+            lingers.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 15))
+            files = array.array("i", [lingers.fileno()])
+            sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)], flags)
+            # A close of its own would not linger: it is not the last one.
+
+    def end(self) -> None:
+        """Those who sleep wake up."""
+        for each in self._others:
+            each.close()  # with bytes that are not read: a reset
+        self._others.clear()
+
+    def close(self) -> None:
+        self.end()
+        self._server.close()
+
+
+@pytest.fixture
+def lingering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lingering]:
+    """Before Linux 6.16, which knows no SO_PASSRIGHTS."""
+    monkeypatch.setattr(stray_files, "_SO_PASSRIGHTS", 9999)
+    lingering = Lingering()
+    yield lingering
+    lingering.close()
+
+
+@contextmanager
+def no_sleep() -> Iterator[None]:
+    """Of the loop, which a client's file may not put to sleep."""
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < 10
+
+
+def test_the_kernel_refuses_files_for_the_daemon_where_it_can(run: Callable[[Talk], None]) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, stray_files._SO_PASSRIGHTS, 0)
+        except OSError:
+            pytest.skip("needs Linux 6.16")
+
+    async def talk(host: Host) -> None:
+        for name in ("control", "readonly"):
+            sock = await host.connect(MEMBER, name)
+            with pytest.raises(PermissionError):
+                socket.send_fds(sock, [GET], [0])
+            sock.send(GET)
+            assert b'"e1000e"' in await receive(sock)
+
+    run(talk)
+
+
+@pytest.mark.parametrize("name", ["control", "readonly"])
+@pytest.mark.parametrize(
+    ("before", "data", "flags"),
+    [
+        (b"", b"x", 0),
+        (b"", GET, 0),
+        (GET, GET, 0),
+        (GET + GET, b"x", 0),
+        (b"", b"x", socket.MSG_OOB),
+        (GET[:-1], b"\0", socket.MSG_OOB),
+        (MONITOR, b"x", 0),
+        (SWITCH, b"x", 0),
+        (b"no call\0", b"x", 0),
+        (b"x" * 66_000, b"x", 0),
+    ],
+    ids=[
+        "alone",
+        "with a call",
+        "behind a call",
+        "behind two",
+        "out of band",
+        "in a call, out of band",
+        "while a call is under way",
+        "while a call that wants no answer is under way",
+        "behind what is no call",
+        "behind what is too long",
+    ],
+)
+def test_a_file_that_is_sent_along_holds_up_nobody_and_its_sender_is_hung_up_on(
+    run: Callable[[Talk], None], lingering: Lingering, name: str, before: bytes, data: bytes, flags: int
+) -> None:
+    async def talk(host: Host) -> None:
+        with no_sleep():
+            sender = await host.connect(MEMBER, name)
+            if before:
+                sender.send(before)
+            lingering.send(sender, data, flags)
+            while await receive(sender):
+                pass
+            assert b'"e1000e"' in await host.answer(OTHER, name)
+
+    run(talk)
+
+
+def test_one_who_sends_a_file_along_is_on_record(
+    run: Callable[[Talk], None], caplog: pytest.LogCaptureFixture, lingering: Lingering
+) -> None:
+    async def talk(host: Host) -> None:
+        sender = await host.connect(MEMBER, "readonly")
+        lingering.send(sender)
+        assert await receive(sender) == b""
+
+    run(talk)
+    (record,) = caplog.records
+    told = f"refused to let uid {MEMBER} pid 7 stay connected (it sends a file along)"
+    assert record.getMessage() == told
+
+
+def test_one_who_sends_files_has_his_places_taken_until_they_are_closed(
+    run: Callable[[Talk], None], lingering: Lingering
+) -> None:
+    async def talk(host: Host) -> None:
+        with no_sleep():
+            for _ in range(50):
+                lingering.send(await host.connect(MEMBER))
+            assert b'"too-many-requests"' in await host.answer(MEMBER)
+            assert b'"e1000e"' in await host.answer(OTHER)
+        lingering.end()
+        await until_answered(host, MEMBER)
+
+    run(talk)
+
+
+async def until_answered(host: Host, uid: int) -> None:
+    async with asyncio.timeout(30):
+        while b'"e1000e"' not in await host.answer(uid):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.005)
+
+
+def test_an_idle_one_with_a_file_unread_makes_no_room(
+    run: Callable[[Talk], None], lingering: Lingering
+) -> None:
+    async def talk(host: Host) -> None:
+        idle = [await host.connect(MEMBER) for _ in range(50)]
+        await host.answer(OTHER)
+        with no_sleep():
+            # In one turn of the loop: it lets in who comes before it reads.
+            newcomers = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+            for number, newcomer in enumerate(newcomers):
+                newcomer.bind(str(host.kernel.root / f"{MEMBER}-newcomer-{number}"))
+                newcomer.connect(str(host.kernel.root / "control"))
+            for each in idle:
+                lingering.send(each)
+            await host.answer(OTHER)
+            closing = sum(thread.name == "closing" for thread in threading.enumerate())
+            for newcomer in newcomers:
+                newcomer.close()
+        assert closing <= 50
+        lingering.end()
+        await until_answered(host, MEMBER)
+
+    run(talk)
+
+
+def test_files_of_those_who_are_refused_hold_up_nobody_until_they_are_many_and_then_newcomers_only(
+    run: Callable[[Talk], None], lingering: Lingering
+) -> None:
+    async def talk(host: Host) -> None:
+        known = await host.connect(OTHER)
+        known.send(GET)
+        assert b'"e1000e"' in await receive(known)
+        for _ in range(50):
+            await host.connect(MEMBER, "control", MONITOR)
+        with no_sleep():
+            for _ in range(49):
+                lingering.send(await host.connect(MEMBER))
+            assert b'"e1000e"' in await host.answer(0)
+            for _ in range(20):
+                lingering.send(await host.connect(MEMBER))
+            await ended()
+            closing = sum(thread.name == "closing" for thread in threading.enumerate())
+            assert closing == connections._MOST_UNCLOSED
+            waits = await host.connect(0, "control", GET)
+            known.send(GET)
+            assert b'"e1000e"' in await receive(known)
+            assert b'"e1000e"' in await host.answer(0, "readonly")
+        lingering.end()
+        assert b'"e1000e"' in await receive(waits)
+
+    run(talk)
+
+
+def test_where_no_thread_can_be_had_a_close_waits_for_one(
+    run_in_no_time: Callable[[Talk], None], lingering: Lingering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    asked: list[threading.Thread] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        asked.append(thread)
+        if len(asked) < 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def talk(host: Host) -> None:
+        sender = await host.connect(MEMBER)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        lingering.send(sender)
+        with no_sleep():
+            assert await receive(sender) == b""
+            await asyncio.sleep(10)
+            assert [thread.name for thread in asked] == ["closing"] * 3
+            assert asked[-1].is_alive()
+
+    run_in_no_time(talk)
+
+
+def test_the_stop_waits_for_no_file_that_was_sent_along(kernel: FakeKernel, lingering: Lingering) -> None:
+    async def talk() -> None:
+        async with served(kernel) as host:
+            idle, waits = await host.connect(MEMBER), socket.socket(socket.AF_UNIX)
+            await host.answer(OTHER)
+            lingering.send(idle)
+            waits.bind(str(kernel.root / f"{MEMBER}-waits"))
+            waits.connect(str(kernel.root / "control"))
+            lingering.send(waits)
+        waits.close()
+
+    with no_sleep():
+        asyncio.run(talk())
+
+
 # hanging up
 
 
@@ -542,6 +809,39 @@ def test_one_who_is_slow_to_take_his_answers_has_them_all(run_in_no_time: Callab
             answers += said.count(b"\0")
 
     run_in_no_time(talk)
+
+
+@pytest.mark.parametrize("say", [b"", GET], ids=["ever", "more"])
+def test_one_who_says_nothing_is_hung_up_on_in_the_end(
+    run_in_no_time: Callable[[Talk], None], caplog: pytest.LogCaptureFixture, say: bytes
+) -> None:
+    async def talk(host: Host) -> None:
+        silent = await host.connect(MEMBER, "control", say)
+        await asyncio.sleep(200)
+        if say:
+            assert b'"e1000e"' in await receive(silent)
+            silent.send(say)
+        await asyncio.sleep(290 if say else 90)
+        assert caplog.messages == []
+        assert not say or b'"e1000e"' in await receive(silent)
+        assert await receive(silent) == b""
+
+    run_in_no_time(talk)
+    assert caplog.messages == [f"refused to let uid {MEMBER} pid 7 stay connected (it says nothing)"]
+
+
+def test_one_who_waits_for_what_happens_is_no_idle_one_and_root_may_be_idle(
+    run_in_no_time: Callable[[Talk], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def talk(host: Host) -> None:
+        await host.connect(MEMBER, "readonly", MONITOR)
+        idle = await host.connect(0)
+        await asyncio.sleep(10_000)
+        idle.send(GET)
+        assert b'"e1000e"' in await receive(idle)
+
+    run_in_no_time(talk)
+    assert caplog.messages == []
 
 
 # memory

@@ -20,6 +20,7 @@ from served import Said, serve
 from vfio_flavourd.cli import resolve
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.doors import blocking_client, connections
+from vfio_flavourd.doors.connection_places import Limits
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.kernel.index import ModuleIndex
 from vfio_flavourd.kernel.sysfs import Sysfs
@@ -543,8 +544,8 @@ def test_a_daemon_that_hangs_up_is_69(host: Host, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("argv", [["list"], ["show", DEVICE], ["set", DEVICE, "vfio"], ["reset", DEVICE]])
 def test_one_who_finds_no_place_is_to_try_again(host: Host, argv: list[str]) -> None:
-    for limits in ("_LOOKING", "_SWITCHING"):
-        host.monkeypatch.setattr(connections, limits, connections.Limits(0, 0, 0))
+    for limits in ("LOOKING", "SWITCHING"):
+        host.monkeypatch.setattr(connections, limits, Limits(0, 0, 0))
     said = host.say(*argv)
     check_error(said, 75, "no connection is free")
     assert "flavourctl explain too-many-requests" in said.err

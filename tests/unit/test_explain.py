@@ -10,7 +10,7 @@ import pytest
 
 from vfio_flavourd.cli.main import main
 from vfio_flavourd.cli.manual import DESCRIPTIONS
-from vfio_flavourd.doors import connections
+from vfio_flavourd.doors.connection_places import LOOKING, SWITCHING
 from vfio_flavourd.doors.fs.asking import WAITING_OF_ROOT, WRITES_OF_ALL, WRITES_OF_ONE
 from vfio_flavourd.doors.interface import render_error
 from vfio_flavourd.doors.protocol import parse_error
@@ -58,7 +58,7 @@ def test_what_is_said_of_too_many_are_the_numbers_that_there_may_be() -> None:
     said = " ".join(EXPLANATIONS[Code.TOO_MANY_REQUESTS].causes)
     assert f"{WRITES_OF_ONE} writes wait at most, {WRITES_OF_ALL} of all users but root" in said
     assert f"and {WAITING_OF_ROOT} of root" in said
-    switching, looking = connections._SWITCHING, connections._LOOKING
+    switching, looking = SWITCHING, LOOKING
     assert f"one user has {switching.user}, all but root {switching.total}, and root {switching.root}" in said
     assert f"to look {looking.user}, {looking.total} and {looking.root}." in said
 

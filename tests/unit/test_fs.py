@@ -20,13 +20,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_address import addresses
 
-from vfio_flavourd.doors.connections import _SWITCHING
+from vfio_flavourd.doors.connection_places import SWITCHING
 from vfio_flavourd.doors.fs import asking, interrupts
-from vfio_flavourd.doors.fs.asking import WAITING_OF_ROOT, WRITES_OF_ALL, WRITES_OF_ONE, WRITES_OF_ROOT
+from vfio_flavourd.doors.fs.asking import (
+    READS_OF_ONE,
+    WAITING_OF_ROOT,
+    WRITES_OF_ALL,
+    WRITES_OF_ONE,
+    WRITES_OF_ROOT,
+)
 from vfio_flavourd.doors.fs.interrupts import Interrupts, has_signal
 from vfio_flavourd.doors.fs.main import MOST_REQUESTS
 from vfio_flavourd.doors.fs.operations import FlavourFs
-from vfio_flavourd.doors.fs.tree import FILES, ROOT, Node, Place, find_place
+from vfio_flavourd.doors.fs.tree import FILES, ROOT, SERIALS, Node, Place, find_place
 from vfio_flavourd.doors.protocol import lost
 from vfio_flavourd.kernel.sysfs import Sysfs
 from vfio_flavourd.model.address import parse_address
@@ -481,7 +487,7 @@ def test_root_s_writes_wait_for_one_another_before_he_has_no_place_left_at_the_d
 
 
 def test_what_waits_leaves_places_at_the_daemon_and_at_the_kernel() -> None:
-    assert _SWITCHING.total > WRITES_OF_ROOT + WRITES_OF_ALL
+    assert SWITCHING.total > WRITES_OF_ROOT + WRITES_OF_ALL
     assert WAITING_OF_ROOT + WRITES_OF_ALL < MOST_REQUESTS
 
 
@@ -528,10 +534,91 @@ def test_a_write_that_has_ended_counts_no_more_however_it_ended(mounted: Mounted
     run(talk())
 
 
+async def read_as(mounted: Mounted, uid: int, device: str = DEVICE) -> bytes:
+    context = SimpleNamespace(pid=os.getpid(), uid=uid, gid=0, umask=0)
+    return await mounted.fs.read(await mounted.open("use_vfio", device, os.O_RDONLY, context), 0, 100)
+
+
+def test_a_user_with_many_reads_under_way_is_refused_more_and_nobody_else_is(
+    mounted: Mounted, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def talk() -> None:
+        mounted.daemon.hang = hang = asyncio.Event()
+        reading = [asyncio.create_task(read_as(mounted, 1000)) for _ in range(READS_OF_ONE)]
+        await settle()
+        for _ in range(3):
+            with pytest.raises(pyfuse3.FUSEError) as caught:
+                await read_as(mounted, 1000)
+            assert caught.value.errno == errno.EAGAIN
+        (record,) = caplog.records
+        why = f"read: {READS_OF_ONE} reads of uid 1000 are under way"
+        assert record.getMessage().endswith(f"refused to let uid 1000 pid {os.getpid()} by file {why}")
+        reading += [asyncio.create_task(read_as(mounted, 1001))]
+        reading += [asyncio.create_task(read_as(mounted, 0)) for _ in range(2 * READS_OF_ONE)]
+        await settle()
+        hang.set()
+        assert set(await asyncio.gather(*reading)) == {b"0\n"}
+        assert await read_as(mounted, 1000) == b"0\n"
+
+    run(talk())
+
+
+def test_reads_of_one_device_share_a_call_but_none_that_was_sent_before_they_began(mounted: Mounted) -> None:
+    async def talk() -> None:
+        mounted.daemon.hang = hang = asyncio.Event()
+        first = [asyncio.create_task(read_as(mounted, 0)) for _ in range(100)]
+        await settle()
+        assert len(mounted.daemon.calls) == 1
+        mounted.daemon.hang = None
+        await mounted.echo(b"vfio")
+        assert await mounted.cat("use_vfio") == "1\n"
+        assert len(mounted.daemon.calls) == 4  # one read more, which sees its end
+        hang.set()
+        await asyncio.gather(*first)
+
+    run(talk())
+
+
+def test_reads_without_end_of_one_device_do_not_hold_up_one_of_another(mounted: Mounted) -> None:
+    other = "0000:02:00.0"
+    mounted.kernel.add_device(other)
+
+    async def talk() -> None:
+        mounted.daemon.hang = hang = asyncio.Event()
+        reading = []
+        for _ in range(30):
+            reading.append(asyncio.create_task(read_as(mounted, 1000)))
+            await settle()
+        reading.append(asyncio.create_task(read_as(mounted, 0, other)))
+        await settle()
+        assert len(mounted.daemon.calls) == 8
+        hang.set()
+        await asyncio.gather(*reading)
+        assert len(mounted.daemon.calls) == 10  # what waited shared one
+
+    run(talk())
+
+
+def test_a_read_that_fails_fails_for_those_who_share_it_and_for_no_later_one(mounted: Mounted) -> None:
+    async def talk() -> None:
+        mounted.daemon.error = FlavourError("no luck", errno=errno.EIO)
+        ends = await asyncio.gather(*(read_as(mounted, 0) for _ in range(3)), return_exceptions=True)
+        assert [end.errno for end in ends if isinstance(end, pyfuse3.FUSEError)] == [errno.EIO] * 3
+        assert len(mounted.daemon.calls) == 1
+        mounted.daemon.error = None
+        assert await read_as(mounted, 0) == b"0\n"
+
+    run(talk())
+
+
 def test_reads_without_end_take_a_few_connections_and_are_all_answered(mounted: Mounted) -> None:
+    devices = [f"0000:{bus:02x}:00.0" for bus in range(2, 52)]
+    for device in devices:
+        mounted.kernel.add_device(device)
+
     async def talk() -> None:
         mounted.daemon.hang = asyncio.Event()
-        reading = [asyncio.create_task(mounted.cat("use_vfio")) for _ in range(500)]
+        reading = [asyncio.create_task(mounted.cat("use_vfio", device)) for device in devices * 10]
         await settle()
         assert 1 < mounted.daemon.connections < 10
         mounted.daemon.hang.set()
@@ -604,6 +691,40 @@ def test_an_inode_is_found_again_only_when_whoever_found_it_has_closed_it(mounte
 
     for each in (talk, alone, one_after_the_other):
         run(each())
+
+
+def test_an_inode_that_is_open_for_writing_is_nobody_else_s_however_many_look_ups_there_are(
+    mounted: Mounted,
+) -> None:
+    directory = Place(parse_address(DEVICE), Node.DIRECTORY).inode
+
+    async def find() -> int:
+        return int((await mounted.look_up(directory, "driver_flavour")).st_ino)
+
+    async def open_it(inode: int, flags: int) -> int:
+        return int((await mounted.fs.open(inode, flags, CONTEXT)).fh)  # type: ignore[arg-type]
+
+    async def talk() -> None:
+        writing = await find()
+        files = [await open_it(writing, os.O_WRONLY) for _ in range(2)]
+        others = [await find() for _ in range(SERIALS)]
+        assert writing not in others
+        # Who may only read can't use them up.
+        readers = [await open_it(inode, os.O_RDONLY) for inode in others]
+        assert writing not in [await find() for _ in range(SERIALS)]
+        await mounted.fs.release(files[0])
+        assert writing not in [await find() for _ in range(SERIALS)]
+        await mounted.fs.release(files[1])
+        assert writing in [await find() for _ in range(SERIALS)]
+        for file in readers:
+            await mounted.fs.release(file)
+        assert not mounted.fs._written_to
+        everything = [await open_it(await find(), os.O_RDWR) for _ in range(SERIALS)]
+        assert await find()  # it comes to an end
+        for file in everything:
+            await mounted.fs.release(file)
+
+    run(talk())
 
 
 @pytest.mark.parametrize(

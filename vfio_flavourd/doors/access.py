@@ -22,10 +22,10 @@ class Access:
     def __init__(self, refusals: Refusals) -> None:
         self._refusals = refusals
 
-    def switch(self, address: PciAddress | None = None) -> Peer:
+    def switch(self) -> Peer:
         peer = current_peer.get()
         if not peer.writes:
-            self._refuse(peer, "switch a device by the read-only socket", address)
+            self._refuse(peer, "switch a device by the read-only socket", None)  # whatever the device
             raise FlavourError(
                 "this socket is read-only",
                 code=Code.NOT_PERMITTED,
@@ -35,7 +35,7 @@ class Access:
 
     def as_root(self, what: str, address: PciAddress | None = None) -> Peer:
         """`what` only root may."""
-        peer = self.switch(address)
+        peer = self.switch()
         if peer.uid != 0:
             self._refuse(peer, what, address)
             raise FlavourError(f"only root may {what}", code=Code.NOT_PERMITTED, hint="use sudo")

@@ -1,4 +1,4 @@
-"""Connections of the control API: who may have how many, and what a client may do to one."""
+"""Connections of the control API, and what a client may do to one."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,6 @@ import json
 import logging
 import socket
 from collections import Counter, deque
-from dataclasses import dataclass
 
 from asyncvarlink import VarlinkErrorReply, VarlinkInterfaceRegistry, VarlinkMethodCall
 from asyncvarlink.conversion import ConversionError
@@ -16,11 +15,13 @@ from asyncvarlink.serviceinterface import InvalidParameter
 
 from ..model.codes import Code
 from ..model.message_ids import MessageId
+from .connection_places import LOOKING, SWITCHING, Places
 from .hang_ups import HangUps
 from .peer import Peer, current_peer, find_peer, wants_steps
 from .protocol import NAME
 from .refusals import Refusals
 from .replies import NO_PLACE, encode, encode_result
+from .stray_files import accept, close, close_aside, peek, refuse_files
 from .turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ _BUG = "invalid.asyncvarlink.InternalServerError"
 # Seconds that a client has from a call's first byte to its last, and to take a reply.
 _PATIENCE = 30.0
 
+# Seconds that one who is not root may stay without a call.
+_MOST_IDLE = 300.0
+
 # Bytes of replies that are kept for one user, root aside, until he takes them; each socket has its own. One
 # reply is kept whatever its length.
 _MOST_UNSENT = 8 * 1024 * 1024
@@ -48,22 +52,13 @@ _MOST_UNSENT = 8 * 1024 * 1024
 _PAUSE = 1.0
 _RAN_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
+# Clients that are let in, or refused, in one turn of the loop: a user's queue of thousands holds up the next
+# one for some turns only.
+_AT_ONCE = 200
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many connections a socket has for all users but root, how many of them one user, and how many there
-    are for root beside them."""
-
-    total: int
-    user: int
-    root: int
-
-
-# A service has 1,024 files unless its unit says otherwise: 600 connections leave more than 400 for the
-# daemon's own work. Each socket has its own, so that looking, which anyone may, never keeps anyone from
-# switching; no user can have all of a socket, and all of them together can't have root's places.
-_LOOKING = Limits(total=300, user=128, root=100)
-_SWITCHING = Limits(total=100, user=50, root=100)
+# Of those who were refused, and had sent a file along, so many may not be closed yet (stray_files.py): until
+# one is, nobody is let in. From Linux 6.16 on there are none.
+_MOST_UNCLOSED = 50
 
 
 class Listener:
@@ -85,22 +80,24 @@ class Listener:
         self.turns = turns
         self.unsent: Counter[int] = Counter()  # by uid
         self._writes = writes
-        self._limits = _SWITCHING if writes else _LOOKING
-        # The oldest first; each for as long as its call goes on, so that hanging up makes room for no more
-        # than was asked for before.
-        self._connections: dict[_Connection, None] = {}
+        self._places: Places[_Connection] = Places(SWITCHING if writes else LOOKING)
         self.hang_ups = HangUps()
         self._pause: asyncio.TimerHandle | None = None
         self._warned = False
+        self._unclosed = 0
+        self._is_open = True
         sock.setblocking(False)
+        refuse_files(sock)
         self._resume()
 
     def close(self) -> None:
         if self._pause:
             self._pause.cancel()
+        self._is_open = False
         asyncio.get_running_loop().remove_reader(self._sock)
-        self._sock.close()
-        for connection in list(self._connections):
+        # With those who wait to be let in, and what they sent.
+        close_aside(self._sock, lambda: None)
+        for connection in list(self._places.taken):
             connection.finish()  # ends now, or with its call: the daemon waits for a switch
         self.hang_ups.close()
 
@@ -114,16 +111,15 @@ class Listener:
         self._refusals.tell(asks, what, MessageId.CALL_INVALID, code, why=why)
 
     def forget(self, connection: "_Connection") -> None:
-        self._connections.pop(connection, None)
+        self._places.taken.pop(connection, None)
 
     def _resume(self) -> None:
         asyncio.get_running_loop().add_reader(self._sock, self._accept)
 
     def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as undo:
+        for _ in range(_AT_ONCE):
             try:
-                conn = undo.enter_context(self._sock.accept()[0])
+                conn = accept(self._sock)
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -132,35 +128,28 @@ class Listener:
                 if not self._warned:
                     _log.warning("can't accept new clients for now: %s", error.strerror)
                 self._warned = True
+                loop = asyncio.get_running_loop()
                 loop.remove_reader(self._sock)
                 self._pause = loop.call_later(_PAUSE, self._resume)
                 return
             self._warned = False
-            conn.setblocking(False)
             peer = find_peer(conn, writes=self._writes)
-            if not self._make_room(peer.uid):
-                self.refuse(peer, "too many connections, none of them idle", Code.TOO_MANY_REQUESTS)
-                with contextlib.suppress(OSError):  # whether he takes it or not
-                    conn.send(NO_PLACE)
+            if self._places.make_room(peer.uid):
+                self._places.taken[_Connection(self._registry, peer, conn, self)] = None
+                continue
+            self.refuse(peer, "too many connections, none of them idle", Code.TOO_MANY_REQUESTS)
+            with contextlib.suppress(OSError):  # whether he takes it or not
+                conn.send(NO_PLACE)
+            self._unclosed += 1
+            close(conn, self._count_closed)
+            if self._unclosed == _MOST_UNCLOSED:
+                asyncio.get_running_loop().remove_reader(self._sock)
                 return
-            undo.pop_all()
-            self._connections[_Connection(self._registry, peer, conn, self)] = None
 
-    def _make_room(self, uid: int) -> bool:
-        """For one more of that user, at the cost of the one that was idle first."""
-        own = [each for each in self._connections if each.peer.uid == uid]
-        others = [each for each in self._connections if each.peer.uid != 0]
-        if len(own) >= (self._limits.root if uid == 0 else self._limits.user):
-            candidates = own
-        elif uid != 0 and len(others) >= self._limits.total:
-            candidates = others
-        else:
-            return True
-        for each in candidates:
-            if each.idle:
-                each.hang_up("too many connections", Code.TOO_MANY_REQUESTS, NO_PLACE)
-                return True
-        return False
+    def _count_closed(self) -> None:
+        if self._unclosed == _MOST_UNCLOSED and self._is_open:
+            self._resume()
+        self._unclosed -= 1
 
 
 class _Connection:
@@ -188,7 +177,7 @@ class _Connection:
         self._is_last = False
         self._patience: asyncio.TimerHandle | None = None
         self._gone = False
-        self._read()
+        self._rest()
 
     @property
     def idle(self) -> bool:
@@ -220,20 +209,25 @@ class _Connection:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._listener.hang_ups.let_go(self._sock)
-        if self._task is None:
-            self._close()
-            return
-        if self._is_attended:
+        if self._task is not None and self._is_attended:
+            self._task.add_done_callback(lambda _: close(self._sock, self._leave))
             self._task.cancel()
         else:
-            self._sock.close()
-        self._task.add_done_callback(lambda _: self._close())
+            close(self._sock, self._leave)
 
-    def _close(self) -> None:
-        self._sock.close()
-        self._listener.forget(self)
+    def _leave(self) -> None:
+        if self._task is None:
+            self._listener.forget(self)
+        else:
+            self._task.add_done_callback(lambda _: self._listener.forget(self))
 
     # what is asked
+
+    def _rest(self) -> None:
+        """No call is left."""
+        self._read()
+        if self.peer.uid != 0 and not self._received:
+            self._patience = self._loop.call_later(_MOST_IDLE, self._lose_patience, "it says nothing")
 
     def _read(self) -> None:
         if not self._is_reading and not self._gone:
@@ -255,8 +249,12 @@ class _Connection:
 
     def _readable(self) -> None:
         try:
-            # Files that are sent along are closed by the kernel, since no call takes one.
-            data = self._sock.recv(_CHUNK) if self.idle else self._sock.recv(1, socket.MSG_PEEK)
+            data, has_file = peek(self._sock, _CHUNK if self.idle else 1)
+            if has_file:
+                self.hang_up("it sends a file along")
+                return
+            if data and self.idle:
+                data = self._sock.recv(len(data))
         except BlockingIOError:
             return
         except OSError:
@@ -269,15 +267,17 @@ class _Connection:
             self._pause()  # a next call that waits for its turn
 
     def _take(self, data: bytes) -> None:
+        is_begin = not self._received
         *frames, self._received = (self._received + data).split(b"\0")
         if len(self._received) > _LONGEST_FRAME:
             self.hang_up("that is too long for a call")
             return
-        if frames and self._patience:
-            self._patience.cancel()
+        if frames or is_begin:
+            if self._patience:
+                self._patience.cancel()
             self._patience = None
-        if self._received and not self._patience:
-            self._patience = self._loop.call_later(_PATIENCE, self._lose_patience)
+            if self._received:
+                self._wait_for_rest()
         try:
             self._calls += [VarlinkMethodCall.fromjson(json.loads(frame)) for frame in frames]
         except (TypeError, ValueError, RecursionError):
@@ -285,11 +285,14 @@ class _Connection:
             return
         self._next()
 
-    def _lose_patience(self) -> None:
+    def _wait_for_rest(self) -> None:
+        self._patience = self._loop.call_later(_PATIENCE, self._lose_patience, "half a call, and silence")
+
+    def _lose_patience(self, why: str) -> None:
         if self.idle:
-            self.hang_up("half a call, and silence", Code.TIMED_OUT)
+            self.hang_up(why, Code.TIMED_OUT)
         else:  # it may have said more, which is not read yet
-            self._patience = self._loop.call_later(_PATIENCE, self._lose_patience)
+            self._wait_for_rest()
 
     def _next(self) -> None:
         if self._calls:
@@ -303,7 +306,7 @@ class _Connection:
         elif self._is_last:
             self._end()
         else:
-            self._read()
+            self._rest()
 
     # what is answered
 

@@ -169,7 +169,7 @@ class ManagerService(interface.Manager):
             by_file = None if uid is None else Requester(uid, pid or 0, by_file=True)
             with self._access.on_record("SetFlavour", by_file):
                 address = parse_address(device)
-                peer = self._access.switch(address)
+                peer = self._access.switch()
                 if force or persist:
                     what = "take a device by force" if force else "make a wish last beyond this boot"
                     self._access.as_root(what, address)
@@ -201,7 +201,7 @@ class ManagerService(interface.Manager):
         with _translated():
             with self._access.on_record("Reset"):
                 address = parse_address(device)
-                peer = self._access.switch(address)
+                peer = self._access.switch()
                 if force:
                     self._access.as_root("take a device by force", address)
                 request = Request(

@@ -141,6 +141,7 @@ EXPLANATIONS: dict[Code, Explanation] = {
         (
             "A write to driver_flavour or use_vfio waits until the device has the flavour.",
             "Of one user 16 writes wait at most, 32 of all users but root, and 500 of root.",
+            "Of reads 32 of one user other than root are under way at most.",
             "flavourctl, as any client, has a connection to the daemon until its call has ended.",
             "To switch one user has 50, all but root 100, and root 100 more; to look 128, 300 and 100.",
         ),

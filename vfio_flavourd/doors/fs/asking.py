@@ -22,8 +22,11 @@ from ...model.requester import Requester
 from ..client import Client, connect
 from ..refusals import Refusals
 
-# The daemon answers a read at once, so that those that wait for one another are not held up.
+# Calls for reads under way. The daemon answers one at once, so that the others are not held up.
 _READS = 8
+
+# Reads under way of one user, root aside: each is one of the kernel's requests that are served at one time.
+READS_OF_ONE = 32
 
 # Writes under way: of one user, and of all together since one may be many (subuid(5)). Root's don't count.
 WRITES_OF_ONE = 16
@@ -43,15 +46,28 @@ class Asking:
     def __init__(self, sysfs: Sysfs) -> None:
         self.refusals = Refusals(partial(find_unit, sysfs))
         self._idle: dict[bool, list[Client]] = {False: [], True: []}
-        self._reads = asyncio.Semaphore(_READS)
+        self._read_calls = asyncio.Semaphore(_READS)
+        self._unsent: dict[PciAddress, asyncio.Task[dict[str, Any]]] = {}
+        self._reads: Counter[int] = Counter()
         self._writes_of_root = asyncio.Semaphore(WRITES_OF_ROOT)
         self._writes: Counter[int] = Counter()
 
-    async def read_flavour(self, address: PciAddress) -> tuple[str, list[str]]:
-        """The one it has, and all that there are. Raises FlavourError."""
-        async with self._reads:
-            answer = await self._call("Get", writes=False, device=str(address))
+    async def read_flavour(self, address: PciAddress, asks: Requester) -> tuple[str, list[str]]:
+        """The one it has, and all that there are. Raises FlavourError. Reads of one device share a call until
+        it is sent: no later, so that each sees what was written before it."""
+        uid = asks.uid
+        if uid and self._reads[uid] >= READS_OF_ONE:
+            raise self._refuse(asks, "read", address, f"{self._reads[uid]} reads of uid {uid} are under way")
+        with _counted(self._reads, uid):
+            if (call := self._unsent.get(address)) is None:
+                call = self._unsent[address] = asyncio.create_task(self._get(address))
+            answer = await asyncio.shield(call)
         return answer["device"]["flavour"], answer["flavours"]
+
+    async def _get(self, address: PciAddress) -> dict[str, Any]:
+        async with self._read_calls:
+            del self._unsent[address]
+            return await self._call("Get", writes=False, device=str(address))
 
     async def set_flavour(self, address: PciAddress, flavour: str, asks: Requester) -> None:
         """On behalf of that user's process. Raises FlavourError."""
@@ -68,20 +84,17 @@ class Asking:
         others = self._writes.total() - self._writes[0] - own if uid else 0
         if own >= (WRITES_OF_ONE if uid else WAITING_OF_ROOT) or (uid and own + others >= WRITES_OF_ALL):
             waiting = f"{own} writes of uid {uid} and {others} of other users wait for their devices"
-            self.refusals.tell(
-                asks, "write", MessageId.TOO_MANY_WRITES, Code.TOO_MANY_REQUESTS, address, waiting
-            )
-            raise FlavourError(
-                f"{address}: {waiting}",
-                code=Code.TOO_MANY_REQUESTS,
-                hint="try again when some of them are done; flavourctl list shows the devices",
-            )
-        self._writes[uid] += 1
-        try:
+            raise self._refuse(asks, "write", address, waiting)
+        with _counted(self._writes, uid):
             yield
-        finally:
-            self._writes[uid] -= 1
-            self._writes += Counter()  # keeps no zeros
+
+    def _refuse(self, asks: Requester, what: str, address: PciAddress, why: str) -> FlavourError:
+        self.refusals.tell(asks, what, MessageId.TOO_MANY_WRITES, Code.TOO_MANY_REQUESTS, address, why)
+        return FlavourError(
+            f"{address}: {why}",
+            code=Code.TOO_MANY_REQUESTS,
+            hint="try again when some of them are done; flavourctl list shows the devices",
+        )
 
     async def _call(self, method: str, *, writes: bool, **parameters: object) -> dict[str, Any]:
         client = await self._take(writes=writes)
@@ -99,3 +112,14 @@ class Asking:
             if client.is_open:
                 return client
         return await connect(writes=writes)
+
+
+@contextlib.contextmanager
+def _counted(counts: Counter[int], uid: int) -> Iterator[None]:
+    counts[uid] += 1
+    try:
+        yield
+    finally:
+        counts[uid] -= 1
+        if not counts[uid]:
+            del counts[uid]

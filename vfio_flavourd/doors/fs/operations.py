@@ -7,6 +7,7 @@ import grp
 import os
 import stat
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import pyfuse3
@@ -20,7 +21,7 @@ from ...model.flavour import Flavour
 from ...model.requester import Requester
 from .asking import Asking
 from .interrupts import Interrupts
-from .tree import FILES, ROOT, Node, Place, find_place, with_serial
+from .tree import FILES, ROOT, SERIALS, Node, Place, find_place, with_serial
 
 GROUP = "vfio-flavour"
 
@@ -59,6 +60,7 @@ class _OpenFile:
     opener: int
     uid: int
     handed_out: _HandedOut | None
+    written_to: int | None  # its inode, where it was opened for writing
 
 
 class FlavourFs(pyfuse3.Operations):
@@ -75,6 +77,7 @@ class FlavourFs(pyfuse3.Operations):
         self._last_handle = 0
         self._lookups = 0
         self._handed_out: dict[Place, _HandedOut] = {}
+        self._written_to: Counter[int] = Counter()  # inodes that are open for writing
         # With the sysfs inode of the device that it is about: the next one at the address has another.
         self._errors: dict[PciAddress, tuple[int, str]] = {}
         self._started = time.time_ns()
@@ -104,14 +107,18 @@ class FlavourFs(pyfuse3.Operations):
         return self._attributes(self._hand_out(Place(find_place(parent_inode).address, FILES[name])))
 
     def _hand_out(self, place: Place) -> int:
-        """An inode of the file that nobody else has. Where it can be the last one the kernel needs no second
+        """An inode of the file that nobody else has; that of one who writes at no price, since the next one
+        would wait for him, and no signal end that. Where it can be the last one the kernel needs no second
         look-up, as it does where a name leads elsewhere now."""
         last = self._handed_out.get(place)
         if last is not None and last.is_free:
             last.is_expected = True
             return last.inode
-        self._lookups += 1
-        inode = with_serial(place.inode, self._lookups)
+        for _ in range(SERIALS):
+            self._lookups += 1
+            inode = with_serial(place.inode, self._lookups)
+            if inode not in self._written_to:
+                break
         self._handed_out[place] = _HandedOut(inode)
         return inode
 
@@ -195,21 +202,30 @@ class FlavourFs(pyfuse3.Operations):
             handed_out.is_expected = False
         else:
             handed_out = None  # by now the file has another one
-        self._open[self._last_handle] = _OpenFile(place, ctx.pid, ctx.uid, handed_out)
+        written_to = None if flags & os.O_ACCMODE == os.O_RDONLY else inode
+        if written_to is not None:
+            self._written_to[inode] += 1
+        self._open[self._last_handle] = _OpenFile(place, ctx.pid, ctx.uid, handed_out, written_to)
         return pyfuse3.FileInfo(fh=self._last_handle, direct_io=True)
 
     async def release(self, fh: int) -> None:
         file = self._open.pop(fh)
+        if (inode := file.written_to) is not None:
+            self._written_to[inode] -= 1
+            if not self._written_to[inode]:
+                del self._written_to[inode]
         if file.handed_out is not None:
             file.handed_out.files -= 1
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        place = self._open[fh].place
+        file = self._open[fh]
+        place = file.place
         if place.node is Node.LAST_ERROR:
             text = self._find_error(place.address)
         else:
             try:
-                flavour, flavours = await self._asking.read_flavour(place.address)
+                asks = Requester(file.uid, file.opener, by_file=True)
+                flavour, flavours = await self._asking.read_flavour(place.address, asks)
             except FlavourError as error:
                 raise pyfuse3.FUSEError(error.errno) from error
             if place.node is Node.USE_VFIO:
