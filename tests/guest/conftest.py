@@ -125,19 +125,22 @@ def find_trouble(guest: Guest) -> str:
     return guest.run(f"{said}; systemctl --failed --no-legend; true").stdout
 
 
-@pytest.fixture(scope="session")
-def troubles() -> dict[str, str]:
-    """What was found so far, by the boot."""
-    return {}
+# What was found so far, by the boot.
+_troubles: dict[str, str] = {}
+
+
+def check_for_trouble(guest: Guest) -> None:
+    """None that was not there at the last look."""
+    boot, found = guest.run("cat /proc/sys/kernel/random/boot_id").stdout, find_trouble(guest)
+    before, _troubles[boot] = _troubles.get(boot, ""), found
+    assert found == before
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_went_wrong_that_nobody_expected(guest: Guest, troubles: dict[str, str]) -> Iterator[None]:
-    """A reboot ends the journal, so whoever makes one looks before it (`find_trouble`)."""
+def _nothing_went_wrong_that_nobody_expected(guest: Guest) -> Iterator[None]:
+    """In the boot that it ends with; whoever makes another one in between looks before it (`Host.reboot`)."""
     yield
-    boot, found = guest.run("cat /proc/sys/kernel/random/boot_id").stdout, find_trouble(guest)
-    before, troubles[boot] = troubles.get(boot, ""), found
-    assert found == before
+    check_for_trouble(guest)
 
 
 FILES = Path("/run/vfio-flavour")
@@ -247,6 +250,13 @@ class Host:
     def upstream(self) -> bool:
         """Whether upstream's variant drivers are there."""
         return bool(self.guest.image.release.upstream)
+
+    def reboot(self, *, initrd: Path | None = None) -> None:
+        """An orderly one. A journal ends with its boot: what went wrong in this one is looked for first."""
+        try:
+            check_for_trouble(self.guest)
+        finally:
+            self.guest.reboot(initrd=initrd)
 
     def look(self) -> State:
         return _parse_state(self.guest.run(LOOK, check=False).stdout)

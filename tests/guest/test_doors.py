@@ -21,8 +21,9 @@ SCRIPT = Path(__file__).parents[2] / "docs/examples/switch.py"
 
 NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"
 MEMBER = "setpriv --reuid 65534 --regid 65534 --groups $(getent group vfio-flavour | cut -d : -f 3)"
-# Whom nobody has refused anything before: of one user the same is logged once in 10 s.
-OTHER_MEMBER = MEMBER.replace("65534", "65533")
+# Whom nobody has refused anything before: of one user the same is logged once in 10 s. And whose group is
+# root's, which makes nobody root.
+OTHER_MEMBER = MEMBER.replace("--reuid 65534 --regid 65534", "--reuid 65533 --regid 0")
 
 
 # flavourctl

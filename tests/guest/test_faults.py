@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -45,28 +46,32 @@ def test_killed_time_and_again_no_device_is_left_in_between(host: Host, pytestco
     """The daemon alone, or its workers with it, at a random moment of three switches at once."""
     kills = KILLS[pytestconfig.getoption("--thorough")]
     before = host.look()
-    # What a daemon that has just been started takes for them, modules and all: a kill may come before, in
-    # and after each, however fast the machine is.
-    host.run("systemctl restart vfio-flavourd")
+    all_vfio, all_native = (write_to_all([each] * len(DEVICES_A_KILL)) for each in ("vfio", "native"))
+    # What a daemon that has just been started takes for them, with the modules loaded as they are from now
+    # on: a kill may come before, in and after each, however fast the machine is.
+    host.run(f"{all_vfio} wait; {all_native} wait; systemctl restart vfio-flavourd", timeout=120)
     began = time.monotonic()
-    host.run(f"{write_to_all(['vfio'] * len(DEVICES_A_KILL))} wait")
+    host.run(f"{all_vfio} wait")
     latest = 1.5 * (time.monotonic() - began)
     assert host.look().changed(before) == {role.bdf for role in DEVICES_A_KILL}
     chance = random.Random(20210421)
     flavours_of = " ".join(str(files(role) / "driver_flavour") for role in DEVICES_A_KILL)
-    states = set()
+    states, under_way = set(), 0
+    has_vfio = dict.fromkeys(DEVICES_A_KILL, True)
     with not_restarted(host):
         for number in range(kills):
             whom = chance.choice(("main", "all"))
             pause = latest * (number + chance.random()) / kills
-            flavours = [chance.choice(("vfio", "native")) for _ in DEVICES_A_KILL]
-            host.run(
+            flavours = ["native" if has_vfio[role] else "vfio" for role in DEVICES_A_KILL]
+            # Counted at once: the next daemon closes them, and any client that connects anew starts one.
+            left_open = host.run(
                 f"{write_to_all(flavours)} sleep {pause:.3f};"
-                f" systemctl kill --signal=KILL --kill-whom={whom} vfio-flavourd;"
+                f" systemctl kill --signal=KILL --kill-whom={whom} vfio-flavourd; {COUNT_OPEN};"
                 " wait; systemctl reset-failed vfio-flavourd 2> /dev/null; systemctl start vfio-flavourd;"
                 f" {UNTIL_SETTLED}",
                 check=False,
             )
+            under_way += int(left_open.stdout)
             now = host.look()
             told = host.run(f"cat {flavours_of}").stdout.splitlines()
             for role, flavour in zip(DEVICES_A_KILL, told, strict=True):
@@ -78,13 +83,19 @@ def test_killed_time_and_again_no_device_is_left_in_between(host: Host, pytestco
                     f"kill {number}: {role.name}"
                 )
                 states.add((role, vfio))
+                has_vfio[role] = vfio
             assert now.changed(before) <= {role.bdf for role in DEVICES_A_KILL}
             assert {record.removesuffix(".json") for record in now.records} == now.changed(before)
+    print(f"{kills} kills within {latest:.1f} s, {under_way} switches under way at one")
+    assert under_way > 0, f"no kill came in the middle of a switch in {latest:.1f} s"
     assert len(states) > len(DEVICES_A_KILL), f"no switch got through in {latest:.1f} s"
     for role in DEVICES_A_KILL:
         host.switch(role, "native")
     assert host.look().changed(before) == set()
 
+
+# How many switches are under way: after a kill, how many it came in the middle of.
+COUNT_OPEN = """grep -l -s '"switching": true' /run/vfio-flavourd/devices/*.json | wc -l"""
 
 # Every record is closed: neither a switch nor what recovery makes of it is under way. A record that goes away
 # meanwhile makes grep fail, whatever it has found.
@@ -127,8 +138,11 @@ def test_a_device_that_is_unplugged_while_a_guest_holds_it_is_gone_when_that_end
     host.run(f"until [ -e /sys/bus/pci/devices/{bdf}/driver ]; do sleep 0.1; done; udevadm settle")
     host.switch(bdf, "vfio")
     with held(host, bdf):
+        # What the kernel says when the driver begins to wait; a test before may have had it say so already.
+        waits = f"dmesg | grep '{bdf}: No device request channel registered' | tail -n 1"
+        said = host.run(waits).stdout.strip()
         host.guest.device_del("plugged", wait=False)
-        time.sleep(3)  # nothing tells that the request has got as far as the driver, which waits then
+        host.run(f'until now=$({waits}); [ "$now" != {shlex.quote(said)} ]; do sleep 0.1; done')
         # It is on its way out: nothing that looks at it hangs, and others are served.
         assert host.run(f"flavourctl list; cat /run/vfio-flavour/{bdf}/*", timeout=30, check=False).stdout
         host.switch(SIBLING, "vfio")

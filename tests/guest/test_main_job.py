@@ -1,6 +1,8 @@
 """The main job: a write on driver_flavour, on a real kernel, and everything that may come of it."""
 
 import contextlib
+import errno
+import json
 import shlex
 import signal
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from .devices import ROLES, Role
 from .test_policy import policy, rule
 
 GOOD, SIBLING, HANG = ROLES["good"], ROLES["good_sibling"], ROLES["hang"]
+REFUSE = ROLES["refuse"]
 PERSONALITY, STUCK, NVME_PF = ROLES["personality"], ROLES["stuck"], ROLES["nvme_pf"]
 
 # The way to VFIO may take so long for a module that does not come, and so much more for the rest.
@@ -109,6 +112,25 @@ def test_the_best_driver_that_takes_the_device_gets_it_and_it_is_said_why(
 
     host.switch(role, "native")
     assert host.look().changed(before) == set()
+
+
+def test_whatever_a_probe_fails_with_the_next_driver_has_the_device_and_the_errno_is_told(host: Host) -> None:
+    before = host.look()
+    host.run("modprobe vft_refuse")
+    for number, told in (
+        (errno.ENODEV, "No such device (ENODEV)"),
+        (errno.EBUSY, "Device or resource busy (EBUSY)"),
+        (517, "Resource temporarily unavailable (EAGAIN)"),  # EPROBE_DEFER
+    ):
+        host.run(f"echo {number} > /sys/module/vft_refuse/parameters/errno_value")
+        done = host.ctl("--json", "set", REFUSE.bdf, "vfio")
+        assert done.rc == 0, done.stderr
+        outcome = json.loads(done.stdout)
+        assert outcome["driver"] == "vfio-pci"
+        assert f"vft_refuse refused: {told}" in outcome["reason"]
+        assert host.look().devices[REFUSE.bdf] == taken("vfio-pci")
+        host.switch(REFUSE, "native")
+        assert host.look().changed(before) == set()
 
 
 def test_a_module_that_hangs_gives_way_in_time_while_others_go_on(host: Host) -> None:

@@ -129,8 +129,9 @@ def test_nothing_is_left_of_a_round_of_everything(
         print(left[-1])
         assert host.look().changed(before) == set()
     print(done)
-    assert done["files"] + done["numbers"] + done["calls"] > 0
-    assert done["reloads"] > 0
+    # What has begun is carried to its end, however long that takes: in a round without a kill each gets
+    # through at least once.
+    assert min(done[what] for what in ("files", "numbers", "calls", "reloads")) > 0, done
     first, last = left[0], left[-1]
     # A process that is kept for the next question, and udev's workers, come and go.
     assert last.looking <= first.looking + 2

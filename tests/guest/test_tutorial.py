@@ -45,7 +45,7 @@ def test_the_tutorial_does_what_it_says(host: Host, deb: Path) -> None:
 
 def follow(host: Host, exchange: Exchange) -> str:
     if exchange.command == "reboot":
-        host.guest.reboot()
+        host.reboot()
         return ""
     if exchange.command == "update-initramfs -u":
         host.guest.update_initramfs()

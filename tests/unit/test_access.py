@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from virtual_time import run_at_once
 
 from vfio_flavourd.doors.access import Access
 from vfio_flavourd.doors.interface import Failed
-from vfio_flavourd.doors.peer import Peer, current_peer, wants_steps
+from vfio_flavourd.doors.peer import Peer, current_peer, find_peer, wants_steps
 from vfio_flavourd.doors.refusals import Refusals
 from vfio_flavourd.doors.varlink import ManagerService
 from vfio_flavourd.engine.engine import Engine
@@ -25,13 +27,40 @@ from vfio_flavourd.model.message_ids import MessageId
 from vfio_flavourd.model.requester import Requester, find_requester, name_requester, parse_unit
 
 ROOT, MEMBER, LOOKING = Peer(1, 0, True), Peer(7, 1000, True), Peer(8, 1001, False)
+SERVICE = Peer(9, 110, True)  # a user of the system's, as most services run as
 DEVICE = "0000:01:00.0"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_who_is_on_the_other_side_is_told_by_the_user_and_not_by_the_group(tmp_path: Path) -> None:
+    """Root's group is no root."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.settimeout(30)
+        listening.bind(f"\0{tmp_path}")  # a name that no directory keeps anybody from
+        listening.listen()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setresgid(0, 0, 0)
+                os.setresuid(4321, 4321, 4321)
+                sock = socket.socket(socket.AF_UNIX)
+                sock.connect(f"\0{tmp_path}")
+                sock.recv(1)
+            finally:
+                os._exit(0)
+        try:
+            with listening.accept()[0] as sock:
+                assert find_peer(sock, writes=True) == Peer(child, 4321, True)
+        finally:
+            listening.close()  # without it one that was never let in waits for ever
+            os.waitpid(child, 0)
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
     kernel = FakeKernel(tmp_path)
-    for pid in (1, 7, 8, 77):
+    for pid in (1, 7, 8, 9, 77):
         (tmp_path / f"proc/{pid}").mkdir(parents=True)
         (tmp_path / f"proc/{pid}/cgroup").write_text(
             f"0::/system.slice/asks-{pid}.service\n", encoding="ascii"
@@ -74,10 +103,11 @@ def refused(engine: Engine, peer: Peer, method: str, **parameters: Any) -> str:
         ("Reload", {}),
     ],
 )
+@pytest.mark.parametrize("peer", [MEMBER, SERVICE], ids=["a member", "a user of the system's"])
 def test_what_is_root_s_is_refused_to_the_group_and_nothing_is_touched(
-    engine: Engine, method: str, parameters: dict[str, Any]
+    engine: Engine, peer: Peer, method: str, parameters: dict[str, Any]
 ) -> None:
-    assert refused(engine, MEMBER, method, **parameters).startswith("only root may ")
+    assert refused(engine, peer, method, **parameters).startswith("only root may ")
     assert len(engine.attempts.history) == 0
 
 

@@ -20,13 +20,14 @@ from typing import Any
 import pytest
 from fake_kernel import FakeKernel, ended, make_engine
 from served import serve
-from virtual_time import run_at_once
+from virtual_time import now, run_at_once
 
 from vfio_flavourd import daemon
 from vfio_flavourd.doors import connections, stray_files
 from vfio_flavourd.doors.interface import DeviceInfo, StepInfo
 from vfio_flavourd.doors.peer import Peer, current_peer
 from vfio_flavourd.doors.protocol import NAME
+from vfio_flavourd.doors.turns import Turns
 from vfio_flavourd.doors.varlink import LOOKS
 from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
@@ -218,6 +219,35 @@ def test_what_is_no_call_is_on_record_with_who_made_it(
     (record,) = caplog.records
     assert f"refused to let uid {MEMBER} pid 7 {told}" in record.getMessage()
     assert (vars(record)["ERROR_CODE"], vars(record)["REQUESTER_UID"]) == (code, str(MEMBER))
+
+
+def test_a_call_that_comes_byte_by_byte_has_no_longer_than_half_a_call_and_silence(
+    run_in_no_time: Callable[[Talk], None],
+) -> None:
+    async def talk(host: Host) -> None:
+        sock = await host.connect(MEMBER, "readonly")
+        began = now()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for byte in GET[:40]:
+                await asyncio.get_running_loop().sock_sendall(sock, bytes((byte,)))
+                await asyncio.sleep(1)
+        assert now() - began == pytest.approx(connections._PATIENCE, abs=2)
+
+    run_in_no_time(talk)
+
+
+def test_of_a_parameters_name_as_much_is_on_record_as_tells_which_it_is(
+    run: Callable[[Talk], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def talk(host: Host) -> None:
+        assert b"InvalidParameter" in await host.answer(
+            MEMBER, say=frame("Get", device=DEVICE, **{"x" * 10_000: 1})
+        )
+
+    run(talk)
+    (record,) = caplog.records
+    assert f"its parameter {'x' * 64!r} is none" in record.getMessage()
+    assert len(record.getMessage()) < 200
 
 
 def test_one_who_has_too_many_connections_is_on_record(
@@ -768,6 +798,22 @@ def test_one_user_looks_once_at_a_time_however_often_he_asks(
         await until(lambda: len(begun) == 21)
 
     run(talk)
+
+
+def test_one_who_gives_up_waiting_leaves_the_next_of_the_same_user_his_turn() -> None:
+    async def run() -> None:
+        turns = Turns(1)
+        end = await turns.take(OTHER)
+        first, second = (asyncio.create_task(turns.take(MEMBER)) for _ in range(2))
+        await ended()  # one waits among all, the other for him
+        first.cancel()
+        await ended()
+        end()
+        async with asyncio.timeout(30):
+            (await second)()
+            (await turns.take(OTHER))()
+
+    asyncio.run(run())
 
 
 # time

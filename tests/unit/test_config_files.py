@@ -264,6 +264,20 @@ def test_a_file_written_while_it_is_read_is_refused(tmp_path: Path, monkeypatch:
     check_changed(tmp_path)
 
 
+def test_a_file_that_is_written_and_given_its_old_time_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, rule("a"))
+    was = path.stat()
+
+    def change() -> None:
+        path.write_text(rule("b"), encoding="ascii")
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+    on_reading(monkeypatch, change)
+    check_changed(tmp_path)
+
+
 def test_a_file_that_grows_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

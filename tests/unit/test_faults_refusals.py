@@ -10,12 +10,12 @@ from vfio_flavourd.engine.engine import Engine
 from vfio_flavourd.model.address import parse_address
 from vfio_flavourd.model.errors import FlavourError
 from vfio_flavourd.model.flavour import Flavour, Outcome, Request
-from vfio_flavourd.model.occupancy import UNFORCEABLE, Use, User
+from vfio_flavourd.model.occupancy import Use, User
 from vfio_flavourd.model.policy import InUse, Match, Policy, Rule, Settings
 
 ADDRESS = parse_address("0000:01:00.0")
 ALIAS = "vfio_pci:v00008086d000010D3sv*sd*bc*sc*i*"
-BY_FORCE = sorted(set(Use) - UNFORCEABLE)
+BY_FORCE = sorted(set(Use) - {Use.ROOT, Use.VFS, Use.BRIDGE})
 FORCED = Settings(load_timeout=1.0, bind_timeout=1.0, in_use=InUse.FORCE)
 
 

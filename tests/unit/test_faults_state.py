@@ -189,6 +189,8 @@ def test_a_wish_that_lasts_is_not_said_to_be_kept_where_it_is_not(
 
 
 FIELDS = (
+    "address",
+    "identity",
     "origin",
     "origin_flavour",
     "origin_module",
@@ -200,6 +202,7 @@ FIELDS = (
     "switching",
     "worker",
     "together",
+    "asked",
 )
 SPOILT: tuple[Any, ...] = (
     5,

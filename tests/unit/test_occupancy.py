@@ -6,11 +6,14 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_host import DD, DEVICE, OTHER, QEMU, FakeHost
 
+from vfio_flavourd.kernel import process_users
 from vfio_flavourd.kernel.host_files import HostFiles
 from vfio_flavourd.kernel.process_users import find_open_files
 from vfio_flavourd.model.occupancy import Use, User
@@ -215,6 +218,18 @@ def test_who_only_calls_himself_like_udevd_is_a_user(host: FakeHost, name: str) 
     assert [user.pid for user in host.users()] == [DD]
 
 
+@pytest.mark.parametrize(
+    "uids",
+    ["1000\t0\t0\t0", "0\t1000\t0\t0", "0\t0\t1000\t0", "0\t0\t0\t1000"],
+    ids=["own", "effective", "saved", "fs"],
+)
+def test_a_setuid_program_that_is_called_like_udevd_is_a_user(host: FakeHost, uids: str) -> None:
+    host.add_disk("nvme0n1", "259:0")
+    host.add_process(DD, "systemd-udevd", ["/dev/nvme0n1"])
+    host.write(f"/proc/{DD}/status", f"Name:\tsystemd-udevd\nUid:\t{uids}\nGid:\t0\t0\t0\t0\n")
+    assert [user.pid for user in host.users()] == [DD]
+
+
 def test_logind_and_its_store_are_no_users_of_displays_and_inputs(host: FakeHost) -> None:
     add_card(host)
     host.add_process(DD, "systemd-logind", ["/dev/dri/card0"])
@@ -305,6 +320,29 @@ def test_a_file_of_somebodys_own_that_is_called_like_a_node_is_none(host: FakeHo
     assert host.occupancy().find_group_holders(14) == ()
     host.path(f"/proc/{DD}/fd/9").symlink_to("/dev/nvme0n1")  # and one of which nothing more can be told
     assert [user.pid for user in host.users()] == [DD]
+
+
+def test_who_has_more_that_is_called_like_a_node_than_can_be_looked_at_is_a_user(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process alone keeps nobody from an answer either."""
+    host.add_disk("nvme0n1", "259:0")
+    host.write("/home/dev/nvme0n1", "")
+    file = str(host.path("/home/dev/nvme0n1"))
+    host.add_process(DD, "many", [file])
+    host.describe_file(DD, 0, find_mount_id(file), "ext4")
+    assert host.users() == ()  # in time it is seen to be none
+    clock, scan = SimpleNamespace(monotonic=lambda: 0.0), process_users._scan
+
+    def scan_for_long(path: str, nodes: Collection[str]) -> tuple[dict[str, list[str]], list[str]]:
+        found = scan(path, nodes)
+        if path.endswith(f"/{DD}/fd"):
+            clock.monotonic = lambda: process_users._PATIENCE + 1
+        return found
+
+    monkeypatch.setattr(process_users, "_scan", scan_for_long)
+    monkeypatch.setattr(process_users, "time", clock)
+    assert host.users() == (User(Use.OPEN, f"many (pid {DD}) has /dev/nvme0n1 open", DD),)
 
 
 @pytest.mark.parametrize("fs_type", ["devtmpfs", "tmpfs", "ext4"])
