@@ -69,7 +69,7 @@ async def _talk(data: bytes, pause: int) -> None:
                 answers += said
         except (BrokenPipeError, ConnectionResetError):
             pass  # it was hung up on
-    while listener._connections:  # noqa: ASYNC110 - nothing tells of it
+    while listener._places.taken:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0)
     *frames, rest = answers.split(b"\0")
     assert rest == b""
