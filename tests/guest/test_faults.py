@@ -43,8 +43,8 @@ def write_to_all(flavours: Iterable[str]) -> str:
 
 
 def test_killed_time_and_again_no_device_is_left_in_between(host: Host, pytestconfig: pytest.Config) -> None:
-    """The daemon alone, or its workers with it: every second time as soon as one of three switches has begun to
-    write, else at a random moment of them."""
+    """The daemon alone, or its workers with it: every second time as soon as one of three switches has begun
+    to write, else at a random moment of them."""
     kills = KILLS[pytestconfig.getoption("--thorough")]
     before = host.look()
     all_vfio, all_native = (write_to_all([each] * len(DEVICES_A_KILL)) for each in ("vfio", "native"))
