@@ -82,6 +82,7 @@ AREAS = {
         (
             "switch",
             "transition",
+            "undo",
             "guards",
             "own_flavours",
             "faults_transition",
