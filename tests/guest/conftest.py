@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("VFIO_FLAVOUR_DEB"),
         help="the package, installed in the guest (default: $VFIO_FLAVOUR_DEB or that of `make deb`)",
     )
-    group.addoption("--soak-minutes", type=float, default=2, help="how long test_soak.py goes on")
+    group.addoption("--soak-minutes", type=float, default=1, help="how long test_soak.py goes on")
     group.addoption(
         "--thorough", action="store_true", help="50 kills and 1,000 switches in test_faults.py: half an hour"
     )
