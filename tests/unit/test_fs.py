@@ -1018,7 +1018,6 @@ def test_however_many_messages_come_those_who_wait_are_looked_through_now_and_th
     looked: list[int] = []
     monkeypatch.setattr(interrupts, "_PAUSE", 3600.0)
     monkeypatch.setattr(interrupts, "has_signal", looked.append)
-    device.interrupts._looked = -3600.0
 
     async def talk() -> None:
         hang = asyncio.Event()
@@ -1029,6 +1028,40 @@ def test_however_many_messages_come_those_who_wait_are_looked_through_now_and_th
         waiting = asyncio.create_task(device.interrupts.run(7, wait()))
         await asyncio.sleep(0)
         for _ in range(20):
+            device.say()
+            await device.hear()
+            await asyncio.sleep(0.001)
+        assert looked == [7]
+        hang.set()
+        await waiting
+
+    run(talk())
+
+
+def test_a_look_that_takes_long_leaves_most_of_the_time_to_all_else(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow machine a look at a hundred takes longer than the pause between two."""
+    looked: list[int] = []
+
+    def look_slowly(task_id: int) -> bool:
+        looked.append(task_id)
+        time.sleep(0.1)
+        return False
+
+    monkeypatch.setattr(interrupts, "_PAUSE", 0.0)
+    monkeypatch.setattr(interrupts, "_SHARE", 36_000)
+    monkeypatch.setattr(interrupts, "has_signal", look_slowly)
+
+    async def talk() -> None:
+        hang = asyncio.Event()
+
+        async def wait() -> None:
+            await hang.wait()
+
+        waiting = asyncio.create_task(device.interrupts.run(7, wait()))
+        await asyncio.sleep(0)
+        for _ in range(5):
             device.say()
             await device.hear()
             await asyncio.sleep(0.001)
