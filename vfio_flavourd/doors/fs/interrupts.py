@@ -22,8 +22,8 @@ except ModuleNotFoundError:  # 3.2, as in Debian 12, is one extension module wit
 _HARMLESS = (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
 _HARMLESS_MASK = sum(1 << (number - 1) for number in _HARMLESS)
 
-# Between two looks at those who wait: so many seconds at the least, and so many times as long as one takes. On
-# a slow machine, with a hundred who write, nothing else would be done otherwise.
+# Between two looks at those who wait: so many seconds at the least, and so many times as long as one takes.
+# On a slow machine, with a hundred who write, nothing else would be done otherwise.
 _PAUSE = 0.1
 _SHARE = 9
 
