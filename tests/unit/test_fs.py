@@ -1012,6 +1012,23 @@ def test_every_message_from_the_kernel_has_the_waiting_writers_looked_at(
     run(talk())
 
 
+async def hear_while_one_waits(device: Device, messages: int) -> None:
+    """Task 7 waits meanwhile."""
+    hang = asyncio.Event()
+
+    async def wait() -> None:
+        await hang.wait()
+
+    waiting = asyncio.create_task(device.interrupts.run(7, wait()))
+    await asyncio.sleep(0)
+    for _ in range(messages):
+        device.say()
+        await device.hear()
+        await asyncio.sleep(0.001)
+    hang.set()
+    await waiting
+
+
 def test_however_many_messages_come_those_who_wait_are_looked_through_now_and_then_only(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1020,23 +1037,8 @@ def test_however_many_messages_come_those_who_wait_are_looked_through_now_and_th
     monkeypatch.setattr(interrupts, "_PAUSE", 3600.0)
     monkeypatch.setattr(interrupts, "has_signal", looked.append)
 
-    async def talk() -> None:
-        hang = asyncio.Event()
-
-        async def wait() -> None:
-            await hang.wait()
-
-        waiting = asyncio.create_task(device.interrupts.run(7, wait()))
-        await asyncio.sleep(0)
-        for _ in range(20):
-            device.say()
-            await device.hear()
-            await asyncio.sleep(0.001)
-        assert looked == [7]
-        hang.set()
-        await waiting
-
-    run(talk())
+    run(hear_while_one_waits(device, messages=20))
+    assert looked == [7]
 
 
 def test_a_look_that_takes_long_leaves_most_of_the_time_to_all_else(
@@ -1054,23 +1056,8 @@ def test_a_look_that_takes_long_leaves_most_of_the_time_to_all_else(
     monkeypatch.setattr(interrupts, "_SHARE", 36_000)
     monkeypatch.setattr(interrupts, "has_signal", look_slowly)
 
-    async def talk() -> None:
-        hang = asyncio.Event()
-
-        async def wait() -> None:
-            await hang.wait()
-
-        waiting = asyncio.create_task(device.interrupts.run(7, wait()))
-        await asyncio.sleep(0)
-        for _ in range(5):
-            device.say()
-            await device.hear()
-            await asyncio.sleep(0.001)
-        assert looked == [7]
-        hang.set()
-        await waiting
-
-    run(talk())
+    run(hear_while_one_waits(device, messages=5))
+    assert looked == [7]
 
 
 def test_messages_that_come_while_all_are_at_work_wait_and_are_heard_later(device: Device) -> None:
