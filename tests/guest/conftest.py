@@ -44,13 +44,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--thorough", action="store_true", help="50 kills and 1,000 switches in test_faults.py: half an hour"
     )
+    group.addoption("--share", action="store_true", help="files of SHARED only on their one release")
 
 
 # A boot, and under it perhaps a build of everything, is part of the first test's time.
 SLOWEST_TEST = 3600
 
+# With `--share`, as `make check` has them: what hangs least on the release's kernel, systemd and Python is
+# tested on one of the two, about as much on each.
+SHARED = {
+    "test_bench": "trixie",
+    "test_doctor": "bookworm",
+    "test_doors": "bookworm",
+    "test_faults": "trixie",
+    "test_messages": "bookworm",
+    "test_output": "bookworm",
+    "test_rig": "trixie",
+    "test_security": "bookworm",
+    "test_soak": "bookworm",
+    "test_the_journal": "trixie",
+    "test_tutorial": "trixie",
+}
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--share"):
+        elsewhere = [item for item in items if not _is_of(item)]
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if _is_of(item)]
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.guest)
@@ -58,11 +79,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(SLOWEST_TEST))
 
 
+def _is_of(item: pytest.Item) -> bool:
+    """Whether the release that it would run on is the one that it is for."""
+    release = item.callspec.params["release"] if isinstance(item, pytest.Function) else None
+    return SHARED.get(item.path.stem, release) == release
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "release" in metafunc.fixturenames:
         only = metafunc.config.getoption("--guest-release")
         # With this scope all tests of one release come before those of the next, one guest after the other.
         metafunc.parametrize("release", [only] if only else list(RELEASES), indirect=True, scope="session")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is told at once, not in an hour, when the run may have been cut off."""
+    if report.failed:
+        print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}", flush=True)
 
 
 @pytest.fixture(scope="session")
