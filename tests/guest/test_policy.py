@@ -18,7 +18,10 @@ TAKEN = Seen("vft-good-vfio-pci", "vft-good-vfio-pci", vfio=True)
 
 
 def rule(name: str, match: str, flavour: str = "vfio", more: str = "") -> str:
-    return f"  - name: {name}\n    match: {{ {match} }}\n    flavour: {flavour}\n{more}"
+    """Three drivers at once may take an emulated and busy machine longer than the default, after which the
+    device would rightly fall back."""
+    patience = "" if "load_timeout" in more else "    load_timeout: 60s\n"
+    return f"  - name: {name}\n    match: {{ {match} }}\n    flavour: {flavour}\n{patience}{more}"
 
 
 def write(host: Host, text: str, name: str = "50-test.yaml") -> None:
