@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from vfio_flavourd import __version__
 
 from .channel import COMMAND_TIMEOUT, Pending, Result
 from .devices import ROLES, UPSTREAM_MODULES, VARIANT_MODULES, Role
+from .errors import RigError
 from .image import RELEASES, Image, build_image
 from .vm import Guest
 
@@ -92,10 +93,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("release", [only] if only else list(RELEASES), indirect=True, scope="session")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the services said before a failure belongs to it."""
+    report = yield
+    guest = item.funcargs.get("guest") if isinstance(item, pytest.Function) else None
+    if report.failed and isinstance(guest, Guest):
+        said = "journalctl -b -q --no-pager -n 60 -o short-monotonic -u 'vfio-flavour*'"
+        with contextlib.suppress(RigError):  # it may be the guest itself that has failed
+            report.sections.append(("journal", guest.run(said).stdout))
+    return report
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A failure is told at once, not in an hour, when the run may have been cut off."""
     if report.failed:
-        print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}", flush=True)
+        sections = "".join(f"--- {title}:\n{text}\n" for title, text in report.sections)
+        print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}\n{sections}", flush=True)
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,7 @@ def test_killed_time_and_again_no_device_is_left_in_between(host: Host, pytestco
                 " wait; systemctl reset-failed vfio-flavourd 2> /dev/null; systemctl start vfio-flavourd;"
                 f" {UNTIL_SETTLED}",
                 check=False,
+                timeout=300,
             )
             under_way += int(left_open.stdout)
             now = host.look()
@@ -100,7 +101,7 @@ def test_killed_time_and_again_no_device_is_left_in_between(host: Host, pytestco
 COUNT_OPEN = """grep -l -s '"switching": true' /run/vfio-flavourd/devices/*.json | wc -l"""
 
 # One of them at least, or all of them are over: three refusals would else be waited for without an end.
-UNTIL_BEGUN = f"""until [ $({COUNT_OPEN}) -gt 0 ] || [ -z "$(jobs -r)" ]; do :; done"""
+UNTIL_BEGUN = f"""until [ $({COUNT_OPEN}) -gt 0 ] || [ -z "$(jobs -r)" ]; do sleep 0.1; done"""
 
 CGROUP = "/sys/fs/cgroup/system.slice/vfio-flavourd.service"
 
@@ -114,11 +115,13 @@ UNTIL_SETTLED = (
 
 def test_hundreds_of_switches_leave_nothing_behind(host: Host, pytestconfig: pytest.Config) -> None:
     before = host.look()
-    good, other = (f"/run/vfio-flavour/{role.bdf}/driver_flavour" for role in (GOOD, VIRTIO))
 
     def switch(count: int) -> tuple[Held, ...]:
-        loop = "for i in $(seq {count}); do echo vfio > {file} && echo native > {file} || exit 1; done"
-        both = " & ".join(loop.format(count=count // 4, file=file) for file in (good, other))
+        loop = (
+            "for i in $(seq {count}); do echo vfio > {of}/driver_flavour && echo native > {of}/driver_flavour"
+            " || {{ cat {of}/last_error >&2; exit 1; }}; done"
+        )
+        both = " & ".join(loop.format(count=count // 4, of=files(role)) for role in (GOOD, VIRTIO))
         host.run(f"{both}; status=$?; wait $! && exit $status", timeout=1800)
         time.sleep(1)  # the log, and a worker that is one too many, go a moment after the last answer
         return look_at_services(host)
