@@ -54,6 +54,10 @@ MASKED = [
     *("mdcheck_start.timer", "mdcheck_continue.timer"),
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
     *("fstrim.timer", "systemd-tmpfiles-clean.timer"),
+    # No test needs these, and each takes an emulated processor up to a second of every boot.
+    *("ldconfig.service", "systemd-journal-catalog-update.service", "systemd-binfmt.service"),
+    *("modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@configfs.service"),
+    *("dev-hugepages.mount", "dev-mqueue.mount", "sys-kernel-tracing.mount", "sys-kernel-config.mount"),
 ]
 
 IMAGE_SIZE = "3G"

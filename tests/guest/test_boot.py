@@ -121,6 +121,12 @@ def find_native_probe(boot: Boot, role: Role) -> list[str]:
     return [line for line in boot.kernel_log.splitlines() if f"{role.native} " in line and role.bdf in line]
 
 
+def find_time(boot: Boot, *words: str) -> float:
+    """Seconds since the kernel started, of its first message with all these words."""
+    (first, *_) = [line for line in boot.kernel_log.splitlines() if all(word in line for word in words)]
+    return float(first.removeprefix("[").partition("]")[0])
+
+
 def check_never_native(boot: Boot) -> None:
     assert boot.state.devices[GOOD.bdf] == TAKEN
     assert boot.state.devices[NVME.bdf] == GENERIC
@@ -142,7 +148,14 @@ def test_the_native_driver_never_bound_it_and_vfio_has_it_before_the_boot_is_ove
 
 
 def test_the_same_with_the_native_driver_in_the_initramfs(boots: Boots) -> None:
-    check_never_native(boots.with_initramfs)
+    boot = boots.with_initramfs
+    check_never_native(boot)
+    # What was left to it was bound there, and udev was there too: nobody else renames the interface.
+    bound, renamed = (
+        find_time(boot, f"e1000e {SIBLING.bdf}", "Network"),
+        find_time(boot, SIBLING.bdf, "renamed"),
+    )
+    assert bound < renamed < find_time(boot, "EXT4-fs (vda)", "mounted filesystem")
 
 
 def test_a_policy_that_has_not_changed_is_not_compiled_before_udev(boots: Boots) -> None:
@@ -177,7 +190,7 @@ def test_a_wish_that_lasts_stands_above_the_policy_at_the_next_boot_too(
     outlasts the boot, neither in the device nor on disk: it has what it would have had without."""
     host = host_after_boot
     write(host, POLICY)
-    host.run("sync")  # of what follows everything that is to last is made to by the daemon itself
+    host.run("echo > /root/synced; sync")  # of what follows the daemon itself makes last what is to
     host.ctl("set", NVME.bdf, "native")
     done = host.ctl("set", GOOD.bdf, "native", "--persist")
     assert done.rc == 0, done.stderr
@@ -186,9 +199,10 @@ def test_a_wish_that_lasts_stands_above_the_policy_at_the_next_boot_too(
     host.guest.start(write_command(STUCK, "vfio"))
     record = f"/run/vfio-flavourd/devices/{STUCK.bdf}.json"
     begun = f"""[ ! -e {STUCK.sysfs}/driver ] && grep -q -s '"switching": true' {record}"""
-    host.run(f"until {begun}; do sleep 0.1; done")
+    host.run(f"until {begun}; do sleep 0.1; done; echo > /root/late")
     host.guest.reboot(power_cut=True)
     boot = look_at_boot(host)
+    assert host.run("cd /root; ls synced late", check=False).stdout.split() == ["synced"], "no power cut"
     assert boot.state.devices[STUCK.bdf] == Seen("vft-stuck")
     assert f"{STUCK.bdf}.json" not in boot.state.records
     assert boot.state.devices[GOOD.bdf] == Seen("e1000e")
