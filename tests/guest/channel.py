@@ -12,8 +12,8 @@ from typing import Any
 
 from .errors import RigError
 
-# Under software emulation a single python3 takes the better part of a second.
-COMMAND_TIMEOUT = 60.0
+# Under software emulation, on a busy machine, a single python3 takes seconds.
+COMMAND_TIMEOUT = 120.0
 FILE_CHUNK = 128 * 1024
 
 

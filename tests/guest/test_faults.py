@@ -18,7 +18,7 @@ GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 HOTPLUGGED = HOTPLUG_PORTS["hotplug1"]
 DEVICES_A_KILL = (GOOD, SIBLING, VIRTIO)
 # With `--thorough`, and without, on each release.
-KILLS = {True: 50, False: 8}
+KILLS = {True: 50, False: 4}
 SWITCHES = {True: 1000, False: 96}
 
 

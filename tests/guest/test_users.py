@@ -321,7 +321,7 @@ while True:
 
 def wait_until_shown_as_stuck(host: Host, role: Role, *told: str) -> str:
     """A daemon that has just started looks who holds it while it serves already."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         shown = host.show(role)
         if shown["phase"] == "stuck" and all(words in shown["stuck"] for words in told):
