@@ -33,7 +33,7 @@ help:
 check: $(build)/dev.stamp $(build)/lint-packages.stamp $(deb)
 	@$(pytest) tests/lint tests/unit tests/fuzz
 	@$(MAKE) --no-print-directory reproducible
-	@.ci/guest-tests $(venv)/bin/python $(deb)
+	@$(pytest) tests/guest --share --durations 25 --deb $(deb)
 
 unit: $(build)/dev.stamp
 	@$(pytest) tests/unit
