@@ -34,8 +34,8 @@ from .wishes import Wish, Wishes
 
 _log = logging.getLogger(__name__)
 
-# Seconds that the start of the service waits for what the policy wants at the most: as long as a module that
-# hangs and a driver that does not let go may take (see model/policy.py), and half of what systemd gives a start.
+# Seconds that the start of the service waits for what the policy wants: a module that hangs and a driver that
+# does not let go may take 40 (see model/policy.py), and systemd gives a start 90.
 _FIRST_ROUND = 45.0
 
 # Switches by policy at one time, without those that hang: what the others wait for is the processor.
