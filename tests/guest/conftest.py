@@ -51,8 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # A boot, and under it perhaps a build of everything, is part of the first test's time.
 SLOWEST_TEST = 3600
 
-# With `--share`, as `make check` has them, each on one of the two and about as much on each. The main job and
-# the services, which hang most on the release's kernel, systemd and Python, are tested on both.
+# With `--share`, as `make check` has them, each on one of the two and about as much on each. On both are the
+# services, and what is marked `each_release` of the main job: these hang most on the release's kernel, on
+# systemd and Python.
 SHARED = {
     "test_bench": "trixie",
     "test_boot": "trixie",
@@ -60,6 +61,7 @@ SHARED = {
     "test_doors": "bookworm",
     "test_faults": "trixie",
     "test_groups": "bookworm",
+    "test_main_job": "trixie",
     "test_messages": "bookworm",
     "test_output": "bookworm",
     "test_package": "bookworm",
@@ -88,6 +90,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_of(item: pytest.Item) -> bool:
     """Whether the release that it would run on is the one that it is for."""
     release = item.callspec.params["release"] if isinstance(item, pytest.Function) else None
+    if item.get_closest_marker("each_release"):
+        return True
     return SHARED.get(item.path.stem, release) == release
 
 

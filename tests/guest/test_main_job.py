@@ -27,6 +27,7 @@ def taken(driver: str) -> Seen:
     return Seen(driver, driver, vfio=True)
 
 
+@pytest.mark.each_release
 def test_a_write_gives_the_device_to_its_variant_and_leaves_its_sibling_alone(host: Host) -> None:
     before = host.look()
     assert not {module for module in before.modules if "vfio" in module}
@@ -53,6 +54,7 @@ def test_a_write_gives_the_device_to_its_variant_and_leaves_its_sibling_alone(ho
     assert host.read(GOOD) == "[native] vfio"
 
 
+@pytest.mark.each_release
 def test_use_vfio_says_the_same_in_ones_and_zeros(host: Host) -> None:
     assert host.write(GOOD, "1", "use_vfio").rc == 0
     assert host.look().devices[GOOD.bdf] == taken("vft-good-vfio-pci")
@@ -71,6 +73,7 @@ def test_the_flavour_that_a_device_has_is_granted_without_touching_it(host: Host
     assert not host.look().vfio_modules
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize(
     ("name", "driver", "why"),
     [
@@ -114,6 +117,7 @@ def test_the_best_driver_that_takes_the_device_gets_it_and_it_is_said_why(
     assert host.look().changed(before) == set()
 
 
+@pytest.mark.each_release
 def test_whatever_a_probe_fails_with_the_next_driver_has_the_device_and_the_errno_is_told(host: Host) -> None:
     before = host.look()
     host.run("modprobe vft_refuse")
@@ -133,6 +137,7 @@ def test_whatever_a_probe_fails_with_the_next_driver_has_the_device_and_the_errn
         assert host.look().changed(before) == set()
 
 
+@pytest.mark.each_release
 def test_a_module_that_hangs_gives_way_in_time_while_others_go_on(host: Host) -> None:
     before = host.look()
     done = host.write(HANG, "vfio")
@@ -259,6 +264,7 @@ def test_there_is_a_directory_for_each_device_and_no_other(host: Host) -> None:
     assert "No such file or directory" in host.run("ls /run/vfio-flavour/00:04.0", check=False).stderr
 
 
+@pytest.mark.each_release
 def test_a_device_that_is_plugged_in_has_its_files_until_it_goes(host: Host) -> None:
     bdf = host.guest.device_add("e1000e", id="plugged")
     host.run(f"udevadm wait --timeout=60 --settle /sys/bus/pci/devices/{bdf}", timeout=90)
@@ -346,6 +352,7 @@ def test_a_signal_ends_a_write_that_waits_and_leaves_the_device_alone(
         host.run(RELEASE_HANG)
 
 
+@pytest.mark.each_release
 def test_a_driver_with_a_vfio_personality_is_asked_and_never_unbound(host: Host) -> None:
     before = host.look()
     link = f"stat -c %i {PERSONALITY.sysfs}/driver"
