@@ -51,11 +51,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # A boot, and under it perhaps a build of everything, is part of the first test's time.
 SLOWEST_TEST = 3600
 
-# With `--share`, as `make check` has them, each on one of the two and about as much on each. On both are the
-# services, and what is marked `each_release` of the main job: these hang most on the release's kernel, on
-# systemd and Python.
+# With `--share`, as `make check` has them, each on one of the two and about as much on each, or only before a
+# release. On both is what is marked `each_release`: it hangs most on kernel, systemd and Python.
 SHARED = {
-    "test_bench": "trixie",
+    "test_bench": None,
     "test_boot": "trixie",
     "test_doctor": "bookworm",
     "test_doors": "bookworm",
@@ -68,9 +67,10 @@ SHARED = {
     "test_policy": "trixie",
     "test_rig": "bookworm",
     "test_security": "trixie",
+    "test_service": "trixie",
     "test_soak": "bookworm",
     "test_the_journal": "bookworm",
-    "test_tutorial": "trixie",
+    "test_tutorial": None,
     "test_users": "bookworm",
 }
 
@@ -90,9 +90,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_of(item: pytest.Item) -> bool:
     """Whether the release that it would run on is the one that it is for."""
     release = item.callspec.params["release"] if isinstance(item, pytest.Function) else None
-    if item.get_closest_marker("each_release"):
-        return True
-    return SHARED.get(item.path.stem, release) == release
+    return item.get_closest_marker("each_release") is not None or SHARED[item.path.stem] == release
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

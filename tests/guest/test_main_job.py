@@ -117,7 +117,6 @@ def test_the_best_driver_that_takes_the_device_gets_it_and_it_is_said_why(
     assert host.look().changed(before) == set()
 
 
-@pytest.mark.each_release
 def test_whatever_a_probe_fails_with_the_next_driver_has_the_device_and_the_errno_is_told(host: Host) -> None:
     before = host.look()
     host.run("modprobe vft_refuse")
@@ -137,7 +136,6 @@ def test_whatever_a_probe_fails_with_the_next_driver_has_the_device_and_the_errn
         assert host.look().changed(before) == set()
 
 
-@pytest.mark.each_release
 def test_a_module_that_hangs_gives_way_in_time_while_others_go_on(host: Host) -> None:
     before = host.look()
     done = host.write(HANG, "vfio")
