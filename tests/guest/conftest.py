@@ -65,7 +65,7 @@ SHARED = {
     "test_output": "bookworm",
     "test_package": "bookworm",
     "test_policy": "trixie",
-    "test_rig": "bookworm",
+    "test_rig": None,
     "test_security": "trixie",
     "test_service": "trixie",
     "test_soak": "bookworm",
