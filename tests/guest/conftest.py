@@ -90,6 +90,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_of(item: pytest.Item) -> bool:
     """Whether the release that it would run on is the one that it is for."""
     release = item.callspec.params["release"] if isinstance(item, pytest.Function) else None
+    if item.get_closest_marker("before_release"):
+        return False
     return item.get_closest_marker("each_release") is not None or SHARED[item.path.stem] == release
 
 

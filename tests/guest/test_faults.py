@@ -138,6 +138,7 @@ for _ in range({MOST}):
 EOF"""
 
 
+@pytest.mark.before_release
 def test_hundreds_of_switches_leave_nothing_behind(host: Host, pytestconfig: pytest.Config) -> None:
     before = host.look()
 

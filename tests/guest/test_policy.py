@@ -5,6 +5,8 @@ import json
 import time
 from collections.abc import Iterator
 
+import pytest
+
 from .conftest import NO_VFIO_PCI, Host, Seen
 from .devices import HOTPLUG_PORTS, ROLES, VFS, Role
 
@@ -93,6 +95,7 @@ def test_a_device_that_is_plugged_in_is_what_the_policy_says_and_others_are_unto
         host.run(f"while [ -e /sys/bus/pci/devices/{first} ]; do sleep 0.1; done; udevadm settle")
 
 
+@pytest.mark.before_release
 def test_sixty_four_vfs_made_at_once_are_all_on_vfio_sooner_than_by_a_shell_loop(host: Host) -> None:
     """The loop makes the same writes, one device after the other, in the same boot."""
     vfs = f"{NVME_PF.sysfs}/virtfn*"
