@@ -20,9 +20,9 @@ from .test_users import held
 GOOD, SIBLING, VIRTIO = ROLES["good"], ROLES["good_sibling"], ROLES["virtio"]
 HOTPLUGGED = HOTPLUG_PORTS["hotplug1"]
 DEVICES_A_KILL = (GOOD, SIBLING, VIRTIO)
-# With `--thorough`, and without, on each release.
+# With `--thorough`, and without.
 KILLS = {True: 50, False: 4}
-SWITCHES = {True: 1000, False: 64}
+SWITCHES = {True: 1000, False: 96}
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def test_hundreds_of_switches_leave_nothing_behind(host: Host, pytestconfig: pyt
     assert len(json.loads(host.ctl("--json", "history", "-n", str(2 * MOST)).stdout)["attempts"]) == MOST
     # By the first sample what is kept for good is there too.
     quarter = SWITCHES[pytestconfig.getoption("--thorough")] // 4
-    samples = [switch(48), *(switch(quarter) for _ in range(4))]
+    samples = [switch(64), *(switch(quarter) for _ in range(4))]
     for service in zip(*samples, strict=True):
         print(*service)
         first, last = service[0], service[-1]
